@@ -1,0 +1,185 @@
+"""The granularity quantizer: residual quantization over clusters, on one codebook shared by all stages.
+
+docs/method.md, section 1, with s_i the structure maps of the latent Z:
+    R_0 = Z;  c_i = nearest code to the mean of R_i over each cluster of s_i
+    x_{i+1} = x_i + phi_i(assign(c_i, s_i));  R_{i+1} = Z - x_{i+1};  x_0 = 0
+phi_i blends a 3x3 convolution with the identity, half and half. x_{K+1} is the quantized latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nvg.config import TokenizerConfig
+from nvg.granularity import GranularitySequence, assign, cluster_means, structure_codes, structure_map
+
+
+@dataclass
+class QuantizerOutput:
+    """What training needs of one quantization of N latents."""
+
+    canvas: Tensor  # (N, L, e), x_{K+1} with a straight-through gradient to Z
+    sequence: GranularitySequence
+    commitment: Tensor  # mean over stages of |Z - sg(x)|^2, a scalar
+    codebook: Tensor  # mean over stages of |sg(Z) - x|^2, a scalar
+    entropy: Tensor  # E[H(p)] - H(E[p]) of the soft assignment, a scalar; 0 where it was not asked for
+    residual_means: Tensor  # (N * (2L - 1), e) what the codes should stand for: seeds for unused codes
+
+
+class GranularityQuantizer(nn.Module):
+    """Codebook (V, e), one phi a stage, and the walk over the stages."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.grid = config.grid
+        self.last_stage = config.last_stage
+        self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.code_width) * 0.5)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(config.code_width, config.code_width, 3, padding=1) for _ in range(config.last_stage + 1)
+        )
+        for convolution in self.convolutions:  # phi begins as the identity
+            nn.init.dirac_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+
+    # ---- the formulas ----
+
+    def phi(self, stage: int, values: Tensor) -> Tensor:
+        """phi_i: (N, L, e) -> (N, L, e), half identity, half 3x3 convolution."""
+        planes = values.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return 0.5 * values + 0.5 * self.convolutions[stage](planes).flatten(2).transpose(1, 2)
+
+    def increment(self, stage: int, tokens: Tensor, structure_map: Tensor) -> Tensor:
+        """x_{i+1} - x_i = phi_i(assign(c_i, s_i)): tokens (N, 2^i), structure_map (N, L) -> (N, L, e)."""
+        return self.phi(stage, assign(F.embedding(tokens, self.codebook), structure_map))
+
+    def canvases(self, sequence: GranularitySequence, stages: int | None = None) -> list[Tensor]:
+        """x_0 ... x_n of the first n stages (all K + 1 by default): n + 1 tensors (N, L, e)."""
+        stages = self.last_stage + 1 if stages is None else stages
+        if not 0 <= stages <= self.last_stage + 1:
+            raise ValueError(f"stages={stages} is none of 0 ... {self.last_stage + 1}")
+        canvas = self.codebook.new_zeros(*sequence.codes.shape, self.codebook.shape[1])
+        result = [canvas]
+        for stage in range(stages):
+            canvas = canvas + self.increment(stage, sequence.content[stage], sequence.structure_map(stage))
+            result.append(canvas)
+        return result
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Indices of the nearest codes in l2: (..., e) -> (...) int64."""
+        return self._squared_distances(vectors).argmin(dim=-1)
+
+    def _squared_distances(self, vectors: Tensor) -> Tensor:
+        """Less |vector|^2, which moves no argmin and no softmax: (..., e) -> (..., V)."""
+        return self.codebook.square().sum(dim=1) - 2.0 * vectors @ self.codebook.T
+
+    # ---- encoding and training ----
+
+    @torch.no_grad()
+    def encode(self, latents: Tensor) -> GranularitySequence:
+        """The granularity sequence of latents (N, L, e)."""
+        return self.tokenize(latents, structure_codes(latents))
+
+    @torch.no_grad()
+    def tokenize(self, latents: Tensor, codes: Tensor) -> GranularitySequence:
+        """Content for given structure codes: latents (N, L, e), codes (N, L) -> the sequence."""
+        latents = latents.float()
+        canvas = torch.zeros_like(latents)
+        content = []
+        for stage in range(self.last_stage + 1):
+            labels = structure_map(codes, stage)
+            tokens = self.nearest(cluster_means(latents - canvas, labels, 2**stage))
+            content.append(tokens)
+            canvas = canvas + self.increment(stage, tokens, labels)
+        return GranularitySequence(codes, content)
+
+    def forward(self, latents: Tensor, *, soft: bool = False, entropy: bool = False) -> QuantizerOutput:
+        """Quantize (N, L, e) for training.
+
+        soft: codebook warm-up by index backpropagation (Shi et al., "Scalable image tokenization with index
+        backpropagation quantization"): the one-hot choice carries the gradient of the soft assignment, so every code
+        learns. entropy: also compute the entropy term. Both hold a (N * 2^i, V) matrix a stage.
+        """
+        latents = latents.float()
+        codes = structure_codes(latents)
+        canvas = torch.zeros_like(latents)
+        content, residual_means = [], []
+        commitment = codebook = entropy_term = latents.new_zeros(())
+        stages = self.last_stage + 1
+        for stage in range(stages):
+            labels = structure_map(codes, stage)
+            means = cluster_means(latents - canvas, labels, 2**stage)  # (N, 2^i, e)
+            distances = self._squared_distances(means)
+            tokens = distances.argmin(dim=-1)
+            if soft or entropy:
+                probabilities = self._soft_assignment(distances, means)
+            if entropy:
+                entropy_term = entropy_term + _entropy_term(probabilities) / stages
+            if soft:
+                one_hot = F.one_hot(tokens, self.codebook.shape[0]).to(probabilities.dtype)
+                vectors = (one_hot + probabilities - probabilities.detach()) @ self.codebook
+                canvas = canvas + self.phi(stage, assign(vectors, labels))
+            else:
+                canvas = canvas + self.increment(stage, tokens, labels)
+            commitment = commitment + F.mse_loss(latents, canvas.detach()) / stages
+            codebook = codebook + F.mse_loss(canvas, latents.detach()) / stages
+            content.append(tokens)
+            residual_means.append(means.detach().flatten(0, 1))
+        straight_through = latents + (canvas - latents).detach()
+        if soft:
+            straight_through = straight_through + (canvas - canvas.detach())
+        return QuantizerOutput(
+            canvas=straight_through,
+            sequence=GranularitySequence(codes, content),
+            commitment=commitment,
+            codebook=codebook,
+            entropy=entropy_term,
+            residual_means=torch.cat(residual_means),
+        )
+
+    def _soft_assignment(self, distances: Tensor, means: Tensor) -> Tensor:
+        """softmax(-d^2 / T) over the codes. T is the mean squared distance to the chosen code, so that the softness
+        does not depend on the scale of the latents."""
+        chosen = (distances.amin(dim=-1) + means.square().sum(dim=-1)).detach()
+        temperature = chosen.mean().clamp_min(1e-6)
+        return (-distances / temperature).softmax(dim=-1)
+
+    # ---- unused codes ----
+
+    @torch.no_grad()
+    def seed_codebook(self, latents: Tensor, generator: torch.Generator) -> None:
+        """Begin the codebook at what it will stand for: how cluster means differ from their parents', at all stages.
+
+        latents: (N, L, e). The same latents and generator state give the same codebook on every worker.
+        """
+        latents = latents.float()
+        codes = structure_codes(latents)
+        parent = torch.zeros_like(latents)
+        seeds = []
+        for stage in range(self.last_stage + 1):
+            labels = structure_map(codes, stage)
+            seeds.append(cluster_means(latents - parent, labels, 2**stage).flatten(0, 1))
+            parent = assign(cluster_means(latents, labels, 2**stage), labels)
+        everything = torch.ones(self.codebook.shape[0], dtype=torch.bool, device=self.codebook.device)
+        self.revive(everything, torch.cat(seeds), generator)
+
+    @torch.no_grad()
+    def revive(self, unused: Tensor, seeds: Tensor, generator: torch.Generator) -> int:
+        """Put unused codes (V,) bool onto random seeds (M, e); returns how many. generator is a CPU generator."""
+        rows = unused.nonzero()[:, 0]
+        picks = torch.randint(seeds.shape[0], (rows.shape[0],), generator=generator).to(seeds.device)
+        noise = torch.randn(rows.shape[0], seeds.shape[1], generator=generator).to(seeds.device)
+        # A grain of noise keeps two codes on one seed apart.
+        self.codebook[rows] = seeds[picks] + 0.01 * seeds.std() * noise
+        return rows.shape[0]
+
+
+def _entropy_term(probabilities: Tensor) -> Tensor:
+    """Confident single choices, even use over all: E[H(p)] - H(E[p]) in nats, (..., V) -> scalar."""
+    flat = probabilities.flatten(0, -2)
+    single = -(flat * flat.clamp_min(1e-9).log()).sum(dim=-1).mean()
+    average = flat.mean(dim=0)
+    return single + (average * average.clamp_min(1e-9).log()).sum()

@@ -1,0 +1,420 @@
+"""Typed configuration: dataclasses here, one YAML an experiment over them, `key=value` over that.
+
+The dataclasses import nothing, so that the science (granularity, autoencoder, generator) can take them as plain
+arguments; OmegaConf is imported by `load` alone. An unknown key or a wrong type stops with the key's name.
+
+Fields that follow from others (`content.code_width` is the tokenizer's) are listed in `DERIVED` and filled by `load`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REQUIRED: Any = "???"  # OmegaConf's mark of a value that must be given
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and what to do."""
+
+
+@dataclass
+class DataConfig:
+    """Where the images are and how they become square pixel arrays."""
+
+    source: str = REQUIRED  # idx | folder | ilsvrc | parquet | webdataset  (nvg/data/sources.py)
+    train: str = REQUIRED  # path or URL of the training images
+    test: str | None = None  # the held-out images; without them evaluation uses training images and says so
+    image_size: int = REQUIRED  # pixels a side, after resize and crop
+    channels: int = 3  # 3 = RGB, 1 = grey
+    num_classes: int = REQUIRED  # checked against what the source holds
+    class_names: list[str] | None = None  # for a source that has none; else the source's own
+    views: int = 1  # tokens an image: view 0 is the centre crop, the others are random
+    crop_scale: float = 1.0  # random views resize the shorter side to image_size * U(1, crop_scale), then crop
+    flip: bool = True  # random views are mirrored with probability 1/2
+    unit_images: int = 512  # images a read unit: the size of a token part and of what a restart repeats
+    image_column: str = "image"  # parquet: a struct {bytes, path} or plain bytes
+    label_column: str = "label"  # parquet
+    limit: int | None = None  # only so many training images (a shortened trial)
+
+
+@dataclass
+class TokenizerConfig:
+    """The multi-granularity quantized autoencoder (docs/method.md, tokenizer)."""
+
+    image_size: int = REQUIRED  # derived from data
+    channels: int = REQUIRED  # derived from data
+    patch: int = 1  # space-to-depth factor of the stem: 1 = the VQGAN's 3x3 convolution at full resolution
+    widths: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])  # one a resolution, fine to coarse
+    blocks: int = 2  # residual blocks a resolution
+    attention: bool = True  # self-attention at the lowest resolution
+    code_width: int = 32  # e, the width of a latent and of a codebook entry
+    codebook_size: int = 4096  # V
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a latent position, a side."""
+        return self.patch * 2 ** (len(self.widths) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Latent positions a side, h = w."""
+        return self.image_size // self.downsampling
+
+    @property
+    def positions(self) -> int:
+        """L = h * w."""
+        return self.grid**2
+
+    @property
+    def last_stage(self) -> int:
+        """K = log2 L; the stages are 0 ... K."""
+        return int(math.log2(self.positions))
+
+
+@dataclass
+class TokenizerTrainConfig:
+    """Training of the tokenizer (docs/method.md, tokenizer)."""
+
+    epochs: float = 100.0
+    steps: int | None = None  # optimizer steps instead of epochs
+    batch_size: int = 256  # over all workers
+    accumulate: int = 1  # micro-batches a step
+    lr: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.0
+    warmup_steps: int = 500
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    l1_weight: float = 1.0
+    l2_weight: float = 1.0
+    commitment_weight: float = 0.25
+    codebook_weight: float = 1.0
+    entropy_weight: float = 0.0  # reward for an even use of the codebook
+    index_backprop_epochs: float = 1.0  # codebook warm-up: gradient to every code through a soft assignment
+    revive_every: int = 50  # steps between re-seeding of unused codes from residuals; 0 = never
+    revive_until: float = 0.8  # share of the training after which codes are left alone
+    lpips_weights: str | None = None  # VGG16 + LPIPS heads, path or URL of a .safetensors; None = loss off
+    lpips_weight: float = 1.0
+    discriminator_weights: str | None = None  # DINO ViT-S folder, path or URL; None = adversarial loss off
+    discriminator_weight: float = 0.5
+    discriminator_lr: float = 1e-4
+    discriminator_start: float = 0.2  # share of the training before the adversarial loss starts
+    checkpoint_every: int = 500  # steps
+    precision: str = "auto"  # auto | float32 | bfloat16
+
+
+@dataclass
+class RepaConfig:
+    """Representation alignment of the content generator (docs/method.md, content)."""
+
+    weights: str | None = None  # DINOv2 folder (config.json, model.safetensors), path or URL; None = off
+    feature_width: int = 768  # of the DINOv2 model
+    block: int = 8  # the block after which hidden states are aligned
+    weight: float = 0.5
+
+
+@dataclass
+class ContentConfig:
+    """The content generator f_c. The depth d is the one dial: width 64 d, d heads."""
+
+    depth: int = REQUIRED
+    grid: int = REQUIRED  # derived: latent positions a side
+    code_width: int = REQUIRED  # derived: e
+    codebook_size: int = REQUIRED  # derived: V
+    num_classes: int = REQUIRED  # derived
+    structure_rope: bool = True  # False: rotary ids hold kind, row and column alone (the source's ablation)
+    repa_block: int | None = REQUIRED  # derived: repa.block when repa.weights is given
+    repa_width: int = REQUIRED  # derived
+
+
+@dataclass
+class StructureConfig:
+    """The structure generator f_s. The depth d is the one dial: width 32 d, d/2 heads."""
+
+    depth: int = REQUIRED
+    grid: int = REQUIRED  # derived
+    code_width: int = REQUIRED  # derived
+    num_classes: int = REQUIRED  # derived
+    structure_rope: bool = True
+
+
+@dataclass
+class TrainConfig:
+    """Training of the generators (docs/method.md, training)."""
+
+    parts: list[str] = field(default_factory=lambda: ["content", "structure"])  # what to train
+    epochs: float = 200.0
+    steps: int | None = None  # optimizer steps instead of epochs
+    batch_size: int = 768  # over all workers
+    accumulate: int = 1  # micro-batches a step
+    lr: float = 1e-4  # at batch 256; scaled linearly with the batch size
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.05
+    warmup_steps: int = 1000
+    decay_share: float = 0.2  # the last share of training, in which lr falls linearly ...
+    final_lr: float = 0.1  # ... to this share of its value
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+    class_dropout: float = 0.1
+    canvas_weight: float = 1.0  # of |x - x_hat|^2 against the cross-entropy
+    gradient_checkpointing: bool = False
+    shuffle_rows: int = 16384  # rows of the shuffle buffer
+    checkpoint_every: int = 1000  # steps
+    preview_every: int = 0  # steps between sample grids in MLflow; 0 = only at the end
+    precision: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 where the device has it
+
+
+@dataclass
+class SamplerConfig:
+    """Sampling (docs/method.md, sampling). Guidance rises linearly over the stages from 1 to the value here."""
+
+    flow_steps: int = 25
+    structure_guidance: float = 2.5
+    content_guidance: float = 3.5
+    top_p: float = 0.5  # of the last stage; falls logarithmically from 1.0
+    structure_temperature: float = 1.0  # of the Gumbel noise in the halving
+    content_temperature: float = 1.0
+
+
+@dataclass
+class EvaluateConfig:
+    """What is measured of a trained sampler."""
+
+    samples: int = 1000  # generated images for the classifier's figure
+    batch_size: int = 100
+    reconstructions: int = 1000  # held-out images for the reconstruction figures
+    classifier_epochs: float = 3.0
+    classifier_size: int = 32  # pixels a side that the classifier sees
+    seed: int = 0
+
+
+@dataclass
+class ClusterConfig:
+    """What a job asks of Ray. One file serves a laptop and a cluster: only this section differs."""
+
+    num_workers: int = 1  # training workers
+    min_workers: int | None = None  # elastic training: go on with so few; None = exactly num_workers
+    use_gpu: bool = False
+    cpus_per_worker: float = 1.0
+    threads_per_worker: int | None = None  # torch threads; None = cpus_per_worker
+    encoders: int = 1  # tokenizer or sampler actors of build_tokens and evaluate
+    cpus_per_reader: float = 1.0  # of one image-reading task
+    local_cpus: int | None = None  # a Ray started here: its CPUs; None = all
+    object_store_gb: float | None = None  # a Ray started here: size of its object store; None = Ray's default
+    max_failures: int = 3  # worker failures that training survives
+    step_retries: int = 2  # tries again of a run.py step
+
+
+@dataclass
+class TrackingConfig:
+    """MLflow. MLFLOW_TRACKING_URI wins over `uri`."""
+
+    uri: str | None = None  # None = sqlite:///<output>/mlflow.db
+    experiment: str | None = None  # None = the config's name
+    registered_model: str | None = None  # register the finished sampler under this name, alias "champion"
+    log_every: int = 20  # steps
+
+
+@dataclass
+class Config:
+    """One experiment, whole."""
+
+    name: str = REQUIRED
+    output: str = REQUIRED  # folder or URL that receives every artifact
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenizer_train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
+    repa: RepaConfig = field(default_factory=RepaConfig)
+    content: ContentConfig = field(default_factory=ContentConfig)
+    structure: StructureConfig = field(default_factory=StructureConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+# Filled by `load` where the YAML does not set them; setting one to something else is an error.
+DERIVED = {
+    "tokenizer.image_size": lambda c: c.data.image_size,
+    "tokenizer.channels": lambda c: c.data.channels,
+    "content.grid": lambda c: _grid(c),
+    "content.code_width": lambda c: c.tokenizer.code_width,
+    "content.codebook_size": lambda c: c.tokenizer.codebook_size,
+    "content.num_classes": lambda c: c.data.num_classes,
+    "content.repa_block": lambda c: c.repa.block if c.repa.weights else None,
+    "content.repa_width": lambda c: c.repa.feature_width,
+    "structure.grid": lambda c: _grid(c),
+    "structure.code_width": lambda c: c.tokenizer.code_width,
+    "structure.num_classes": lambda c: c.data.num_classes,
+}
+
+
+def _grid(config: Any) -> int:
+    return config.data.image_size // (config.tokenizer.patch * 2 ** (len(config.tokenizer.widths) - 1))
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (path or URL) and apply `key=value` overrides, the last one winning.
+
+    Raises ConfigError with the key's name for an unknown key, a wrong type, a missing value or values that do not
+    fit together.
+    """
+    import fsspec
+    import yaml
+
+    try:
+        with fsspec.open(str(path), "r") as file:
+            content = yaml.safe_load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file at {path}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no keys: expected a mapping such as `name: my_experiment`")
+    return from_dict(content, overrides, where=str(path))
+
+
+def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> Config:
+    """As `load`, from a nested dictionary."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for item in overrides:
+        if "=" not in item:
+            raise ConfigError(f"override {item!r} is not of the form key=value (for example train.lr=2e-4)")
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(content))
+        node = OmegaConf.merge(node, OmegaConf.from_dotlist(list(overrides)))
+        for key, value in DERIVED.items():
+            expected = value(node)
+            if OmegaConf.is_missing(OmegaConf.select(node, key.split(".")[0]), key.split(".")[1]):
+                OmegaConf.update(node, key, expected)
+            elif OmegaConf.select(node, key) != expected:
+                raise ConfigError(
+                    f"{where}: {key}={OmegaConf.select(node, key)} does not fit the other sections, which give "
+                    f"{expected}: leave {key} out"
+                )
+        config = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, where)) from None
+    assert isinstance(config, Config)
+    validate(config, where)
+    return config
+
+
+def _explain(error: Exception, where: str) -> str:
+    key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
+    first_line = str(error).split("\n")[0]
+    if "not in" in first_line:
+        near = difflib.get_close_matches(str(key), _all_keys(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{where}: unknown key {key!r}{hint}"
+    if "Missing mandatory value" in first_line or "Structured config" in first_line:
+        return f"{where}: {key!r} must be given"
+    return f"{where}: {key}: {first_line}"
+
+
+def _all_keys() -> list[str]:
+    keys = []
+    for section in dataclasses.fields(Config):
+        keys.append(section.name)
+        if dataclasses.is_dataclass(section.default_factory):
+            keys += [f"{section.name}.{item.name}" for item in dataclasses.fields(section.default_factory)]
+    return keys
+
+
+def validate(config: Config, where: str = "configuration") -> None:
+    """Check what no type can say. Raises ConfigError naming the key."""
+
+    def check(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(f"{where}: {message}")
+
+    data, tokenizer, train = config.data, config.tokenizer, config.train
+    check(
+        data.source in ("idx", "folder", "ilsvrc", "parquet", "webdataset"),
+        f"data.source={data.source!r} is none of idx, folder, ilsvrc, parquet, webdataset",
+    )
+    check(data.channels in (1, 3), f"data.channels={data.channels}: 1 (grey) or 3 (RGB)")
+    check(data.num_classes >= 1, f"data.num_classes={data.num_classes} must be at least 1")
+    check(1 <= data.views <= 127, f"data.views={data.views} must be 1 to 127")
+    check(data.crop_scale >= 1.0, f"data.crop_scale={data.crop_scale} must be at least 1")
+    check(
+        data.class_names is None or len(data.class_names) == data.num_classes,
+        f"data.class_names holds {len(data.class_names or [])} names, data.num_classes={data.num_classes}",
+    )
+    down = tokenizer.downsampling
+    check(
+        data.image_size % down == 0,
+        f"data.image_size={data.image_size} is not a multiple of {down}, the downsampling of tokenizer.patch="
+        f"{tokenizer.patch} and {len(tokenizer.widths)} tokenizer.widths",
+    )
+    positions = (data.image_size // down) ** 2
+    check(
+        positions & (positions - 1) == 0 and 4 <= positions <= 1024,
+        f"data.image_size={data.image_size} and a downsampling of {down} give {positions} latent positions: clusters "
+        "are halved at every stage, so this must be a power of two from 4 to 1024; change data.image_size, "
+        "tokenizer.patch or the number of tokenizer.widths",
+    )
+    check(
+        all(width % 16 == 0 for width in tokenizer.widths),
+        f"tokenizer.widths={tokenizer.widths}: multiples of 16 (groups of the normalisation)",
+    )
+    check(2 <= tokenizer.codebook_size <= 65536, f"tokenizer.codebook_size={tokenizer.codebook_size}: 2 to 65536")
+    check(config.content.depth >= 1, f"content.depth={config.content.depth} must be at least 1")
+    check(
+        config.structure.depth >= 2 and config.structure.depth % 2 == 0,
+        f"structure.depth={config.structure.depth} must be even: the width is 32 a layer in heads of 64",
+    )
+    check(
+        len(train.parts) > 0 and set(train.parts) <= {"content", "structure"},
+        f"train.parts={train.parts}: content, structure or both",
+    )
+    check(
+        config.content.repa_block is None or 1 <= config.content.repa_block <= config.content.depth,
+        f"repa.block={config.content.repa_block} is not one of the {config.content.depth} blocks of content.depth",
+    )
+    for name, section in (("tokenizer_train", config.tokenizer_train), ("train", config.train)):
+        check(
+            section.precision in ("auto", "float32", "bfloat16"),
+            f"{name}.precision={section.precision!r} is none of auto, float32, bfloat16",
+        )
+        check(section.accumulate >= 1, f"{name}.accumulate={section.accumulate} must be at least 1")
+        share = config.cluster.num_workers * section.accumulate
+        check(
+            section.batch_size % share == 0,
+            f"{name}.batch_size={section.batch_size} is not a multiple of cluster.num_workers * {name}.accumulate = "
+            f"{share}",
+        )
+        check(len(section.betas) == 2, f"{name}.betas={section.betas} must be two numbers")
+        check(section.checkpoint_every >= 1, f"{name}.checkpoint_every={section.checkpoint_every}: at least 1")
+    check(config.sampler.flow_steps >= 1, f"sampler.flow_steps={config.sampler.flow_steps} must be at least 1")
+    check(0 < config.sampler.top_p <= 1, f"sampler.top_p={config.sampler.top_p} must be in (0, 1]")
+
+
+def to_dict(config: Any) -> dict:
+    """A configuration or a section as plain nested dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of configuration sections, strings and lists: 12 hexadecimal digits, stable over machines."""
+    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # type: ignore[arg-type]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

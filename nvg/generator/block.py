@@ -1,0 +1,110 @@
+"""The transformer both generators are made of: a block of parallel attention and MLP, and its conditioning.
+
+docs/method.md, transformer block. At width w: 7 w^2 parameters project in (q, k, v and the MLP's 4 w), 5 w^2 project
+out, 3 w^2 modulate (shift, scale, gate): 15 w^2 a block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nvg.generator.rope import HEAD_WIDTH, rotate
+
+
+class Block(nn.Module):
+    """Self-attention and MLP in parallel, modulated by a condition vector: (B, T, w) -> (B, T, w)."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.width = width
+        self.heads = width // HEAD_WIDTH
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(width, 3 * width)
+        self.project_in = nn.Linear(width, 7 * width)
+        self.project_out = nn.Linear(5 * width, width)
+        self.query_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-6)
+        self.key_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.modulation.weight)  # gate 0: every block begins as the identity
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor, table: Tensor) -> Tensor:
+        """x (B, T, w); condition (B, w), already activated; table (B, 1, T, 32, 2) of `rotary_table`."""
+        shift, scale, gate = self.modulation(condition)[:, None].chunk(3, dim=-1)  # (B, 1, w) each
+        hidden = self.project_in(self.norm(x) * (1 + scale) + shift)  # (B, T, 7w)
+        qkv, mlp = hidden.split((3 * self.width, 4 * self.width), dim=-1)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)  # (B, heads, T, 64) each
+        q, k = rotate(self.query_norm(q), table), rotate(self.key_norm(k), table)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, w)
+        out = self.project_out(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
+        return x + gate * self.dropout(out)
+
+
+class Backbone(nn.Module):
+    """Depth blocks on one sequence, with class, stage and optionally time in the modulation.
+
+    The class is also a token in front of the sequence; index `num_classes` is "no class", for guidance.
+    """
+
+    def __init__(self, *, depth: int, width: int, num_classes: int, last_stage: int, dropout: float, timed: bool) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.class_condition = nn.Embedding(num_classes + 1, width)
+        self.class_token = nn.Embedding(num_classes + 1, width)
+        self.stage_condition = nn.Embedding(last_stage + 1, width)
+        self.time_condition = TimeEmbedding(width) if timed else None
+        self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.gradient_checkpointing = False
+        for embedding in (self.class_condition, self.class_token, self.stage_condition):
+            nn.init.normal_(embedding.weight, std=0.02)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def condition(self, labels: Tensor, stage: Tensor, time: Tensor | None) -> Tensor:
+        """The activated condition vector: labels (B,), stage (B,), time (B,) or None -> (B, w)."""
+        vector = self.class_condition(labels) + self.stage_condition(stage)
+        if self.time_condition is not None:
+            assert time is not None
+            vector = vector + self.time_condition(time)
+        return F.silu(vector)
+
+    def forward(
+        self, tokens: Tensor, table: Tensor, labels: Tensor, stage: Tensor, time: Tensor | None = None,
+        *, tap: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """tokens (B, T, w) without the class token, table for 1 + T tokens -> (output (B, T, w), hidden or None).
+
+        `hidden` is what leaves block number `tap` (from 1), without the class token: representation alignment.
+        """
+        condition = self.condition(labels, stage, time)
+        x = torch.cat((self.class_token(labels)[:, None], tokens), dim=1)  # (B, 1 + T, w)
+        hidden = None
+        for number, block in enumerate(self.blocks, start=1):
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, condition, table, use_reentrant=False)
+            else:
+                x = block(x, condition, table)
+            if number == tap:
+                hidden = x[:, 1:]
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.norm(x[:, 1:]) * (1 + scale) + shift, hidden
+
+
+class TimeEmbedding(nn.Module):
+    """Flow time in [0, 1] as a condition: 256 sinusoids and a two-layer MLP, (B,) -> (B, w)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequency", 2 * math.pi * torch.logspace(-1, 2, 128), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        angle = time.float()[:, None] * self.frequency
+        return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.mlp[0].weight.dtype))

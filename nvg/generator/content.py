@@ -1,0 +1,63 @@
+"""The content generator f_c: from the canvas so far to the tokens of a stage (docs/method.md, content generator).
+
+Depth d, width 64 d, d heads, dropout 0.1 d / 24, 61,440 d^3 block parameters. It estimates the final canvas,
+x_hat = f_c(x_i); the difference x_hat - x_i, averaged over each cluster of s_i, gives the logits of c_i.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nvg.config import ContentConfig
+from nvg.generator.block import Backbone
+from nvg.generator.rope import IMAGE, axis_widths, class_token_ids, rotary_table, token_ids
+from nvg.granularity import cluster_means, last_stage, structure_embedding
+
+
+class ContentGenerator(nn.Module):
+    """f_c. Labels are class indices; `num_classes` is "no class"."""
+
+    def __init__(self, config: ContentConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = 64 * config.depth
+        self.last_stage = last_stage(config.grid**2)
+        self.axis_widths = axis_widths(self.last_stage)
+        self.embed = nn.Linear(config.code_width, width)
+        self.backbone = Backbone(
+            depth=config.depth, width=width, num_classes=config.num_classes, last_stage=self.last_stage,
+            dropout=0.1 * config.depth / 24, timed=False,
+        )
+        self.estimate = nn.Linear(width, config.code_width)
+        self.to_logits = nn.Linear(config.code_width, config.codebook_size)
+        # Representation alignment (Yu et al., REPA): a three-layer projection, used in training alone.
+        self.align = (
+            nn.Sequential(
+                nn.Linear(width, 2048), nn.SiLU(), nn.Linear(2048, 2048), nn.SiLU(),
+                nn.Linear(2048, config.repa_width),
+            )
+            if config.repa_block is not None
+            else None
+        )
+
+    def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
+        """The rotary table of the sequence: codes (N, L) known up to `stage` (one number or (N,))."""
+        known = structure_embedding(codes, stage if self.config.structure_rope else 0)
+        ids = token_ids(IMAGE, known, self.config.grid)
+        ids = torch.cat((class_token_ids(codes.shape[0], self.last_stage, codes.device), ids), dim=1)
+        return rotary_table(ids, self.axis_widths)
+
+    def forward(self, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """canvas x_i (N, L, e), labels (N,), stage (N,), codes (N, L) -> (x_hat (N, L, e), alignment or None).
+
+        The alignment (N, L, repa_width) is there when the model was built with a `repa_block` and is training.
+        """
+        tap = self.config.repa_block if self.training else None
+        out, hidden = self.backbone(self.embed(canvas), self.rotary(codes, stage), labels, stage, tap=tap)
+        aligned = self.align(hidden) if self.align is not None and hidden is not None else None
+        return self.estimate(out), aligned
+
+    def logits(self, estimate: Tensor, canvas: Tensor, structure_map: Tensor, stage: int) -> Tensor:
+        """Logits of c_i from x_hat and x_i (N, L, e) and s_i (N, L): (N, 2^i, V)."""
+        return self.to_logits(cluster_means(estimate - canvas, structure_map, 2**stage))

@@ -1,0 +1,67 @@
+"""Structure-aware rotary embedding: a token's angles tell its kind, its bits of structure, its row and its column.
+
+docs/method.md, rotary embedding. Of a head's 64 channels, at K = 8: 8 for the kind of token, 2 for each of the 8
+channels of the structure embedding, 20 for the row, 20 for the column. Two positions of one cluster differ by no angle
+in the structure channels, positions of different clusters do: attention sees the structure at every layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HEAD_WIDTH = 64
+THETA = 10_000.0
+
+TEXT, IMAGE, STRUCTURE = 0, 1, 2  # kinds of token
+
+
+def axis_widths(last_stage: int) -> list[int]:
+    """Head channels of (kind, K structure channels, row, column): even numbers with the sum 64.
+
+    Two a structure channel; row and column share what 8 kind channels leave, and the kind takes the odd pair over.
+    K = 8 gives 8, 2 x 8, 20, 20. Raises ValueError for K > 24, where rows and columns would have no channels.
+    """
+    side = 2 * ((HEAD_WIDTH - 8 - 2 * last_stage) // 4)
+    if side < 2:
+        raise ValueError(f"K = {last_stage} structure channels leave no room for rows and columns in {HEAD_WIDTH}")
+    return [HEAD_WIDTH - 2 * last_stage - 2 * side] + [2] * last_stage + [side, side]
+
+
+def rotary_table(ids: Tensor, widths: list[int]) -> Tensor:
+    """Cosines and sines of position ids: (B, T, axes) float -> (B, 1, T, 32, 2), the same for all heads.
+
+    Axis a of width d rotates pair m by id * THETA^(-2m / d).
+    """
+    angles = []
+    for axis, width in enumerate(widths):
+        frequency = THETA ** (-torch.arange(0, width, 2, device=ids.device, dtype=torch.float32) / width)
+        angles.append(ids[..., axis, None].float() * frequency)
+    angle = torch.cat(angles, dim=-1)[:, None]  # (B, 1, T, 32)
+    return torch.stack((angle.cos(), angle.sin()), dim=-1)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate queries or keys: x (B, heads, T, 64), table of `rotary_table` -> (B, heads, T, 64)."""
+    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = table.unbind(-1)
+    rotated = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+def token_ids(kind: int, embedding: Tensor, grid: int) -> Tensor:
+    """Ids of L grid tokens: structure embedding (B, L, K) -> (B, L, K + 3) as (kind, structure, row, column)."""
+    batch, positions, _ = embedding.shape
+    index = torch.arange(positions, device=embedding.device)
+    rows, columns = index // grid, index % grid
+    kinds = torch.full_like(index, kind)
+    place = torch.stack((kinds, rows, columns), dim=-1).float().expand(batch, -1, -1)  # (B, L, 3)
+    return torch.cat((place[..., :1], embedding, place[..., 1:]), dim=-1)
+
+
+def class_token_ids(batch: int, last_stage: int, device: torch.device) -> Tensor:
+    """Ids of the class token: kind "text", no bit known (1), row and column 0: (B, 1, K + 3)."""
+    ids = torch.zeros(batch, 1, last_stage + 3, device=device)
+    ids[..., 1 : 1 + last_stage] = 1.0
+    ids[..., 0] = TEXT
+    return ids

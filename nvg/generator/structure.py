@@ -1,0 +1,48 @@
+"""The structure generator f_s: a rectified flow on the structure embedding (docs/method.md, structure generator).
+
+Depth d, width 32 d, d/2 heads, 15,360 d^3 block parameters. z(t) = t eps + (1 - t) se; the network predicts the
+velocity eps - se. Channels of stages that are known are never noised. The sequence is class, canvas, structure.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nvg.config import StructureConfig
+from nvg.generator.block import Backbone
+from nvg.generator.rope import IMAGE, STRUCTURE, axis_widths, class_token_ids, rotary_table, token_ids
+from nvg.granularity import last_stage, structure_embedding
+
+
+class StructureGenerator(nn.Module):
+    """f_s. Labels are class indices; `num_classes` is "no class"."""
+
+    def __init__(self, config: StructureConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = 32 * config.depth
+        self.last_stage = last_stage(config.grid**2)
+        self.axis_widths = axis_widths(self.last_stage)
+        self.embed_canvas = nn.Linear(config.code_width, width)
+        self.embed_structure = nn.Linear(self.last_stage, width)
+        self.backbone = Backbone(
+            depth=config.depth, width=width, num_classes=config.num_classes, last_stage=self.last_stage,
+            dropout=0.1 * config.depth / 24, timed=True,
+        )
+        self.velocity = nn.Linear(width, self.last_stage)
+
+    def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
+        """The rotary table when stage `stage` is to be generated: its bits and later ones count as unknown."""
+        known = structure_embedding(codes, stage - 1 if self.config.structure_rope else 0)
+        image = token_ids(IMAGE, known, self.config.grid)
+        structure = token_ids(STRUCTURE, known, self.config.grid)
+        text = class_token_ids(codes.shape[0], self.last_stage, codes.device)
+        return rotary_table(torch.cat((text, image, structure), dim=1), self.axis_widths)
+
+    def forward(self, noisy: Tensor, time: Tensor, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor) -> Tensor:
+        """The velocity at z(t): noisy (N, L, K), time (N,) in [0, 1], canvas x_i (N, L, e), labels (N,), stage (N,)
+        to be generated, codes (N, L) of which bits up to stage - 1 are read -> (N, L, K)."""
+        tokens = torch.cat((self.embed_canvas(canvas), self.embed_structure(noisy)), dim=1)  # (N, 2L, w)
+        out, _ = self.backbone(tokens, self.rotary(codes, stage), labels, stage, time)
+        return self.velocity(out[:, canvas.shape[1] :])

@@ -1,0 +1,222 @@
+"""The granularity sequence: equal-size clusterings of a latent grid, coarse to fine. Pure tensor functions.
+
+Words and shapes (docs/method.md): a latent Z is (N, L, e) with L = 2^K positions in raster order. Stage i = 0 ... K has
+2^i clusters of L / 2^i positions. The structure code of a position is a K-bit number whose top i bits are its cluster at
+stage i, so one (N, L) integer tensor holds the structure maps of all stages. Everything runs on CPU and CUDA alike, in
+batched steps, and is a function of each sample alone: batch mates never change a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def last_stage(positions: int) -> int:
+    """K = log2 L. Raises ValueError when L is no power of two of at least 2."""
+    if positions < 2 or positions & (positions - 1):
+        raise ValueError(f"{positions} positions: clusters are halved at every stage, so L must be a power of two >= 2")
+    return positions.bit_length() - 1
+
+
+@dataclass(frozen=True)
+class GranularitySequence:
+    """All stages of N images: {(c_i, s_i)}, i = 0 ... K.
+
+    codes: (N, L) int64 structure codes. content: K + 1 tensors, stage i (N, 2^i) int64 codebook indices.
+    """
+
+    codes: Tensor
+    content: list[Tensor]
+
+    @property
+    def last_stage(self) -> int:
+        """K."""
+        return last_stage(self.codes.shape[1])
+
+    def structure_map(self, stage: int) -> Tensor:
+        """s_i, (N, L) int64 in [0, 2^i)."""
+        return structure_map(self.codes, stage)
+
+    def flat_content(self) -> Tensor:
+        """The content of all stages side by side, coarse to fine: (N, 2L - 1)."""
+        return torch.cat(self.content, dim=1)
+
+    @staticmethod
+    def from_flat(codes: Tensor, flat_content: Tensor) -> GranularitySequence:
+        """The inverse of `flat_content`: codes (N, L), flat_content (N, 2L - 1)."""
+        stages = last_stage(codes.shape[1]) + 1
+        if flat_content.shape[1] != 2**stages - 1:
+            raise ValueError(f"{flat_content.shape[1]} content tokens do not fit {codes.shape[1]} positions")
+        return GranularitySequence(codes, list(flat_content.split([2**i for i in range(stages)], dim=1)))
+
+    def __getitem__(self, rows: slice | Tensor) -> GranularitySequence:
+        """The sequences of some of the images."""
+        return GranularitySequence(self.codes[rows], [tokens[rows] for tokens in self.content])
+
+
+# ---- structure: greedy pairing, bottom-up (docs/method.md, section 1) ----
+
+
+def structure_codes(latents: Tensor) -> Tensor:
+    """Structure codes of latents by greedy matching: (N, L, e) float -> (N, L) int64, stage 1 in the top bit.
+
+    From K down to 1: pair the clusters greedily by least l2 distance of their features, merge each pair, its feature
+    the mean. Ties go to the lower indices. Distances are taken in float32 or wider. Raises ValueError when L is no
+    power of two or a latent is not finite (a NaN has no nearest neighbour).
+    """
+    samples, positions, _ = latents.shape
+    stages = last_stage(positions)
+    features = latents.detach()
+    if features.dtype in (torch.bfloat16, torch.float16):
+        features = features.float()
+    if not torch.isfinite(features).all():
+        raise ValueError("latents hold NaN or infinite values: their nearest neighbours are not defined")
+    codes = torch.zeros(samples, positions, dtype=torch.int64, device=latents.device)
+    cluster = torch.arange(positions, device=latents.device).expand(samples, positions)  # of each position, now
+    for bit in range(stages):  # bit 0 is stage K, the last split
+        pairs = greedy_pairs(pairwise_distances(features))  # (N, n/2, 2), lower index first, ordered by it
+        # A cluster's index is the rank of its first position in raster order, so the lower index of a pair is the
+        # child that holds the parent's first position: it gets bit 0. This makes the code a function of the partition.
+        merged = torch.empty(samples, features.shape[1], dtype=torch.int64, device=latents.device)
+        parent = torch.arange(pairs.shape[1], device=latents.device)[None, :, None].expand_as(pairs)
+        merged.scatter_(1, pairs.flatten(1), parent.flatten(1))
+        child_bit = torch.zeros_like(merged).scatter_(1, pairs[..., 1], 1)
+        codes |= child_bit.gather(1, cluster) << bit
+        cluster = merged.gather(1, cluster)
+        index = pairs.flatten(1)[..., None].expand(-1, -1, features.shape[2])
+        features = features.gather(1, index).unflatten(1, (-1, 2)).mean(dim=2)
+    return codes
+
+
+def pairwise_distances(features: Tensor) -> Tensor:
+    """Squared l2 distances: (N, n, e) -> (N, n, n), exactly symmetric, infinite on the diagonal.
+
+    Taken channel by channel and not by |a|^2 + |b|^2 - 2ab: that form rounds two equal distances to different
+    numbers, and ties must be ties.
+    """
+    samples, count, width = features.shape
+    distances = features.new_zeros(samples, count, count)
+    for channel in features.unbind(dim=2):
+        distances += (channel[:, :, None] - channel[:, None, :]).square_()
+    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return distances
+
+
+def greedy_pairs(distances: Tensor) -> Tensor:
+    """The matching of the greedy rule "take the closest pair, take it out, go on": (N, n, n) -> (N, n/2, 2) int64.
+
+    Rounds of mutual nearest neighbours: a pair whose members are each other's nearest among those left stays so until
+    greedy reaches it, whatever greedy takes before. Ties are ordered by (distance, lower index, higher index); a row's
+    nearest with ties to the lowest partner follows that same order, so each round takes exactly greedy pairs and the
+    closest pair of all is always among them: at most n/2 rounds, a handful for real latents. Raises ValueError on
+    distances that are not finite. Pairs come with the lower index first, ordered by it.
+    """
+    samples, count, _ = distances.shape
+    distances = distances.clone()
+    index = torch.arange(count, device=distances.device).expand(samples, count)
+    partner = torch.full((samples, count), -1, dtype=torch.int64, device=distances.device)
+    for _ in range(count // 2):
+        nearest = _nearest(distances)  # (N, n)
+        mutual = (nearest.gather(1, nearest) == index) & (partner < 0)
+        partner = torch.where(mutual, nearest, partner)
+        matched = partner >= 0
+        if bool(matched.all()):
+            break
+        distances.masked_fill_(matched[:, :, None] | matched[:, None, :], torch.inf)
+    else:
+        raise ValueError("distances between latents overflow float32: the latents are far too large")
+    lower = (partner > index).nonzero()[:, 1].view(samples, count // 2)
+    return torch.stack((lower, partner.gather(1, lower)), dim=2)
+
+
+def _nearest(distances: Tensor) -> Tensor:
+    """The first index of each row's least distance: (N, n, n) -> (N, n).
+
+    torch's argmin promises no order among equal values, so the first is found explicitly. Row a's candidates b are
+    compared as unordered pairs (min(a, b), max(a, b)): the lowest b gives the lowest pair.
+    """
+    least = distances.amin(dim=2, keepdim=True)
+    return (distances == least).to(torch.uint8).argmax(dim=2)
+
+
+# ---- labels, codes and the structure embedding ----
+
+
+def structure_map(codes: Tensor, stage: int) -> Tensor:
+    """s_i, the top i bits of the codes: (N, L) -> (N, L) in [0, 2^i)."""
+    stages = last_stage(codes.shape[1])
+    if not 0 <= stage <= stages:
+        raise ValueError(f"stage {stage} is none of 0 ... {stages}")
+    return codes >> (stages - stage)
+
+
+def codes_from_map(structure_map: Tensor, stage: int) -> Tensor:
+    """Codes whose top i bits are the labels of stage i, the other bits 0: (N, L) -> (N, L)."""
+    return structure_map << (last_stage(structure_map.shape[1]) - stage)
+
+
+def structure_embedding(codes: Tensor, stage: int | Tensor) -> Tensor:
+    """se: codes (N, L) -> (N, L, K) float32, known up to `stage`: 0 or 2 for a known bit, 1 for an unknown one.
+
+    se_j = 2 * (floor(s / 2^(i-1-j)) mod 2) for j < i and 1 for j >= i; on codes that is bit K-1-j, whatever i.
+    `stage` is one number or an (N,) tensor.
+    """
+    stages = last_stage(codes.shape[1])
+    channel = torch.arange(stages, device=codes.device)
+    bits = (codes[..., None] >> (stages - 1 - channel)) & 1  # (N, L, K)
+    known = channel < torch.as_tensor(stage, device=codes.device).reshape(-1, 1, 1)
+    return torch.where(known, 2.0 * bits, 1.0)
+
+
+def labels_from_embedding(embedding: Tensor, stage: int) -> Tensor:
+    """s = sum over j < i of se_j * 2^(i-j-2): (N, L, K) with channels j < i in {0, 2} -> (N, L) int64."""
+    channel = torch.arange(stage, device=embedding.device)
+    weights = 2.0 ** (stage - 2 - channel)
+    return (embedding[..., :stage] * weights).sum(dim=-1).round().to(torch.int64)
+
+
+# ---- clusters of a stage ----
+
+
+def cluster_means(values: Tensor, structure_map: Tensor, clusters: int) -> Tensor:
+    """Mean of the values over each cluster: (N, L, e), (N, L) labels in [0, clusters) -> (N, clusters, e).
+
+    Clusters have equal sizes, so the divisor is L / clusters.
+    """
+    index = structure_map[..., None].expand_as(values)
+    sums = values.new_zeros(values.shape[0], clusters, values.shape[2]).scatter_add(1, index, values)
+    return sums * (clusters / values.shape[1])
+
+
+def assign(vectors: Tensor, structure_map: Tensor) -> Tensor:
+    """Each cluster's vector at its positions: (N, clusters, e), (N, L) -> (N, L, e)."""
+    return vectors.gather(1, structure_map[..., None].expand(-1, -1, vectors.shape[2]))
+
+
+def split_codes(codes: Tensor, stage: int, preference: Tensor) -> Tensor:
+    """Halve every cluster of stage-1 by preference, giving the codes of `stage`: the children that prefer bit 1 most.
+
+    codes: (N, L) of which the top stage-1 bits are set. preference: (N, L) float, higher = rather bit 1. Equal halves
+    exactly; ties go to bit 0 for the lower position. The child that holds the parent's first position is then named 0
+    (as in `structure_codes`), which changes names and not the partition.
+    """
+    stages = last_stage(codes.shape[1])
+    if not 1 <= stage <= stages:
+        raise ValueError(f"stage {stage} is none of 1 ... {stages}: stage 0 is one cluster")
+    samples, positions = codes.shape
+    parent = structure_map(codes, stage - 1)
+    # Order by (parent, preference, position): stable sorts, the last key first.
+    by_preference = preference.sort(dim=1, stable=True).indices
+    order = by_preference.gather(1, parent.gather(1, by_preference).sort(dim=1, stable=True).indices)
+    size = positions >> (stage - 1)
+    upper = (torch.arange(positions, device=codes.device) % size >= size // 2).to(torch.int64).expand_as(codes)
+    bit = torch.zeros_like(codes).scatter(1, order, upper)
+    # Name the halves: where the parent's first position has bit 1, swap.
+    position = torch.arange(positions, device=codes.device).expand_as(codes)
+    first = torch.full((samples, 2 ** (stage - 1)), positions, dtype=torch.int64, device=codes.device)
+    first = first.scatter_reduce(1, parent, position, "amin")  # (N, 2^(i-1))
+    swap = bit.gather(1, first).gather(1, parent)
+    return codes | ((bit ^ swap) << (stages - stage))

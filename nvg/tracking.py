@@ -1,0 +1,240 @@
+"""MLflow, at one place: where runs go, what a run records, and how a run goes on after a restart.
+
+A database file beside the results needs no server: without one, runs go to `sqlite:///<output>/mlflow.db` and their
+files to `<output>/mlartifacts`. MLFLOW_TRACKING_URI wins over `tracking.uri`, which wins over that. MLflow is imported
+by `start` alone (about 3 s), so nothing pays for it that does not track.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvg.config import Config, ConfigError
+
+ENVIRONMENT = "MLFLOW_TRACKING_URI"
+_VALUE_LENGTH = 6000  # characters of a parameter that MLflow stores
+_MODEL = "sampler"  # the folder of a registered sampler among the run's files
+_BATCH = 100  # parameters that MLflow takes at once
+
+
+def tracking_uri(config: Config) -> str:
+    """Where runs go: MLFLOW_TRACKING_URI, tracking.uri, or a database beside the output.
+
+    Raises ConfigError when the output is a URL and nothing names a server: a database file needs a disk.
+    """
+    named = os.environ.get(ENVIRONMENT) or config.tracking.uri
+    if named:
+        return named
+    if _is_url(config.output):
+        raise ConfigError(
+            f"output={config.output} is a URL, where MLflow's database file cannot live: set tracking.uri or "
+            f"{ENVIRONMENT} to a tracking server (infra/ has one) or to sqlite:////absolute/path/mlflow.db"
+        )
+    return f"sqlite:///{_local(config.output) / 'mlflow.db'}"
+
+
+def start(config: Config, job_name: str, run_id: str | None = None) -> Run:
+    """Begin a run called `job_name`, or go on with `run_id` (a fresh run when the store does not know it any more)."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a training job has no business to call home
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri(config)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(uri, registry_uri=uri)
+    if run_id is not None:
+        try:
+            client.update_run(run_id, status="RUNNING")
+            return Run(client, run_id, uri, resumed=True)
+        except MlflowException:
+            pass  # the store was emptied or exchanged meanwhile: that must not stop a training
+    experiment = _experiment(client, config, uri)
+    created = client.create_run(experiment, run_name=job_name)
+    run = Run(client, created.info.run_id, uri, resumed=False)
+    run.log_params(config)
+    run.set_tags({"git_commit": git_commit(), "job": job_name})
+    return run
+
+
+def _experiment(client: Any, config: Config, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    name = config.tracking.experiment or config.name
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        if found.lifecycle_stage != "active":
+            raise ConfigError(f"the MLflow experiment {name!r} was deleted: restore it or set tracking.experiment")
+        return found.experiment_id
+    # A server has its own store of files; beside a database file it is a folder.
+    location = None
+    if uri.startswith("sqlite:///"):
+        location = str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts")
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException:
+        found = client.get_experiment_by_name(name)  # another job was faster
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+class Run:
+    """One MLflow run. Every method writes at once, so that a killed job loses nothing."""
+
+    def __init__(self, client: Any, run_id: str, uri: str, *, resumed: bool) -> None:
+        self.client = client
+        self.id = run_id
+        self.uri = uri
+        self._logged: dict[str, int] = {}  # the last step of each curve
+        if resumed:  # steps since the last checkpoint are computed again: they are not logged again
+            for metric in client.get_run(run_id).data._metric_objs:
+                self._logged[metric.key] = metric.step
+        self._monitor = _system_metrics(run_id, uri)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add a point to each curve. A step that is there already is left as it is."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = []
+        for key, value in metrics.items():
+            if step > self._logged.get(key, -1):
+                points.append(Metric(key, float(value), now, step))
+                self._logged[key] = step
+        if points:
+            self.client.log_batch(self.id, metrics=points)
+
+    def log_params(self, config: Config) -> None:
+        """The resolved configuration, one parameter a key: `train.lr`."""
+        from mlflow.entities import Param
+
+        flat = flatten(dataclasses.asdict(config))
+        params = [Param(key, str(value)[:_VALUE_LENGTH]) for key, value in flat.items()]
+        for begin in range(0, len(params), _BATCH):
+            self.client.log_batch(self.id, params=params[begin : begin + _BATCH])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Facts that name things: git commit, data fingerprint, artifact key."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Copy a local file into the run, into `folder` when given."""
+        self.client.log_artifact(self.id, str(path), folder)
+
+    def log_image(self, image: Any, name: str) -> None:
+        """Store a PIL image as `name`, for example previews/00001000.png."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / Path(name).name
+            image.save(path)
+            folder = str(Path(name).parent)
+            self.log_artifact(path, None if folder == "." else folder)
+
+    def register(self, name: str, folder: str | Path, alias: str = "champion") -> int:
+        """Copy a local folder into the run and register it as a new version of model `name`; returns the version.
+
+        The alias moves to it, so `models:/NAME@champion` is the newest.
+        """
+        from mlflow.exceptions import MlflowException
+
+        for path in sorted(Path(folder).iterdir()):
+            if path.is_file():
+                self.log_artifact(path, _MODEL)
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException:
+            self.client.get_registered_model(name)  # it is there already, or this says what is wrong
+        source = f"{self.client.get_run(self.id).info.artifact_uri}/{_MODEL}"
+        version = self.client.create_model_version(name, source=source, run_id=self.id)
+        self.client.set_registered_model_alias(name, alias, version.version)
+        return int(version.version)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        self.client.set_terminated(self.id, status=status)
+
+
+def registered_folder(model: str) -> str:
+    """The files behind `models:/NAME@alias` or `models:/NAME/version`, in a local folder.
+
+    Raises ConfigError when the name, alias or version is not registered, or no store is named.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    uri = os.environ.get(ENVIRONMENT)
+    name = model.removeprefix("models:/")
+    if not uri:
+        raise ConfigError(f"{model} is looked up in MLflow: set {ENVIRONMENT} to the store that holds it")
+    if "@" not in name and "/" not in name:
+        raise ConfigError(f"{model} names no version: write models:/{name}@champion or models:/{name}/1")
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(uri, registry_uri=uri)
+    try:
+        if "@" in name:
+            version = client.get_model_version_by_alias(*name.split("@", 1))
+        else:
+            version = client.get_model_version(*name.split("/", 1))
+        return download_artifacts(artifact_uri=version.source, tracking_uri=uri)
+    except MlflowException as error:
+        raise ConfigError(f"{model} is not registered at {uri}: {error}") from None
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def git_commit() -> str:
+    """The commit of this code, "+changes" when files differ from it; NVG_COMMIT, or "unknown", outside a repository."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        # Only a repository that tracks this file: an installed package may lie inside another project's folder.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get("NVG_COMMIT", "unknown")
+
+
+def _system_metrics(run_id: str, uri: str) -> Any:
+    import logging
+
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # its notices would break progress bars
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    return monitor
+
+
+def _is_url(path: str) -> bool:
+    return "://" in path and not path.startswith("file://")
+
+
+def _local(path: str) -> Path:
+    return Path(path.removeprefix("file://")).expanduser().resolve()

@@ -1,0 +1,367 @@
+"""Checkpoints of a training and the folders that a finished one leaves: safetensors, YAML and JSON, never pickle.
+
+A training checkpoint is a folder `step-00000500`:
+    model.safetensors      every trained module, `<module>.<tensor>`
+    ema.safetensors        the averaged modules, the same names
+    optimizer.safetensors  `<optimizer>/<parameter>/<exp_avg | exp_avg_sq | step>`
+    config.yaml            the resolved configuration
+    metadata.json          step, MLflow run, seed, fingerprints, size and checksum of every file
+Every random draw of a step is a function of (seed, step, slice of the batch), so metadata.json holds the whole state of
+the random numbers. The folder gets its name when it is complete, metadata.json last; what lacks it is no checkpoint.
+
+A tokenizer folder and a sampler folder hold averaged weights for use: see `save_tokenizer` and `export_sampler`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor, nn
+
+from nvg import config as configuration
+from nvg import storage
+from nvg.autoencoder import Autoencoder
+from nvg.config import Config, SamplerConfig
+from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.training.ema import EMA
+
+if TYPE_CHECKING:
+    from nvg.generator import Sampler
+
+FORMAT = 1
+KEEP = 2  # checkpoints of a training that stay: the newest may be hurt by a failing disk
+PARTS = ("content", "structure")
+HALF = "half.json"  # instead of metadata.json, of a sampler that lacks a generator
+_CHUNK = 1 << 22  # bytes read at once for a checksum
+
+
+class CheckpointError(ValueError):
+    """A folder that cannot be used; the message names the file and what to do."""
+
+
+# ---- checkpoints of a training ----
+
+
+def save_checkpoint(
+    folder: str,
+    step: int,
+    *,
+    modules: Mapping[str, nn.Module],
+    averages: Mapping[str, EMA],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    config: Config,
+    metadata: Mapping[str, Any],
+) -> str:
+    """Write `folder`/step-XXXXXXXX and drop all but the last two; returns its path or URL. `step` steps are done."""
+    url = storage.join(folder, f"step-{step:08d}")
+    names = parameter_names(modules)
+    state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    average = {f"{name}.{key}": value for name, ema in averages.items() for key, value in ema.shadow.items()}
+    optimizer_state = {
+        f"{name}/{names[parameter]}/{key}": value
+        for name, optimizer in optimizers.items()
+        for parameter, entry in optimizer.state.items()
+        for key, value in entry.items()
+    }
+    with storage.folder_writer(url) as temporary:
+        local = Path(temporary)
+        for name, tensors in (("model", state), ("ema", average), ("optimizer", optimizer_state)):
+            save_file(_plain(tensors), local / f"{name}.safetensors")
+        (local / "config.yaml").write_text(configuration.to_yaml(config))
+        files = {path.name: _checksum(path) for path in sorted(local.iterdir())}
+        storage.write_json(
+            str(local / "metadata.json"),
+            {
+                "format": FORMAT,
+                "kind": "training",
+                "step": step,
+                "ema_updates": {name: ema.updates for name, ema in averages.items()},
+                "files": files,
+                **metadata,
+            },
+        )
+    for old in list_checkpoints(folder)[:-KEEP]:
+        storage.remove(old)
+    return url
+
+
+def list_checkpoints(folder: str) -> list[str]:
+    """The complete checkpoints of a training, oldest first."""
+    if not storage.exists(folder):
+        return []
+    found = []
+    for path in storage.list_files(folder, ("metadata.json",)):
+        match = re.search(r"/(step-\d{8})/metadata\.json$", path)
+        if match:
+            found.append(storage.join(folder, match.group(1)))
+    return sorted(set(found))
+
+
+def latest_checkpoint(folder: str) -> str | None:
+    """The newest complete checkpoint, or None. Unfinished ones are never taken."""
+    return next(reversed(list_checkpoints(folder)), None)
+
+
+def restore_checkpoint(
+    url: str,
+    *,
+    modules: Mapping[str, nn.Module],
+    averages: Mapping[str, EMA],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    identity: str,
+) -> dict[str, Any]:
+    """Put a checkpoint's state into fresh objects; returns its metadata.
+
+    identity: the configuration that the training stands for; a checkpoint of another one is refused. Raises
+    CheckpointError for that, for another format, and for a file that is missing, cut short or altered.
+    """
+    remedy = f"remove {url} to go on from the checkpoint before it"
+    local = Path(storage.local_folder(url))
+    metadata = _metadata(url, "training")
+    for name, expected in metadata["files"].items():
+        path = local / name
+        if not path.is_file():
+            raise CheckpointError(f"{url} has no {name}: {remedy}")
+        if _checksum(path) != expected:
+            raise CheckpointError(f"{url}/{name} is damaged (size or checksum differ from metadata.json): {remedy}")
+    if metadata["identity"] != identity:
+        raise CheckpointError(
+            f"{url} is of another configuration ({metadata['identity']}, now {identity}): train into another folder"
+        )
+    state = _tensors(local / "model.safetensors", url)
+    for name, module in modules.items():
+        fill(module, _below(state, f"{name}."), f"{url}/model.safetensors")
+    average = _tensors(local / "ema.safetensors", url)
+    for name, ema in averages.items():
+        saved = _below(average, f"{name}.")
+        _compare(ema.shadow, saved, f"{url}/ema.safetensors")
+        for key, value in ema.shadow.items():
+            value.copy_(saved[key])
+        ema.updates = metadata["ema_updates"][name]
+    moments = _tensors(local / "optimizer.safetensors", url)
+    names = parameter_names(modules)
+    for name, optimizer in optimizers.items():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                saved = _below(moments, f"{name}/{names[parameter]}/")
+                optimizer.state[parameter] = {
+                    # Adam's step count stays on the CPU, the moments go where the parameter is.
+                    key: value if key == "step" else value.to(parameter.device)
+                    for key, value in saved.items()
+                }
+                if not saved:
+                    del optimizer.state[parameter]  # it had no gradient yet
+    return metadata
+
+
+def parameter_names(modules: Mapping[str, nn.Module]) -> dict[Tensor, str]:
+    """Each parameter's name, `<module>.<parameter>`."""
+    return {value: f"{name}.{key}" for name, module in modules.items() for key, value in module.named_parameters()}
+
+
+# ---- the tokenizer's folder: tokenizer.safetensors, config.yaml, metadata.json ----
+
+
+def save_tokenizer(
+    folder: str, state: Mapping[str, Tensor], config: Config, *, class_names: list[str], metadata: Mapping[str, Any]
+) -> str:
+    """Write a finished tokenizer's (averaged) weights; returns their fingerprint. metadata.json comes last."""
+    mark = fingerprint(state)
+    storage.write_bytes(storage.join(folder, "tokenizer.safetensors"), save(_plain(state)))
+    storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
+    storage.write_json(
+        storage.join(folder, "metadata.json"),
+        {"format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata},
+    )
+    return mark
+
+
+def load_tokenizer(folder: str) -> Autoencoder:
+    """The tokenizer of a folder (path or URL) that holds a tokenizer or a sampler, in evaluation mode.
+
+    Raises CheckpointError when the folder is unfinished or its weights do not fit its configuration or fingerprint.
+    """
+    metadata = _metadata(folder, "tokenizer", "sampler")
+    config = configuration.load(storage.join(folder, "config.yaml"))
+    autoencoder = Autoencoder(config.tokenizer)
+    mark = _load_part(folder, "tokenizer", autoencoder)
+    if mark != tokenizer_fingerprint(metadata):
+        raise CheckpointError(f"{folder}/tokenizer.safetensors is damaged: its fingerprint differs from metadata.json")
+    return autoencoder.eval().requires_grad_(False)
+
+
+def tokenizer_fingerprint(metadata: Mapping[str, Any] | str) -> str:
+    """The tokenizer's fingerprint, from a tokenizer's or sampler's folder or from its metadata.json."""
+    if isinstance(metadata, str):
+        metadata = _metadata(metadata, "tokenizer", "sampler")
+    return metadata["fingerprint"] if metadata["kind"] == "tokenizer" else metadata["tokenizer"]
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and values: 16 hexadecimal digits, the same on every machine."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+# ---- the sampler's folder: tokenizer, content and structure .safetensors, config.yaml, metadata.json ----
+
+
+def export_sampler(
+    folder: str,
+    *,
+    tokenizer: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    config: Config,
+    class_names: list[str],
+    metadata: Mapping[str, Any],
+) -> bool:
+    """Write what `nvg.load` reads; returns whether the sampler is whole.
+
+    parts: averaged weights of `content`, `structure` or both. One alone leaves half.json in the place of metadata.json,
+    until the other one is exported into the same folder.
+    """
+    done = exported_parts(folder)
+    for name, state in {"tokenizer": tokenizer, **parts}.items():
+        if name == "content":  # alignment is a matter of training
+            state = {key: value for key, value in state.items() if not key.startswith("align.")}
+        storage.write_bytes(storage.join(folder, f"{name}.safetensors"), save(_plain(state)))
+    storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
+    done = [part for part in PARTS if part in done or part in parts]
+    whole = len(done) == len(PARTS)
+    storage.write_json(
+        storage.join(folder, "metadata.json" if whole else HALF),
+        {
+            "format": FORMAT,
+            "kind": "sampler",
+            "parts": done,
+            "class_names": class_names,
+            "tokenizer": fingerprint(tokenizer),
+            **metadata,
+        },
+    )
+    if whole and storage.exists(storage.join(folder, HALF)):
+        storage.remove(storage.join(folder, HALF))
+    return whole
+
+
+def exported_parts(folder: str) -> list[str]:
+    """Which generators a folder holds already: some of content, structure."""
+    for name in ("metadata.json", HALF):
+        path = storage.join(folder, name)
+        if storage.exists(path):
+            return storage.read_json(path)["parts"]
+    return []
+
+
+def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
+    """The sampler of a folder (path or URL). settings replace the `sampler` section it was trained with.
+
+    Raises CheckpointError when the folder is unfinished, a part was never trained, or weights do not fit.
+    """
+    from nvg.generator import Sampler
+
+    if not storage.exists(storage.join(folder, "metadata.json")) and exported_parts(folder):
+        (part,) = exported_parts(folder)
+        missing = next(name for name in PARTS if name != part)
+        name = configuration.load(storage.join(folder, "config.yaml")).name
+        raise CheckpointError(
+            f"{folder} holds the {part} generator alone: the {missing} generator is missing. Train it into the same "
+            f"folder: python pipelines/train.py --config conf/{name}.yaml 'train.parts=[{missing}]'"
+        )
+    metadata = _metadata(folder, "sampler")
+    config = configuration.load(storage.join(folder, "config.yaml"))
+    config.content.repa_block = None  # its projection is not exported
+    content, structure = ContentGenerator(config.content), StructureGenerator(config.structure)
+    for name, module in (("content", content), ("structure", structure)):
+        _load_part(folder, name, module)
+        module.eval().requires_grad_(False)
+    return Sampler(load_tokenizer(folder), content, structure, settings or config.sampler, metadata["class_names"])
+
+
+def read_metadata(folder: str) -> dict[str, Any]:
+    """metadata.json of a tokenizer's or sampler's folder. Raises CheckpointError when it is not there or unreadable."""
+    return _metadata(folder, "tokenizer", "sampler")
+
+
+# ---- reading and writing ----
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a complete state into a module. Raises CheckpointError naming the tensors that do not fit."""
+    _compare(module.state_dict(), state, where)
+    module.load_state_dict(dict(state))
+
+
+def _compare(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str) -> None:
+    faults = [f"{name} is missing" for name in own if name not in saved]
+    faults += [f"{name} is not part of the model" for name in saved if name not in own]
+    faults += [
+        f"{name} has shape {tuple(saved[name].shape)}, the model {tuple(own[name].shape)}"
+        for name in own
+        if name in saved and saved[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise CheckpointError(f"{where} does not fit the configuration: {'; '.join(faults[:3])}{more}")
+
+
+def _load_part(folder: str, name: str, module: nn.Module) -> str:
+    state = _tensors(Path(storage.local_folder(folder)) / f"{name}.safetensors", folder)
+    fill(module, state, f"{folder}/{name}.safetensors")
+    return fingerprint(state) if name == "tokenizer" else ""
+
+
+def _metadata(folder: str, *kinds: str) -> dict[str, Any]:
+    path = storage.join(folder, "metadata.json")
+    if not storage.exists(path):
+        raise CheckpointError(f"{folder} has no metadata.json: not a folder of this project, or its job has not finished")
+    try:
+        metadata = storage.read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(metadata, dict) or metadata.get("kind") not in kinds:
+        kind = metadata.get("kind") if isinstance(metadata, dict) else None
+        raise CheckpointError(f"{folder} holds a {kind or 'thing of unknown kind'}, expected a {' or '.join(kinds)}")
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {metadata.get('format')}, this version of nvg reads {FORMAT}: make it again"
+        )
+    return metadata
+
+
+def _tensors(path: Path, where: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{where} has no {path.name}") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{where}/{path.name} is damaged ({error}): make it again") from None
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, contiguous and each in its own memory, as safetensors wants them."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _checksum(path: Path) -> dict[str, int]:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return {"size": path.stat().st_size, "crc32": crc}

@@ -1,0 +1,124 @@
+"""The training losses of both generators (docs/method.md, content and structure generator), as one module.
+
+One pass takes one stage an image for each generator. Stages are drawn stratified: over a batch of B images every stage
+comes floor(B / stages) or one more times, in random order, so each stage is trained equally and no step misses one by
+chance. The content generator draws from 0 ... K, the structure generator from 1 ... K-1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nvg.autoencoder import GranularityQuantizer
+from nvg.config import TrainConfig
+from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.granularity import GranularitySequence, structure_embedding
+
+
+class Generators(nn.Module):
+    """Content and structure generator side by side: either may be None when it is not trained."""
+
+    def __init__(
+        self, content: ContentGenerator | None, structure: StructureGenerator | None, quantizer: GranularityQuantizer,
+        config: TrainConfig, repa_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.content = content
+        self.structure = structure
+        self.config = config
+        self.repa_weight = repa_weight
+        self.quantizer = [quantizer]  # in a list: frozen, and no part of this module's state
+
+    def forward(
+        self, sequence: GranularitySequence, labels: Tensor, generator: torch.Generator, features: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss and its terms.
+
+        sequence and labels (N,) of N images; generator: CPU generator of every draw of this step; features
+        (N, L, D) of DINOv2 for representation alignment, or None.
+        """
+        quantizer = self.quantizer[0]
+        device = sequence.codes.device
+        with torch.no_grad():
+            canvases = torch.stack(quantizer.canvases(sequence))  # (K + 2, N, L, e)
+        terms: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=device)
+        for part, first, last in (
+            (self.content, 0, quantizer.last_stage), (self.structure, 1, quantizer.last_stage - 1)
+        ):
+            if part is None:
+                continue
+            stage_list = draw_stages(labels.shape[0], first, last, generator)
+            stage = stage_list.to(device)
+            canvas = canvases[stage, torch.arange(labels.shape[0], device=device)]  # x_i, (N, L, e)
+            dropped = torch.rand(labels.shape[0], generator=generator) < self.config.class_dropout
+            shown = torch.where(dropped.to(device), part.config.num_classes, labels)
+            if isinstance(part, ContentGenerator):
+                part_terms = content_loss(part, canvas, canvases[-1], shown, stage_list, sequence, features)
+                loss = loss + self.config.canvas_weight * part_terms["canvas"] + part_terms["cross_entropy"]
+                if "alignment" in part_terms:
+                    loss = loss + self.repa_weight * part_terms["alignment"]
+            else:
+                part_terms = structure_loss(part, canvas, shown, stage, sequence.codes, generator)
+                loss = loss + part_terms["flow"]
+            terms |= part_terms
+        return loss, terms
+
+
+def draw_stages(count: int, first: int, last: int, generator: torch.Generator) -> Tensor:
+    """A stratified draw of `count` stages from first ... last: (count,) int64 on the CPU."""
+    stages = last - first + 1
+    offset = int(torch.randint(stages, (), generator=generator))  # which stages get the one more
+    even = (torch.arange(count) + offset) % stages + first
+    return even[torch.randperm(count, generator=generator)]
+
+
+def content_loss(
+    content: ContentGenerator, canvas: Tensor, final: Tensor, labels: Tensor, stages: Tensor,
+    sequence: GranularitySequence, features: Tensor | None,
+) -> dict[str, Tensor]:
+    """|x - x_hat|^2 and the cross-entropy of c_i, a mean over an image's clusters and then over images.
+
+    canvas x_i and final x_{K+1} (N, L, e); labels (N,); stages (N,) on the CPU, one an image.
+    """
+    stage = stages.to(canvas.device)
+    estimate, aligned = content(canvas, labels, stage, sequence.codes)
+    estimate = estimate.float()
+    cross_entropy = canvas.new_zeros(())
+    for i in range(content.last_stage + 1):  # a stage has 2^i clusters: one shape a group
+        rows = (stages == i).nonzero()[:, 0].to(canvas.device)
+        if rows.shape[0] == 0:
+            continue
+        some = sequence[rows]
+        logits = content.logits(estimate[rows], canvas[rows], some.structure_map(i), i).float()  # (n, 2^i, V)
+        mean = F.cross_entropy(logits.flatten(0, 1), some.content[i].flatten())
+        cross_entropy = cross_entropy + mean * (rows.shape[0] / labels.shape[0])
+    terms = {"canvas": F.mse_loss(estimate, final), "cross_entropy": cross_entropy}
+    if aligned is not None:
+        if features is None:
+            raise ValueError("representation alignment needs DINOv2 features with each image: rebuild the tokens "
+                             "with repa.weights set")
+        terms["alignment"] = -F.cosine_similarity(aligned.float(), features.float(), dim=-1).mean()
+    return terms
+
+
+def structure_loss(
+    structure: StructureGenerator, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """The rectified flow's |v - (eps - se)|^2 over the unknown channels.
+
+    canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated: channels j < stage - 1 are known.
+    """
+    samples, positions = codes.shape
+    complete = structure_embedding(codes, structure.last_stage)  # (N, L, K)
+    noise = torch.randn(samples, positions, structure.last_stage, generator=generator).to(codes.device)
+    time = torch.rand(samples, generator=generator).to(codes.device)
+    noisy = time[:, None, None] * noise + (1 - time[:, None, None]) * complete
+    unknown = torch.arange(structure.last_stage, device=codes.device) >= (stage[:, None, None] - 1)  # (N, 1, K)
+    noisy = torch.where(unknown, noisy, complete)
+    velocity = structure(noisy, time, canvas, labels, stage, codes).float()
+    error = (velocity - (noise - complete)).square() * unknown
+    return {"flow": error.sum() / (unknown.sum() * positions)}

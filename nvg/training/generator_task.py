@@ -1,0 +1,105 @@
+"""Training of the generators as a `Task`: content, structure or both, from token batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nvg.autoencoder import Autoencoder
+from nvg.config import Config
+from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.granularity import GranularitySequence
+from nvg.training.ema import EMA
+from nvg.training.generator_loss import Generators
+from nvg.training.loop import Batch, Task, draw_seed
+from nvg.training.schedule import scaled_lr, warmup_stable_decay
+
+PREVIEW_CLASSES = 10
+PREVIEW_COLUMNS = 4
+
+
+class GeneratorTask(Task):
+    """Batches hold codes (b, L), content (b, 2L - 1), labels (b,) and, for alignment, features (b, L, D)."""
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Autoencoder,
+        stream: Callable[[int], Iterator[Batch]],
+        total_steps: int,
+        *,
+        class_names: list[str],
+        device: torch.device,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        """tokenizer: frozen, on any device. wrap: data parallelism, applied to the module that is called."""
+        self.config, self.total_steps, self.batches = config, total_steps, stream  # type: ignore[method-assign]
+        self.tokenizer = tokenizer.to(device)
+        self.class_names = class_names
+        settings = config.train
+        content = structure = None
+        self.modules = {}
+        if "content" in settings.parts:
+            torch.manual_seed(draw_seed(config.seed, "content"))
+            self.modules["content"] = content = ContentGenerator(config.content).to(device)
+        if "structure" in settings.parts:
+            torch.manual_seed(draw_seed(config.seed, "structure"))
+            self.modules["structure"] = structure = StructureGenerator(config.structure).to(device)
+        for part in (content, structure):
+            if part is not None:
+                part.backbone.gradient_checkpointing = settings.gradient_checkpointing
+        both = Generators(content, structure, self.tokenizer.quantizer, settings, config.repa.weight)
+        self.averages = {name: EMA(module, settings.ema_decay) for name, module in self.modules.items()}
+        self.optimizers = {name: self._optimizer(module) for name, module in self.modules.items()}
+        self.clip = {name: list(module.parameters()) for name, module in self.modules.items()}
+        self.generators = wrap(both)
+        self.parallel = [self.generators]
+
+    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
+        vectors = [parameter for parameter in module.parameters() if parameter.ndim < 2]  # biases and gains: no decay
+        groups = [{"params": matrices, "weight_decay": self.config.train.weight_decay}]
+        groups.append({"params": vectors, "weight_decay": 0.0})
+        first, second = self.config.train.betas
+        return torch.optim.AdamW(groups, lr=self.config.train.lr, betas=(first, second))
+
+    def lr(self, step: int) -> dict[str, float]:
+        settings = self.config.train
+        factor = warmup_stable_decay(
+            step, self.total_steps, warmup=settings.warmup_steps, decay_share=settings.decay_share,
+            final=settings.final_lr,
+        )
+        rate = scaled_lr(settings.lr, settings.batch_size) * factor
+        return dict.fromkeys(self.optimizers, rate)
+
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        sequence = GranularitySequence.from_flat(batch["codes"], batch["content"])
+        return self.generators(sequence, batch["labels"], generator, batch.get("features"))
+
+    @torch.no_grad()
+    def preview(self) -> dict[str, Any]:
+        """samples.png of the averaged weights, when both generators are there."""
+        if len(self.modules) < 2:
+            return {}
+        from nvg.evaluation.pictures import sample_grid
+        from nvg.generator import Sampler
+
+        count = len(self.class_names)
+        some = torch.linspace(0, count - 1, min(count, PREVIEW_CLASSES)).round().long()
+        labels = some.repeat_interleave(PREVIEW_COLUMNS).tolist()
+        with ExitStack() as stack:
+            for average in self.averages.values():
+                stack.enter_context(average.applied())
+            content, structure = self.modules["content"], self.modules["structure"]
+            assert isinstance(content, ContentGenerator) and isinstance(structure, StructureGenerator)
+            sampler = Sampler(self.tokenizer, content, structure, self.config.sampler, self.class_names)
+            images = sampler.generate(labels, seed=self.config.evaluate.seed)
+        return {"samples.png": sample_grid(images, labels, self.class_names)}
+
+    def averaged(self) -> dict[str, dict[str, Tensor]]:
+        """The averaged weights of each part that was trained."""
+        return {name: ema.shadow for name, ema in self.averages.items()}

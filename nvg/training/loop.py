@@ -1,0 +1,366 @@
+"""The training loop, one for the tokenizer and the generators. It knows neither Ray nor any model.
+
+A `Task` says what is trained: modules, optimizers, batches, the loss. A `Place` says where: which worker of how many,
+on what device, how to report. Exact resumption is by construction: every random draw is a function of (seed, step, slice
+of the batch) and the data position is the step, so weights, averages, moments and the step are the whole state. A
+slice's number does not depend on who computes it: 2 workers draw what 1 worker with 2 accumulated slices draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nvg.config import Config
+from nvg.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
+from nvg.training.ema import EMA
+
+Batch = dict[str, Tensor]
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a gradient is no finite number any more. Trying again would give the same."""
+
+
+class Task:
+    """What is trained. Subclasses fill the attributes and override what they need."""
+
+    modules: dict[str, nn.Module]  # whatever has state to keep, without any wrapper
+    averages: dict[str, EMA]  # of some of the modules
+    optimizers: dict[str, torch.optim.Optimizer]
+    clip: dict[str, list[nn.Parameter]]  # groups of parameters, each clipped to its own norm
+    parallel: list[nn.Module]  # modules as they are called: wrapped for data parallelism when there are workers
+
+    def lr(self, step: int) -> dict[str, float]:
+        """The learning rate of each optimizer."""
+        raise NotImplementedError
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """This worker's share of every batch from number `step` on, without end."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a slice and what to record of it. `generator` (CPU) and torch's own are seeded for this slice."""
+        raise NotImplementedError
+
+    def begin(self, batch: Batch, generator: torch.Generator) -> None:
+        """Called once, with the first batch, before step 0."""
+
+    def before_optimizers(self) -> None:
+        """Called when the gradients of a step are complete."""
+
+    def after_step(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        """Called after a step and its averaging; returns more to record."""
+        return {}
+
+    def preview(self) -> dict[str, Any]:
+        """Pictures of the present state by file name (PIL). Called on the first worker alone."""
+        return {}
+
+
+class Bar(Protocol):
+    """The part of tqdm that is used."""
+
+    def update(self, n: int = 1) -> Any: ...
+    def set_description(self, desc: str) -> Any: ...
+    def close(self) -> Any: ...
+
+
+def terminal_bar(total: int, description: str) -> Bar:
+    """A tqdm bar on this process's standard error."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=description, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+
+@dataclass
+class Place:
+    """Where a loop runs."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    report: Callable[[dict[str, float]], None] = lambda metrics: None  # a barrier: every worker calls it equally often
+    bar: Callable[[int, str], Bar] = terminal_bar
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and in what portions."""
+
+    job: str
+    total_steps: int
+    batch_size: int  # over all workers
+    accumulate: int
+    clip_norm: float
+    checkpoint_every: int
+    log_every: int
+    preview_every: int
+    precision: str
+    seed: int
+    identity: str  # of the configuration: checkpoints of another one are refused
+
+
+def train(
+    task: Task,
+    settings: Settings,
+    config: Config,
+    checkpoints: str,
+    *,
+    place: Place | None = None,
+    start_tracking: Callable[[str | None], Any] | None = None,
+) -> dict[str, Any]:
+    """Train to the last step, going on from the newest checkpoint of folder `checkpoints`; returns figures.
+
+    start_tracking: called on the first worker with the run id of the checkpoint (or None); returns an
+    nvg.tracking.Run. On success it is left open, for the caller to add what the job makes and to end it.
+    Raises TrainingDiverged on a loss that is not finite; the newest checkpoint is then from before.
+    """
+    place = place or Place()
+    if settings.batch_size % (place.world * settings.accumulate):
+        raise ValueError(
+            f"batch_size={settings.batch_size} is not a multiple of {place.world} workers * "
+            f"accumulate={settings.accumulate}"
+        )
+    newest = latest_checkpoint(checkpoints)
+    first, run_id = 0, None
+    if newest is not None:
+        metadata = restore_checkpoint(
+            newest, modules=task.modules, averages=task.averages, optimizers=task.optimizers, identity=settings.identity
+        )
+        first, run_id = int(metadata["step"]), metadata["run_id"]
+    run = start_tracking(run_id) if start_tracking is not None and place.rank == 0 else None
+    loop = _Loop(task, settings, config, checkpoints, place, run, first)
+    try:
+        return loop.go()
+    except BaseException:
+        if run is not None:
+            run.end("FAILED")
+        raise
+
+
+class _Loop:
+    def __init__(
+        self, task: Task, settings: Settings, config: Config, checkpoints: str, place: Place, run: Any, first: int
+    ) -> None:
+        self.task, self.settings, self.config, self.place, self.run = task, settings, config, place, run
+        self.checkpoints = checkpoints
+        self.first = first
+        self.autocast = autocast(settings.precision, place.device)
+        self.waited = 0.0  # seconds for data, in this process
+        self.window = Window()
+
+    def go(self) -> dict[str, Any]:
+        task, settings, place = self.task, self.settings, self.place
+        for module in task.modules.values():
+            module.train()
+        started = time.perf_counter()
+        steps = range(self.first, settings.total_steps)
+        bar = None
+        if place.rank == 0 and len(steps):
+            where = f" from step {self.first}" if self.first else ""
+            bar = place.bar(len(steps), settings.job + where)
+        stream = task.batches(self.first) if len(steps) else iter(())
+        metrics: dict[str, float] = {}
+        for step in steps:
+            self.step(step, stream)
+            done = step + 1
+            if done % settings.log_every == 0 or done == settings.total_steps:
+                metrics = self.window.close(place)
+                metrics["images_per_second"] = metrics.pop("steps_per_second") * settings.batch_size
+                if bar is not None:
+                    bar.set_description(f"{settings.job}  loss {metrics['loss']:.4g}")
+                if self.run is not None:
+                    self.run.log_metrics(metrics, done)
+            if settings.preview_every and done % settings.preview_every == 0 and done < settings.total_steps:
+                self.preview(done)
+            if done % settings.checkpoint_every == 0 or done == settings.total_steps:
+                self.checkpoint(done)
+                place.report({"step": done, **metrics})
+            if bar is not None:
+                bar.update(1)
+        if bar is not None:
+            bar.close()
+        seconds = time.perf_counter() - started
+        self.preview(settings.total_steps)
+        return self.summary(len(steps), seconds, metrics)
+
+    def step(self, step: int, stream: Iterator[Batch]) -> None:
+        """Optimizer step number `step`."""
+        task, settings, place = self.task, self.settings, self.place
+        began = time.perf_counter()
+        batch = {name: value.to(place.device, non_blocking=True) for name, value in next(stream).items()}
+        waited = time.perf_counter() - began
+        self.waited += waited
+        if step == 0:
+            task.begin(batch, seeded(settings.seed, "begin"))
+        rates = task.lr(step)
+        for name, optimizer in task.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name]
+            optimizer.zero_grad(set_to_none=True)
+        for part in range(settings.accumulate):
+            # The slice's number within the whole batch, the same whoever computes it.
+            number = place.rank * settings.accumulate + part
+            generator = seeded(settings.seed, step, number)
+            torch.manual_seed(draw_seed(settings.seed, step, number, "dropout"))
+            last = part == settings.accumulate - 1
+            with contextlib.ExitStack() as stack:
+                if not last:  # gradients are exchanged once a step
+                    for module in task.parallel:
+                        if hasattr(module, "no_sync"):
+                            stack.enter_context(module.no_sync())
+                with self.autocast():
+                    loss, terms = task.loss(slice_of(batch, part, settings.accumulate), step, generator)
+                (loss / settings.accumulate).backward()
+            self.window.add({"loss": loss, **terms}, 1 / settings.accumulate)
+        task.before_optimizers()
+        norms = {
+            name: nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
+            for name, parameters in task.clip.items()
+        }
+        # Gradients are summed over the workers, so all of them see the same and stop together, weights unhurt.
+        if not all(math.isfinite(float(norm)) for norm in norms.values()):
+            raise TrainingDiverged(self.divergence(step, loss, norms))
+        for optimizer in task.optimizers.values():
+            optimizer.step()
+        for average in task.averages.values():
+            average.update()
+        self.window.last |= task.after_step(step, seeded(settings.seed, step, "after"))
+        self.window.last |= {f"lr/{name}": rate for name, rate in rates.items()}
+        self.window.add({f"gradient_norm/{name}": norm for name, norm in norms.items()}, 1.0)
+        self.window.count(waited)
+
+    def divergence(self, step: int, loss: Tensor, norms: Mapping[str, Tensor]) -> str:
+        newest = latest_checkpoint(self.checkpoints) if self.place.rank == 0 else None
+        values = ", ".join(f"{name} {float(norm):.3g}" for name, norm in norms.items())
+        return (
+            f"{self.settings.job} stopped at step {step}: loss {float(loss):.3g}, gradient norms {values}. The last good "
+            f"state is {newest or 'the beginning'}. Lower lr or raise warmup_steps; precision=float32 excludes rounding"
+        )
+
+    def checkpoint(self, done: int) -> None:
+        if self.place.rank == 0:
+            save_checkpoint(
+                self.checkpoints,
+                done,
+                modules=self.task.modules,
+                averages=self.task.averages,
+                optimizers=self.task.optimizers,
+                config=self.config,
+                metadata={
+                    "identity": self.settings.identity,
+                    "seed": self.settings.seed,
+                    "total_steps": self.settings.total_steps,
+                    "workers": self.place.world,
+                    "run_id": self.run.id if self.run is not None else None,
+                },
+            )
+
+    def preview(self, done: int) -> None:
+        if self.run is not None:
+            for name, image in self.task.preview().items():
+                self.run.log_image(image, f"previews/{done:08d}-{name}")
+
+    def summary(self, steps: int, seconds: float, metrics: Mapping[str, float]) -> dict[str, Any]:
+        figures: dict[str, Any] = {
+            "steps": self.settings.total_steps,
+            "steps_now": steps,
+            "resumed_from": self.first,
+            "seconds": round(seconds, 2),
+            "images_per_second": round(steps * self.settings.batch_size / max(seconds, 1e-9), 1),
+            "data_wait_share": round(self.waited / max(seconds, 1e-9), 4),
+            "peak_memory_gb": round(peak_memory(self.place.device), 3),
+            "workers": self.place.world,
+            "loss": metrics.get("loss"),
+        }
+        if self.place.rank == 0:
+            loss = f", loss {figures['loss']:.4g}" if figures["loss"] is not None else ""
+            since = f" (went on from step {self.first})" if self.first else ""
+            print(
+                f"{self.settings.job}: {steps} steps in {seconds:.1f} s{since}, {figures['images_per_second']:g} "
+                f"images/s, {100 * figures['data_wait_share']:.1f}% waiting for data, peak memory "
+                f"{figures['peak_memory_gb']:.2f} GB{loss}",
+                flush=True,
+            )
+        return figures
+
+
+class Window:
+    """Means over the steps since the last record, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}  # values of which the newest counts
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.waited = 0.0
+        self.began = time.perf_counter()
+
+    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
+        """Add a step's values, or the part `weight` of them."""
+        for name, value in values.items():
+            value = value.detach().float() * weight
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def count(self, waited: float) -> None:
+        """One more step, which waited so many seconds for data."""
+        self.steps += 1
+        self.waited += waited
+
+    def close(self, place: Place) -> dict[str, float]:
+        """The means, over all workers too, and a fresh window. Every worker calls it."""
+        stacked = torch.stack(list(self.sums.values())) / self.steps
+        if place.world > 1:
+            torch.distributed.all_reduce(stacked)
+            stacked /= place.world
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        metrics = dict(zip(self.sums, stacked.tolist(), strict=True)) | self.last
+        metrics |= {"steps_per_second": self.steps / seconds, "data_wait_share": self.waited / seconds}
+        self._reset()
+        return metrics
+
+
+def slice_of(batch: Batch, part: int, parts: int) -> Batch:
+    """Slice number `part` of `parts` equal ones, by rows."""
+    size = next(iter(batch.values())).shape[0] // parts
+    return {name: value[part * size : (part + 1) * size] for name, value in batch.items()}
+
+
+def draw_seed(*parts: int | str) -> int:
+    """A seed that is a function of its parts and of nothing else, 63 bits."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def seeded(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded by `draw_seed`."""
+    return torch.Generator().manual_seed(draw_seed(*parts))
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
+    """The autocast context of a precision: auto is bfloat16 on a CUDA device that has it, else float32."""
+    wanted = precision == "bfloat16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most that was in use so far, in GB: of the device when it is a GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,155 @@
+"""The Ray edge of training: one loop on one worker becomes data-parallel on many, and survives the loss of some.
+
+Ray Train starts the workers, joins them in a process group and starts all of them again when one is lost. What a restart
+goes on from are this project's own checkpoints (nvg/training/checkpoint.py), in the artifact's folder: so a killed
+driver, started again, goes on as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from nvg import storage, tracking
+from nvg.autoencoder.weights import WeightsError
+from nvg.config import Config, ConfigError
+from nvg.training.checkpoint import CheckpointError
+from nvg.training.loop import Bar, Place, TrainingDiverged, terminal_bar
+
+Wrap = Callable[[nn.Module], nn.Module]
+Body = Callable[..., Any]
+
+# Errors that would come again: not worth a restart of the workers.
+_FINAL: tuple[type[Exception], ...] = (ConfigError, CheckpointError, TrainingDiverged, WeightsError)
+
+
+def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
+    """Run `body(config, place, wrap, **arguments)` on every training worker; returns the first worker's result.
+
+    config.cluster says how many workers there are and how many failures are survived. folder: the artifact's, path or
+    URL; Ray Train keeps its own notes below it while it runs. Raises what the body raises: errors that would come
+    again at once, others when cluster.max_failures restarts did not help.
+    """
+    # Before Ray Train is imported: workers stay in the job's working directory, so relative paths mean the same.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    cluster = config.cluster
+    workers: int | tuple[int, int] = cluster.num_workers
+    if cluster.min_workers is not None:
+        _check_elastic(config)
+        workers = (cluster.min_workers, cluster.num_workers)
+    _warn_of_too_few_cpus(ray.cluster_resources().get("CPU", 0.0), config)
+    config.tracking.uri = tracking.tracking_uri(config)  # every worker takes the driver's answer
+    notes = storage.join(folder, "ray_train")
+    path, filesystem = _storage(notes)
+    with contextlib.suppress(FileNotFoundError):
+        storage.remove(notes)  # of a driver that was killed
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"body": body, "config": config, "arguments": arguments},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name="run",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    result = trainer.fit()
+    with contextlib.suppress(FileNotFoundError):
+        storage.remove(notes)
+    answer = result.return_value
+    if "error" in answer:
+        kind = next(kind for kind in _FINAL if kind.__name__ == answer["kind"])
+        raise kind(answer["error"])
+    return answer["value"]
+
+
+def _worker(loop: dict[str, Any]) -> dict[str, Any]:
+    """What runs on every worker."""
+    import ray.train
+    from ray.train.torch import get_device, prepare_model
+
+    config: Config = loop["config"]
+    os.environ[tracking.ENVIRONMENT] = str(config.tracking.uri)
+    torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
+    context = ray.train.get_context()
+
+    def wrap(module: nn.Module) -> nn.Module:
+        # Buffers are constants or the same on every worker: no need to send them with each pass.
+        return prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+    place = Place(
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        device=get_device(),
+        report=ray.train.report,
+        bar=_bar,
+    )
+    try:
+        return {"value": loop["body"](config, place, wrap, **loop["arguments"])}
+    except _FINAL as error:
+        kind = next(kind for kind in _FINAL if isinstance(error, kind))
+        return {"error": str(error), "kind": kind.__name__}
+
+
+def _bar(total: int, description: str) -> Bar:
+    """A bar that the driver draws."""
+    import ray
+
+    if not ray.is_initialized():
+        return terminal_bar(total, description)
+    from ray.experimental import tqdm_ray
+
+    return tqdm_ray.tqdm(total=total, desc=description, unit="step")
+
+
+def _check_elastic(config: Config) -> None:
+    """Whatever number of workers is left, each must have the same share of a batch."""
+    cluster = config.cluster
+    assert cluster.min_workers is not None
+    for name, section in (("tokenizer_train", config.tokenizer_train), ("train", config.train)):
+        for workers in range(cluster.min_workers, cluster.num_workers + 1):
+            if section.batch_size % (workers * section.accumulate):
+                raise ConfigError(
+                    f"{name}.batch_size={section.batch_size} is not a multiple of {workers} workers * {name}.accumulate="
+                    f"{section.accumulate}, and cluster.min_workers={cluster.min_workers} lets so few be left"
+                )
+
+
+def _warn_of_too_few_cpus(there: float, config: Config) -> None:
+    """Workers that take every CPU leave none to read their data, and the job would wait for ever without a word."""
+    cluster = config.cluster
+    needed = (cluster.min_workers or cluster.num_workers) * cluster.cpus_per_worker + cluster.cpus_per_reader
+    if needed > there:
+        print(
+            f"waiting: {cluster.num_workers} workers with cluster.cpus_per_worker={cluster.cpus_per_worker:g} and a reader "
+            f"with cluster.cpus_per_reader={cluster.cpus_per_reader:g} need {needed:g} CPUs, the cluster has {there:g}. "
+            "Unless more nodes come, set them lower (parts of a CPU are fine)",
+            flush=True,
+        )
+
+
+def _storage(url: str) -> tuple[str, Any]:
+    """A path and a filesystem for Ray Train, by the same fsspec settings that the rest of the project uses."""
+    if not storage.is_url(url):
+        return os.path.abspath(url), None
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return re.sub(r"/+$", "", path), PyFileSystem(FSSpecHandler(filesystem))

@@ -1,0 +1,1 @@
+"""The jobs: one file, one thing a person submits."""

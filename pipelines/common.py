@@ -1,0 +1,152 @@
+"""What every job shares: its command line, its Ray, and where its artifacts are.
+
+An artifact is a folder `<output>/<step>-<key>`. The key is the hash of the configuration that the step reads and of its
+inputs' keys, so a changed setting makes a new artifact and leaves the old one, and an unchanged one is found again.
+`metadata.json` is written last: a folder without it is the leftovers of an interrupted step, never a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nvg import config as configuration
+from nvg import storage
+from nvg.config import Config, ConfigError
+
+STEPS = ("tokenizer", "tokens", "generators", "evaluation")
+SCRIPTS = {
+    "tokenizer": "pipelines/train_tokenizer.py",
+    "tokens": "pipelines/build_tokens.py",
+    "generators": "pipelines/train.py",
+    "evaluation": "pipelines/evaluate.py",
+}
+COMPLETE = "metadata.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Where a step's result is, or will be."""
+
+    step: str
+    key: str
+    folder: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether the step has finished."""
+        return storage.exists(storage.join(self.folder, COMPLETE))
+
+
+# ---- command line ----
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The command line of every job: --config FILE key=value ..."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--config", required=True, help="YAML file, a path or URL (conf/*.yaml)")
+    result.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the file, such as train.lr=2e-4")
+    return result
+
+
+def read_config(arguments: argparse.Namespace) -> Config:
+    """The configuration that a command line names. Ends the job with one clear line where it cannot be used."""
+    try:
+        config = configuration.load(arguments.config, arguments.overrides)
+        check_output(config)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    return config
+
+
+def parse_config(argv: Sequence[str] | None, description: str) -> Config:
+    """The configuration of a job that has no options of its own."""
+    return read_config(parser(description).parse_intermixed_args(argv))
+
+
+def check_output(config: Config) -> None:
+    """A submitted job runs in a temporary copy of the working directory: what it writes there is lost.
+
+    Raises ConfigError for a relative output in a Ray job.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (
+        storage.is_url(config.output) or os.path.isabs(config.output)
+    ):
+        raise ConfigError(
+            f"output={config.output} is relative, and a submitted job runs in a temporary copy of the working "
+            "directory: give an absolute path that all nodes share, or a URL (output=$PWD/runs/..., output=s3://...)"
+        )
+
+
+# ---- Ray ----
+
+
+def start_ray(config: Config) -> None:
+    """Connect to the cluster that RAY_ADDRESS or a submitted job names, else start a Ray of our own here."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    environment = {"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env=environment, log_to_driver=True)
+        return
+    store = config.cluster.object_store_gb
+    ray.init(
+        address="local",
+        num_cpus=config.cluster.local_cpus,
+        object_store_memory=int(store * 1e9) if store else None,
+        include_dashboard=False,
+        runtime_env=environment,
+    )
+
+
+# ---- artifacts ----
+
+
+def plan(config: Config) -> dict[str, Artifact]:
+    """The artifact of every step, in order. Lists the images, for their fingerprint; computes nothing else."""
+    from nvg.data import open_source
+
+    data = dataclasses.asdict(config.data)
+    test = data.pop("test")
+    views = data.pop("views")
+    train_images = open_source(config.data, split="train").fingerprint()
+    test_images = open_source(config.data, split="test").fingerprint() if test else None
+    training = dataclasses.asdict(config.train)
+    for operational in ("parts", "checkpoint_every", "preview_every"):  # these change no weight of the result
+        training.pop(operational)
+
+    keys: dict[str, str] = {}
+    keys["tokenizer"] = configuration.digest(
+        "tokenizer", train_images, data, config.tokenizer, config.tokenizer_train, config.seed
+    )
+    keys["tokens"] = configuration.digest("tokens", keys["tokenizer"], views, config.repa.weights)
+    keys["generators"] = configuration.digest(
+        "generators", keys["tokens"], config.content, config.structure, training, config.repa, config.seed
+    )
+    keys["evaluation"] = configuration.digest(
+        "evaluation", keys["generators"], test_images, config.evaluate, config.sampler
+    )
+    return {step: Artifact(step, keys[step], storage.join(config.output, f"{step}-{keys[step]}")) for step in STEPS}
+
+
+def require(artifact: Artifact, arguments: Sequence[str]) -> str:
+    """The folder of a finished step. Ends the job with the command that makes it where it is not there."""
+    if not artifact.complete:
+        sys.exit(
+            f"error: this job needs the {artifact.step} in {artifact.folder}, which are not there (or not finished). "
+            f"Make them with: python {SCRIPTS[artifact.step]} {' '.join(arguments)}"
+        )
+    return artifact.folder
+
+
+def already(artifact: Artifact) -> bool:
+    """Whether a step is done; says so."""
+    if artifact.complete:
+        print(f"{artifact.step}: complete, nothing to do ({artifact.folder})", flush=True)
+    return artifact.complete

@@ -1,0 +1,115 @@
+"""The whole pipeline: images -> tokenizer -> tokens -> generators -> evaluation.
+
+    python pipelines/run.py --config conf/fashion_mnist.yaml [--until STEP] [--force STEP] [--dry-run] key=value ...
+
+Every step is a Ray task with retries over durable artifacts (pipelines/common.py): a step whose artifact is complete is
+skipped, an interrupted one goes on from its own checkpoints or parts, and the order is kept by passing each step's
+result to the next.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from nvg import storage
+from nvg.config import Config
+from pipelines import common
+from pipelines.common import STEPS, Artifact
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = common.parser(__doc__.split("\n")[0])
+    parser.add_argument("--until", choices=STEPS, default=STEPS[-1], help="the last step to run")
+    parser.add_argument("--force", choices=STEPS, help="do this step, and those after it, again")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    arguments = parser.parse_intermixed_args(argv)
+    config = common.read_config(arguments)
+    artifacts = common.plan(config)
+    wanted = STEPS[: STEPS.index(arguments.until) + 1]
+    forced = STEPS[STEPS.index(arguments.force) :] if arguments.force else ()
+
+    todo = [step for step in wanted if step in forced or not artifacts[step].complete]
+    for step in wanted:
+        state = "to do" if step in todo else "complete, skipped"
+        print(f"{step:<11}{state:<19}{artifacts[step].folder}", flush=True)
+    if arguments.dry_run:
+        return
+    if not todo:
+        print("every step is complete: nothing to do")
+    else:
+        for step in todo:
+            if step in forced:
+                storage.remove(artifacts[step].folder)
+        run_steps(config, artifacts, todo)
+    print(report(config, artifacts, wanted))
+
+
+def run_steps(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str]) -> None:
+    """Run steps in order as Ray tasks. Ends the program with the step's name where one fails for good."""
+    import ray
+
+    common.start_ray(config)
+    task = ray.remote(num_cpus=0, max_retries=config.cluster.step_retries, retry_exceptions=True)(run_step)
+    done = None
+    tasks = {}
+    for step in steps:
+        done = tasks[step] = task.options(name=step).remote(step, config, artifacts, done)
+    for step in steps:
+        try:
+            ray.get(tasks[step])
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            sys.exit(f"error: step {step} failed: {cause}\nWhat it finished is kept; the same command goes on from there.")
+
+
+def run_step(step: str, config: Config, artifacts: dict[str, Artifact], after: object) -> str:
+    """One step; `after` is the step before, whose end it waits for. Returns the artifact's folder."""
+    from pipelines.build_tokens import build_tokens
+    from pipelines.evaluate import evaluate
+    from pipelines.train import train_generators
+    from pipelines.train_tokenizer import train_tokenizer
+
+    folder = {name: artifact.folder for name, artifact in artifacts.items()}
+    if artifacts[step].complete:  # a retry of a task whose work was done when its worker died
+        return folder[step]
+    begun = time.time()
+    if step == "tokenizer":
+        train_tokenizer(config, folder["tokenizer"])
+    elif step == "tokens":
+        build_tokens(config, folder["tokenizer"], folder["tokens"])
+    elif step == "generators":
+        train_generators(config, folder["tokenizer"], folder["tokens"], folder["generators"])
+    else:
+        evaluate(config, folder["generators"], folder["evaluation"])
+    storage.write_json(storage.join(folder[step], "timing.json"), {"seconds": round(time.time() - begun, 1)})
+    return folder[step]
+
+
+def report(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str]) -> str:
+    """The table at the end: what was made, how long it took, the figures and the paths."""
+    lines = ["", f"{'step':<12}{'seconds':>8}  result"]
+    for step in steps:
+        folder = artifacts[step].folder
+        timing = storage.join(folder, "timing.json")
+        seconds = storage.read_json(timing)["seconds"] if storage.exists(timing) else "-"
+        lines.append(f"{step:<12}{seconds:>8}  {folder}")
+    if "evaluation" in steps:
+        folder = artifacts["evaluation"].folder
+        figures = storage.read_json(storage.join(folder, "evaluation.json"))["figures"]
+        lines += ["", *(f"{name:<40}{_number(value):>12}" for name, value in figures.items()), ""]
+        lines += [storage.join(folder, name) for name in ("samples.png", "stages.png", "reconstruction.png")]
+    from nvg import tracking
+
+    lines += ["", f"compare runs:  mlflow ui --backend-store-uri {tracking.tracking_uri(config)}"]
+    return "\n".join(lines)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Both generators: parameter counts of the method, shapes, and what their inputs may and may not change."""
+
+import pytest
+import torch
+
+from nvg.config import ContentConfig, StructureConfig
+from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.generator.rope import axis_widths, rotary_table, rotate
+from nvg.granularity import structure_codes
+
+
+def content_config(depth, grid=16, **changes):
+    settings = dict(
+        depth=depth, grid=grid, code_width=32, codebook_size=4096, num_classes=1000, repa_block=None, repa_width=768
+    )
+    return ContentConfig(**(settings | changes))
+
+
+def structure_config(depth, grid=16, **changes):
+    return StructureConfig(**(dict(depth=depth, grid=grid, code_width=32, num_classes=1000) | changes))
+
+
+def awake(model):
+    """A model begins as the identity with zero gates: give every parameter a value, so that paths show."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def block_weights(model):
+    return sum(
+        weight.numel()
+        for name, weight in model.backbone.blocks.named_parameters()
+        if name.endswith("weight") and "norm" not in name
+    )
+
+
+@pytest.mark.parametrize("depth", [2, 4, 12, 16, 20, 24])
+def test_block_parameters_are_the_methods_to_the_last_one(depth):
+    with torch.device("meta"):
+        assert block_weights(ContentGenerator(content_config(depth))) == 61_440 * depth**3
+        assert block_weights(StructureGenerator(structure_config(depth))) == 15_360 * depth**3
+
+
+@pytest.mark.parametrize(("depth", "content", "structure"), [(16, 255e6, 64e6), (20, 497e6, 125e6), (24, 856e6, 215e6)])
+def test_totals_are_within_two_percent_of_the_published_ones(depth, content, structure):
+    with torch.device("meta"):
+        models = ContentGenerator(content_config(depth)), StructureGenerator(structure_config(depth))
+    for model, published in zip(models, (content, structure), strict=True):
+        total = sum(parameter.numel() for parameter in model.parameters())
+        assert abs(total / published - 1) < 0.02, f"{total:,}"
+
+
+def test_the_rotary_axes_share_a_head_as_the_method_says():
+    assert axis_widths(8) == [8] + [2] * 8 + [20, 20]
+    for stages in range(2, 11):
+        widths = axis_widths(stages)
+        assert sum(widths) == 64 and all(width % 2 == 0 for width in widths) and len(widths) == stages + 3
+
+
+def test_rotation_keeps_lengths_and_depends_on_differences_of_ids_alone():
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 64, generator=generator)
+    widths = axis_widths(8)
+    a, b = torch.randint(0, 16, (2, 1, 1, len(widths)), generator=generator)
+    rotated = rotate(q, rotary_table(a, widths))
+    torch.testing.assert_close(rotated.norm(), q.norm())
+    dot = (rotated * rotate(k, rotary_table(b, widths))).sum()
+    shifted = (rotate(q, rotary_table(a + 3, widths)) * rotate(k, rotary_table(b + 3, widths))).sum()
+    torch.testing.assert_close(dot, shifted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", [2, 4, 8])
+def test_shapes_end_to_end(grid):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, grid**2, 32, generator=generator)
+    codes = structure_codes(latents)
+    labels = torch.tensor([0, 5, 1000])  # the last is "no class"
+    content = ContentGenerator(content_config(1, grid))
+    estimate, aligned = content(latents, labels, torch.tensor([0, 1, 2]), codes)
+    assert estimate.shape == latents.shape and aligned is None
+    for stage in range(content.last_stage + 1):
+        assert content.logits(estimate, latents, codes >> (content.last_stage - stage), stage).shape == (3, 2**stage, 4096)
+    structure = StructureGenerator(structure_config(2, grid))
+    noisy = torch.randn(3, grid**2, structure.last_stage, generator=generator)
+    velocity = structure(noisy, torch.rand(3), latents, labels, torch.tensor([1, 1, 2]), codes)
+    assert velocity.shape == noisy.shape
+
+
+def test_alignment_is_given_in_training_alone_and_has_the_features_width():
+    content = ContentGenerator(content_config(2, 4, repa_block=1, repa_width=12))
+    inputs = torch.randn(2, 16, 32), torch.tensor([0, 1]), torch.tensor([1, 2]), torch.zeros(2, 16, dtype=torch.int64)
+    assert content.train()(*inputs)[1].shape == (2, 16, 12)
+    assert content.eval()(*inputs)[1] is None
+
+
+def test_bits_of_later_stages_do_not_reach_the_output():
+    """What is to be generated must not leak in through the rotary ids."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 16, 32, generator=generator)
+    codes = structure_codes(latents)
+    labels = torch.tensor([1, 2])
+    other_low_bits = (codes & 0b1000) | (~codes & 0b0111)  # only stage 1 agrees
+    content = awake(ContentGenerator(content_config(2, 4)))
+    stage = torch.tensor([1, 1])
+    assert torch.equal(content(latents, labels, stage, codes)[0], content(latents, labels, stage, other_low_bits)[0])
+    assert not torch.equal(
+        content(latents, labels, stage + 1, codes)[0], content(latents, labels, stage + 1, other_low_bits)[0]
+    )
+    structure = awake(StructureGenerator(structure_config(2, 4)))
+    noisy, time, stage = torch.randn(2, 16, 4, generator=generator), torch.rand(2), torch.tensor([2, 2])
+    first = structure(noisy, time, latents, labels, stage, codes)
+    assert torch.equal(first, structure(noisy, time, latents, labels, stage, other_low_bits))
+
+
+def test_structure_reaches_the_output_through_the_rotary_embedding_and_only_when_it_is_on():
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 16, 32, generator=generator)
+    codes = structure_codes(latents)
+    others = structure_codes(torch.randn(1, 16, 32, generator=generator))
+    label, stage = torch.tensor([1]), torch.tensor([4])
+    for on in (True, False):
+        content = awake(ContentGenerator(content_config(2, 4, structure_rope=on)))
+        same = torch.equal(content(latents, label, stage, codes)[0], content(latents, label, stage, others)[0])
+        assert same is not on
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    content = awake(ContentGenerator(content_config(2, 4))).train()
+    for block in content.backbone.blocks:
+        block.dropout.p = 0.0
+    inputs = torch.randn(2, 16, 32), torch.tensor([0, 1]), torch.tensor([1, 2]), torch.zeros(2, 16, dtype=torch.int64)
+    gradients = []
+    for on in (False, True):
+        content.zero_grad()
+        content.backbone.gradient_checkpointing = on
+        content(*inputs)[0].square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in content.parameters() if parameter.grad is not None])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)

@@ -1,0 +1,183 @@
+"""The sampler and its controls: determinism, guidance, schedules, given structure and content."""
+
+import numpy as np
+import pytest
+import torch
+
+from nvg.autoencoder import Autoencoder
+from nvg.config import SamplerConfig, TokenizerConfig
+from nvg.generator import ContentGenerator, Sampler, StructureGenerator
+from nvg.generator.controls import given_from_drawing, given_from_sequence
+from nvg.generator.sampler import nucleus_sample, ramp
+from nvg.granularity import structure_map
+from tests.generator.test_generators import awake, content_config, structure_config
+
+NAMES = ["cat", "dog", "owl"]
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    torch.manual_seed(0)
+    tokenizer = Autoencoder(
+        TokenizerConfig(image_size=16, channels=3, patch=2, widths=[16, 16], blocks=1, code_width=32, codebook_size=64)
+    )
+    content = awake(ContentGenerator(content_config(1, 4, codebook_size=64, num_classes=3)))
+    structure = awake(StructureGenerator(structure_config(2, 4, num_classes=3)))
+    return Sampler(tokenizer, content, structure, SamplerConfig(flow_steps=3), NAMES)
+
+
+@pytest.fixture(scope="module")
+def reference(sampler):
+    return sampler.tokenizer.encode(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1)
+
+
+def tokens(sampler, classes, **arguments):
+    *_, last = sampler.stages(classes, **arguments)
+    return last.sequence
+
+
+def test_every_stage_is_yielded_with_its_map_and_preview(sampler):
+    steps = list(sampler.stages(["cat", 2], seed=5))
+    assert [step.stage for step in steps] == [0, 1, 2, 3, 4]
+    for step in steps:
+        assert step.structure_map.shape == (2, 4, 4)
+        for labels in step.structure_map.flatten(1):
+            assert labels.bincount(minlength=2**step.stage).tolist() == [16 >> step.stage] * 2**step.stage
+        assert step.preview.shape == (2, 16, 16, 3) and step.preview.dtype == np.uint8
+    assert np.array_equal(sampler.generate(["cat", 2], seed=5), steps[-1].preview)
+    with pytest.raises(ValueError, match="complete after stage 4"):
+        _ = steps[1].sequence
+
+
+def test_a_sample_does_not_depend_on_its_batch_mates(sampler):
+    together = tokens(sampler, [0, 1, 2, 1, 0], seed=[3, 4, 5, 6, 7])
+    for row, (label, seed) in enumerate([(0, 3), (1, 4), (2, 5), (1, 6), (0, 7)]):
+        alone = tokens(sampler, [label], seed=seed)
+        assert torch.equal(alone.codes[0], together.codes[row])
+        assert torch.equal(alone.flat_content()[0], together.flat_content()[row])
+    pixels = sampler.generate([0, 1, 2], seed=[3, 4, 5]).astype(int)
+    alone = sampler.generate([1], seed=4).astype(int)
+    assert np.abs(pixels[1] - alone[0]).max() <= 1  # sums of another batch size may round differently
+
+
+def test_seeds_and_classes_change_the_sample_and_one_seed_counts_up(sampler):
+    base = tokens(sampler, [1, 1], seed=10).flat_content()
+    assert torch.equal(base, tokens(sampler, [1, 1], seed=[10, 11]).flat_content())
+    assert not torch.equal(base[0], base[1])
+    assert not torch.equal(base[0], tokens(sampler, [2], seed=10).flat_content()[0])
+
+
+@pytest.mark.parametrize("flow_steps", [1, 2, 7])
+def test_any_number_of_flow_steps_gives_a_complete_sequence(sampler, flow_steps):
+    codes = tokens(sampler, [0], flow_steps=flow_steps).codes
+    assert codes.sort().values.tolist() == [list(range(16))]
+
+
+def test_guidance_one_is_the_conditional_model_in_a_single_pass(sampler):
+    calls = []
+    handle = sampler.content.register_forward_hook(lambda module, inputs, output: calls.append(inputs[1].shape[0]))
+    tokens(sampler, [0, 1], content_guidance=1.0)
+    single = list(calls)
+    calls.clear()
+    tokens(sampler, [0, 1], content_guidance=3.0)
+    handle.remove()
+    assert single == [2] * 5
+    assert calls == [2, 4, 4, 4, 4]  # stage 0 has scale 1
+
+
+def test_the_guidance_ramp_and_its_ends():
+    assert [ramp(3.0, stage, 4) for stage in range(5)] == [1.0, 1.5, 2.0, 2.5, 3.0]
+    assert ramp(2.5, 0, 0) == 2.5
+
+
+def test_nucleus_sampling_follows_the_distribution_cut_at_top_p():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    uniform = (torch.arange(20000) + 0.5) / 20000
+    full = nucleus_sample(logits.expand(20000, -1), 1.0, uniform).bincount(minlength=4) / 20000
+    torch.testing.assert_close(full, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=1e-3, rtol=0)
+    cut = nucleus_sample(logits.expand(20000, -1), 0.7, uniform).bincount(minlength=4) / 20000
+    torch.testing.assert_close(cut, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=1e-3, rtol=0)
+    assert (nucleus_sample(logits.expand(20000, -1), 0.01, uniform) == 0).all()
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_given_structure_is_kept_and_the_rest_generated(sampler, reference, stages):
+    given = given_from_sequence(reference, structure_stages=stages)
+    made = tokens(sampler, ["cat", "dog"], given=given)
+    assert torch.equal(made.structure_map(stages), reference.structure_map(stages))
+    assert not torch.equal(made.flat_content(), reference.flat_content())
+    if stages < 3:
+        assert not torch.equal(made.codes, reference.codes)
+
+
+@pytest.mark.parametrize("stages", [1, 3, 5])
+def test_given_structure_and_content_are_kept(sampler, reference, stages):
+    given = given_from_sequence(reference, structure_stages=stages - 1, content_stages=stages)
+    made = tokens(sampler, ["cat", "dog"], given=given)
+    for stage in range(stages):
+        assert torch.equal(made.content[stage], reference.content[stage])
+        assert torch.equal(made.structure_map(stage), reference.structure_map(stage))
+    if stages == 5:  # everything given: the reference's own reconstruction
+        pixels = sampler.generate(["cat", "dog"], given=given)
+        decoded = sampler.tokenizer.decode(reference)
+        assert np.abs(pixels / 127.5 - 1 - decoded.permute(0, 2, 3, 1).numpy()).max() < 0.02
+
+
+def test_one_reference_serves_many_classes(sampler, reference):
+    given = given_from_sequence(reference[:1], structure_stages=3, content_stages=2)
+    made = tokens(sampler, [0, 1, 2], given=given)
+    assert torch.equal(made.structure_map(3), reference[:1].structure_map(3).expand(3, -1))
+
+
+def test_a_balanced_drawing_is_stage_1_as_drawn(sampler):
+    drawing = torch.zeros(1, 64, 64)
+    drawing[:, :, 32:] = 1
+    given = given_from_drawing(drawing, 4)
+    assert given.moved.tolist() == [0]
+    left_right = torch.tensor([0, 0, 1, 1]).repeat(4)
+    assert torch.equal(structure_map(given.codes, 1)[0], left_right)
+    assert torch.equal(tokens(sampler, ["owl"], given=given).structure_map(1)[0], left_right)
+
+
+def test_an_unbalanced_drawing_is_rebalanced_along_its_border_and_says_so():
+    drawing = torch.zeros(1, 8, 8)
+    drawing[:, 3:5, 3:5] = 1  # 4 of 64
+    given = given_from_drawing(drawing, 8)
+    assert given.moved.tolist() == [28]
+    half = structure_map(given.codes, 1).view(8, 8) == 1
+    assert half.sum() == 32 and half[2:6, 2:6].all()  # it grew from its border outwards
+    far = [(0, 0), (0, 7), (7, 0), (7, 7)]
+    assert not any(half[place] for place in far)
+
+
+def test_a_drawing_that_shrinks_keeps_its_core_and_its_complement_is_the_same_partition():
+    drawing = torch.ones(1, 8, 8)
+    drawing[:, :, :1] = 0
+    given = given_from_drawing(drawing, 8)
+    assert given.moved.tolist() == [24]
+    assert torch.equal(given.codes, given_from_drawing(1 - drawing, 8).codes)
+
+
+@pytest.mark.parametrize(("value", "word"), [(0.0, "empty"), (1.0, "full")])
+def test_a_drawing_without_a_border_is_refused(value, word):
+    with pytest.raises(ValueError, match=word):
+        given_from_drawing(torch.full((1, 8, 8), value), 4)
+
+
+def test_wrong_requests_are_refused_by_name(sampler, reference):
+    with pytest.raises(ValueError, match="no class 'horse'; the classes are cat, dog, owl"):
+        sampler.generate(["horse"])
+    with pytest.raises(ValueError, match="class 3 is none of 0"):
+        sampler.generate([3])
+    with pytest.raises(ValueError, match="no sampler setting 'steps'"):
+        sampler.generate([0], steps=3)
+    with pytest.raises(ValueError, match="flow_steps=0"):
+        sampler.generate([0], flow_steps=0)
+    with pytest.raises(ValueError, match="2 seeds for 1 images"):
+        sampler.generate([0], seed=[1, 2])
+    with pytest.raises(ValueError, match="structure_stages=9"):
+        given_from_sequence(reference, structure_stages=9)
+    with pytest.raises(ValueError, match="content_stages=4"):
+        given_from_sequence(reference, structure_stages=2, content_stages=4)
+    with pytest.raises(ValueError, match="3 images of this model need"):
+        sampler.generate([0, 1, 2], given=given_from_sequence(reference, structure_stages=1))

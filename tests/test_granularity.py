@@ -1,0 +1,213 @@
+"""The granularity sequence: the batched greedy matching against a sequential one, and its laws."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvg import granularity
+from nvg.granularity import (
+    GranularitySequence,
+    assign,
+    cluster_means,
+    codes_from_map,
+    labels_from_embedding,
+    split_codes,
+    structure_codes,
+    structure_embedding,
+    structure_map,
+)
+from tests.reference import sequential_codes, sequential_pairs
+
+powers = st.integers(2, 6)  # K: 4 to 64 positions
+
+
+@st.composite
+def latents(draw, kinds=("random", "ties", "constant")):
+    """A batch of latents: random ones, ones on a coarse lattice (full of ties), constant ones."""
+    stages = draw(powers)
+    samples = draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    values = torch.randn(samples, 2**stages, draw(st.integers(1, 5)), generator=generator)
+    kind = draw(st.sampled_from(kinds))
+    return {"random": values, "ties": values.round(), "constant": torch.zeros_like(values) + values[:1, :1]}[kind]
+
+
+def test_batched_matching_equals_the_sequential_one_on_a_thousand_random_latents():
+    generator = torch.Generator().manual_seed(0)
+    for positions, samples in ((4, 300), (8, 300), (16, 300), (32, 90), (64, 10)):
+        z = torch.randn(samples, positions, 4, generator=generator)
+        codes = structure_codes(z)
+        for row, latent in zip(codes, z, strict=True):
+            assert torch.equal(row, sequential_codes(latent))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_batched_matching_equals_the_sequential_one_on_latents_full_of_ties(levels):
+    generator = torch.Generator().manual_seed(levels)
+    z = torch.randint(0, levels, (100, 16, 2), generator=generator).float()  # levels = 1: constant
+    for row, latent in zip(structure_codes(z), z, strict=True):
+        assert torch.equal(row, sequential_codes(latent))
+
+
+def test_pairs_of_many_equal_distances_are_those_of_the_greedy_rule():
+    generator = torch.Generator().manual_seed(3)
+    upper = torch.randint(0, 4, (200, 12, 12), generator=generator).float().triu(1)
+    distances = upper + upper.transpose(1, 2)
+    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    for pairs, one in zip(granularity.greedy_pairs(distances), distances, strict=True):
+        assert [tuple(pair) for pair in pairs.tolist()] == sequential_pairs(one)
+
+
+@pytest.mark.parametrize("stages", range(2, 11))
+def test_every_size_from_4_to_1024_positions_gives_a_bijection(stages):
+    z = torch.randn(2, 2**stages, 3, generator=torch.Generator().manual_seed(stages))
+    codes = structure_codes(z)
+    assert torch.equal(codes.sort(dim=1).values, torch.arange(2**stages).expand(2, -1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(latents())
+def test_clusters_have_equal_sizes_and_nest(z):
+    codes = structure_codes(z)
+    stages = granularity.last_stage(z.shape[1])
+    for stage in range(stages + 1):
+        labels = structure_map(codes, stage)
+        for row in labels:
+            assert row.bincount(minlength=2**stage).tolist() == [z.shape[1] >> stage] * 2**stage
+        if stage > 0:
+            assert torch.equal(labels >> 1, structure_map(codes, stage - 1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(latents())
+def test_the_child_with_the_first_position_gets_bit_0(z):
+    codes = structure_codes(z)
+    for stage in range(1, granularity.last_stage(z.shape[1]) + 1):
+        for row in structure_map(codes, stage):
+            first = {}
+            for position, label in enumerate(row.tolist()):
+                first.setdefault(label, position)
+            assert all(first[2 * parent] < first[2 * parent + 1] for parent in range(2 ** (stage - 1)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(latents(kinds=("random",)), st.randoms(use_true_random=False))
+def test_codes_are_a_function_of_the_partition_alone(z, random):
+    """Moving the latents about moves the partition with them, and codes can be named again from it."""
+    codes = structure_codes(z)
+    positions = z.shape[1]
+    order = list(range(positions))
+    random.shuffle(order)
+    moved = structure_codes(z[:, order])
+    stages = granularity.last_stage(positions)
+    for stage in range(stages + 1):
+        before, after = structure_map(codes, stage)[:, order], structure_map(moved, stage)
+        assert torch.equal(before[:, :, None] == before[:, None, :], after[:, :, None] == after[:, None, :])
+    # Names follow from the partition: scrambling the names and naming again by split_codes gives the same codes.
+    named = torch.zeros_like(codes)
+    for stage in range(1, stages + 1):
+        flipped = 1 - (structure_map(codes, stage) & 1)
+        named = split_codes(named, stage, flipped.float())
+    assert torch.equal(named, codes)
+
+
+@settings(deadline=None, max_examples=40)
+@given(latents())
+def test_a_latent_has_the_same_codes_in_every_batch(z):
+    together = structure_codes(z)
+    for row in range(z.shape[0]):
+        assert torch.equal(structure_codes(z[row : row + 1])[0], together[row])
+
+
+def test_bfloat16_latents_give_the_codes_of_their_float32_values():
+    z = torch.randn(4, 64, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(structure_codes(z), structure_codes(z.float()))
+
+
+@settings(deadline=None, max_examples=60)
+@given(latents())
+def test_the_structure_embedding_and_its_labels_are_each_others_inverse(z):
+    codes = structure_codes(z)
+    stages = granularity.last_stage(z.shape[1])
+    for stage in range(stages + 1):
+        embedding = structure_embedding(codes, stage)
+        labels = structure_map(codes, stage)
+        for channel in range(stages):  # the formula of the method, literally
+            if channel < stage:
+                assert torch.equal(embedding[..., channel], 2.0 * ((labels // 2 ** (stage - 1 - channel)) % 2))
+            else:
+                assert (embedding[..., channel] == 1).all()
+        assert torch.equal(labels_from_embedding(embedding, stage), labels)
+        assert torch.equal(structure_map(codes_from_map(labels, stage), stage), labels)
+
+
+def test_the_structure_embedding_takes_a_stage_for_each_sample():
+    codes = structure_codes(torch.randn(3, 16, 2, generator=torch.Generator().manual_seed(0)))
+    together = structure_embedding(codes, torch.tensor([0, 2, 4]))
+    for row, stage in enumerate((0, 2, 4)):
+        assert torch.equal(together[row], structure_embedding(codes[row : row + 1], stage)[0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(latents(kinds=("random",)), st.integers(0, 6))
+def test_cluster_means_are_the_plain_means_and_assign_puts_them_back(z, stage):
+    stage = min(stage, granularity.last_stage(z.shape[1]))
+    labels = structure_map(structure_codes(z), stage)
+    means = cluster_means(z, labels, 2**stage)
+    for sample in range(z.shape[0]):
+        for cluster in range(2**stage):
+            plain = z[sample][labels[sample] == cluster].mean(dim=0)
+            torch.testing.assert_close(means[sample, cluster], plain)
+    placed = assign(means, labels)
+    for sample in range(z.shape[0]):
+        assert torch.equal(placed[sample], means[sample][labels[sample]])
+
+
+@settings(deadline=None, max_examples=60)
+@given(powers, st.integers(0, 2**31))
+def test_splitting_halves_every_cluster_by_preference(stages, seed):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.zeros(3, 2**stages, dtype=torch.int64)
+    for stage in range(1, stages + 1):
+        preference = torch.randn(3, 2**stages, generator=generator)
+        parent = structure_map(codes, stage - 1)
+        codes = split_codes(codes, stage, preference)
+        labels = structure_map(codes, stage)
+        assert torch.equal(labels >> 1, parent)
+        for row in range(3):
+            assert labels[row].bincount(minlength=2**stage).tolist() == [2 ** (stages - stage)] * 2**stage
+            for cluster in range(2 ** (stage - 1)):
+                inside = parent[row] == cluster
+                high = labels[row][inside] & 1 == (0 if _swapped(labels[row], preference[row], inside) else 1)
+                assert preference[row][inside][high].min() > preference[row][inside][~high].max()
+
+
+def _swapped(labels, preference, inside):
+    """Whether the half that prefers bit 1 was named 0, because it holds the parent's first position."""
+    half = preference[inside].median()
+    return bool(preference[inside.nonzero()[0, 0]] > half)
+
+
+def test_a_sequence_goes_flat_and_back():
+    codes = structure_codes(torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(0)))
+    content = [torch.randint(0, 9, (2, 2**i)) for i in range(5)]
+    sequence = GranularitySequence(codes, content)
+    back = GranularitySequence.from_flat(codes, sequence.flat_content())
+    assert all(torch.equal(a, b) for a, b in zip(back.content, content, strict=True))
+    assert torch.equal(back.structure_map(2), codes >> 2)
+
+
+@pytest.mark.parametrize("positions", [1, 3, 12, 100])
+def test_a_number_of_positions_that_is_no_power_of_two_is_refused(positions):
+    with pytest.raises(ValueError, match="power of two"):
+        structure_codes(torch.zeros(1, positions, 2))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_latents_without_finite_distances_are_refused(value):
+    z = torch.zeros(1, 4, 2)
+    z[0, 1, 0] = value
+    z[0, 2, 0] = -1.0 if value != value or value == float("inf") else -value
+    with pytest.raises(ValueError, match="finite|overflow|nearest"):
+        structure_codes(z)
