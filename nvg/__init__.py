@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["load"]
 
-_MODULES = ("autoencoder", "config", "data", "evaluation", "generator", "granularity", "storage", "tracking", "training")
+_MODULES = (
+    "autoencoder", "config", "data", "evaluation", "generator", "granularity", "serving", "storage", "tracking",
+    "training",
+)
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -42,11 +45,14 @@ def load(name: str, settings: SamplerConfig | None = None) -> Sampler:
     shipped = sorted(path.parent.name for path in _ASSETS.glob("*/metadata.json"))
     raise ValueError(
         f"no sampler {name!r}: neither a folder nor one of those that ship with nvg "
-        f"({', '.join(shipped) or 'none'}). Give a folder or URL that pipelines/train.py wrote, or models:/NAME@champion"
+        f"({', '.join(shipped) or 'none'}): give a folder or URL that pipelines/train.py made, or "
+        "models:/NAME@champion"
     )
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"nvg.{name}")
-    raise AttributeError(f"module 'nvg' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker looks at the modules themselves
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"nvg.{name}")
+        raise AttributeError(f"module 'nvg' has no attribute {name!r}")

@@ -206,6 +206,7 @@ class ClusterConfig:
     cpus_per_worker: float = 1.0
     threads_per_worker: int | None = None  # torch threads; None = cpus_per_worker
     encoders: int = 1  # tokenizer or sampler actors of build_tokens and evaluate
+    encode_batch: int = 64  # images that a tokenizer actor encodes at once
     cpus_per_reader: float = 1.0  # of one image-reading task
     local_cpus: int | None = None  # a Ray started here: its CPUs; None = all
     object_store_gb: float | None = None  # a Ray started here: size of its object store; None = Ray's default

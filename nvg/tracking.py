@@ -8,6 +8,7 @@ by `start` alone (about 3 s), so nothing pays for it that does not track.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import subprocess
 import tempfile
@@ -46,6 +47,8 @@ def start(config: Config, job_name: str, run_id: str | None = None) -> Run:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    for name in ("mlflow.store.db.utils", "mlflow.system_metrics"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # notices that break progress bars
     uri = tracking_uri(config)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -222,11 +225,8 @@ def git_commit() -> str:
 
 
 def _system_metrics(run_id: str, uri: str) -> Any:
-    import logging
-
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # its notices would break progress bars
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
     monitor.start()
     return monitor

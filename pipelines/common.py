@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nvg import config as configuration
 from nvg import storage
@@ -100,9 +101,16 @@ def start_ray(config: Config) -> None:
         address="local",
         num_cpus=config.cluster.local_cpus,
         object_store_memory=int(store * 1e9) if store else None,
-        include_dashboard=False,
+        include_dashboard=True,
         runtime_env=environment,
     )
+
+
+def progress(total: int, description: str, unit: str) -> Any:
+    """A progress bar with rate and time left that the driver draws, wherever the job's code runs."""
+    from ray.experimental import tqdm_ray
+
+    return tqdm_ray.tqdm(total=total, desc=description, unit=unit)
 
 
 # ---- artifacts ----

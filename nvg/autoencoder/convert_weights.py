@@ -3,7 +3,8 @@
     python -m nvg.autoencoder.convert_weights lpips --vgg vgg16-397923af.pth --heads vgg.pth --out lpips.safetensors
     python -m nvg.autoencoder.convert_weights vit --folder dino-vits16
 
-lpips: torchvision's VGG16 and the heads of LPIPS v0.1 (`lpips/weights/v0.1/vgg.pth` of its repository) become one file.
+lpips: torchvision's VGG16 and the heads of LPIPS v0.1 become one file. The heads are weights/v0.1/vgg.pth in the
+authors' Python package `lpips` (`pip download --no-deps lpips`, a zip file of 50 kB).
 vit: adds model.safetensors to a model-hub folder that has only pytorch_model.bin.
 Pickled files are read with torch.load(weights_only=True), which runs no code.
 """

@@ -12,6 +12,8 @@ over its raster order), and the norm is GroupNorm, so that a logit does not depe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class DinoBackbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: Any) -> None:
         """vit: a `transformers.ViTModel`."""
         super().__init__()
         self.vit = vit.eval().requires_grad_(False)

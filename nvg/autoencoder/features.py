@@ -1,10 +1,12 @@
 """DINOv2 patch features, what representation alignment (REPA) pulls the content generator towards.
 
-Source: Yu et al., "Representation alignment for generation" (arXiv 2410.06940), section 3.2: the last layer's patch tokens
-of a frozen encoder, on an image resized so that it has as many patches as the generator has tokens.
+Source: Yu et al., "Representation alignment for generation" (arXiv 2410.06940), section 3.2: the last layer's patch
+tokens of a frozen encoder, on an image resized so that it has as many patches as the generator has tokens.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ class DinoFeatures(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: Any) -> None:
         """vit: a `transformers` Dinov2Model or Dinov2WithRegistersModel."""
         super().__init__()
         self.vit = vit.eval().requires_grad_(False)

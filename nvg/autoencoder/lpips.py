@@ -5,9 +5,9 @@ Source: Zhang, Isola, Efros, Shechtman, Wang, "The unreasonable effectiveness of
 normalised to unit length over channels at every position:
     d(x, x0) = sum over l of mean over positions of w_l . (y_l - y0_l)^2
 
-Weights are one .safetensors file with these float32 tensors; `python -m nvg.autoencoder.convert_weights lpips` makes it:
-    features.{i}.weight (out, in, 3, 3), features.{i}.bias (out,)  for i in CONVOLUTIONS: VGG16, numbered as torchvision's
-    lin{l}.weight (1, channels, 1, 1)                              for l = 0 ... 4: the heads w_l, no value below 0
+Weights are one .safetensors file of float32 tensors, made by `python -m nvg.autoencoder.convert_weights lpips`:
+    features.{i}.weight (out, in, 3, 3), features.{i}.bias (out,)  VGG16: i in CONVOLUTIONS, numbered as torchvision's
+    lin{l}.weight (1, channels, 1, 1)                              the heads w_l: l = 0 ... 4, no value below 0
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class LPIPS(nn.Module):
         Raises ValueError when the shapes differ, C is neither 1 nor 3, or a side is below 16 pixels.
         """
         if images.shape != references.shape:
-            raise ValueError(f"LPIPS compares images of one shape, got {tuple(images.shape)}, {tuple(references.shape)}")
+            raise ValueError(f"LPIPS takes pairs of one shape, got {tuple(images.shape)}, {tuple(references.shape)}")
         if images.shape[1] not in (1, 3):
             raise ValueError(f"LPIPS takes images of 1 or 3 channels, got {images.shape[1]}")
         if min(images.shape[2:]) < MINIMUM_SIDE:
             raise ValueError(
-                f"images of {images.shape[2]} x {images.shape[3]} pixels are too small for LPIPS, which takes a side of "
-                f"{MINIMUM_SIDE} at least: set {_KEY}=null or a larger data.image_size"
+                f"images of {images.shape[2]} x {images.shape[3]} pixels are too small for LPIPS, which takes a side "
+                f"of {MINIMUM_SIDE} at least: set {_KEY}=null or a larger data.image_size"
             )
         count = images.shape[0]
         distance = images.new_zeros(count)

@@ -44,20 +44,23 @@ def read_tensors(url: str, *, key: str, expected: str, remedy: str) -> dict[str,
         raise WeightsError(f"{key}={url}: not a safetensors file ({error}). Expected: {expected}. {remedy}") from error
 
 
-def load_vit(url: str, *, key: str, class_name: str, model: str, **options: Any) -> nn.Module:
+def load_vit(url: str, *, key: str, class_name: str, model: str, **options: Any) -> Any:
     """A frozen vision transformer from a folder as model hubs lay it out (config.json, model.safetensors).
 
     class_name: the class in `transformers`, an optional extra; model: the hub's name of the folder, for the message.
+    Returns the `transformers` module.
     Nothing is downloaded from a hub, and pickled weights are refused. Raises WeightsError when the folder or a file
     is missing or the weights do not fill the model, ImportError when `transformers` is not installed.
     """
     url = str(url)
     expected = f"Expected: a folder with config.json and model.safetensors of {model}"
+    from safetensors import SafetensorError
+
     try:
         import transformers
     except ImportError as error:
         raise ImportError(
-            f"{key}={url} needs the package `transformers`: pip install 'nvg[backbones]', or set {key}=null"
+            f"{key}={url} needs the package `transformers`: pip install 'nvg[vit]', or set {key}=null"
         ) from error
     try:
         if _is_url(url):
@@ -77,9 +80,12 @@ def load_vit(url: str, *, key: str, class_name: str, model: str, **options: Any)
         if (folder / "pytorch_model.bin").is_file():
             remedy = f". Make it: python -m nvg.autoencoder.convert_weights vit --folder {url}"
         raise WeightsError(f"{key}={url}: the folder has no model.safetensors. {expected}{remedy}")
-    network, info = getattr(transformers, class_name).from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-    )
+    try:
+        network, info = getattr(transformers, class_name).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # damaged files, shapes that differ
+        raise WeightsError(f"{key}={url}: the folder cannot be loaded ({error}). {expected}") from error
     # transformers fills what it does not find with random numbers and only logs it.
     missing = sorted(info["missing_keys"]) + sorted(str(item) for item in info.get("mismatched_keys", ()))
     if missing:

@@ -1,8 +1,8 @@
 """A small convolutional classifier of an image set: does a generated image look like the class that was asked for?
 
-Any square or oblong images of 1 or 3 channels and any number of classes: images are area-resized to `size` pixels a side
-first. Made for a CPU: the stem folds 2x2 pixels into channels, so that no convolution runs at full resolution. Its
-penultimate features serve Fréchet distances on image sets that have no published feature network.
+Any images of 1 or 3 channels and any number of classes: images are area-resized to `size` pixels a side first. Made for
+a CPU: the stem folds 2x2 pixels into channels, so that no convolution runs at full resolution. Its penultimate features
+serve Fréchet distances on image sets that have no published feature network.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def accuracy(classifier: Classifier, batches: Iterable[Batch]) -> float:
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:
-    """Write one .safetensors file, the configuration in its metadata. `path` is local; nvg.storage takes it to a URL."""
+    """Write one local .safetensors file, the configuration in its metadata."""
     from safetensors.torch import save_file
 
     tensors = {name: value.contiguous().cpu() for name, value in classifier.state_dict().items()}

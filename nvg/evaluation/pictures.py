@@ -60,8 +60,8 @@ def stages_picture(
 ) -> Image.Image:
     """stages.png: each image's structure maps and, under them, its previews, coarse to fine.
 
-    codes: (N, L) structure codes, L = 2^K positions of a square or 1:2 grid; previews: K + 1 uint8 (N, H, W, C), entry i
-    the image decoded from stages 0 ... i. labels and class_names, when given, name the rows. Raises ValueError when the
+    codes: (N, L) structure codes, L = 2^K positions of a square grid; previews: K + 1 uint8 (N, H, W, C), entry i the
+    image decoded from stages 0 ... i. labels and class_names, when given, name the rows. Raises ValueError when the
     counts do not fit.
     """
     code_array = np.asarray(codes)
@@ -215,7 +215,7 @@ def _compose(rows: list[Row], headings: Sequence[tuple[str, str]] = ()) -> Image
 
 
 def _fit(text: str, font: Any) -> str:
-    """The text, where it is wider than LABEL_WIDTH cut at its first comma ("tench, Tinca tinca") or with an ellipsis."""
+    """The text; if wider than LABEL_WIDTH, cut at its first comma ("tench, Tinca tinca") or with an ellipsis."""
     text = " ".join(text.split())
     if font.getlength(text) > LABEL_WIDTH:
         text = text.split(", ")[0]

@@ -24,7 +24,7 @@ def mean_squared_error(images: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 def psnr(squared_error: Tensor) -> Tensor:
-    """10 log10(2^2 / MSE) in dB, elementwise; an exact copy gives 106 dB and not infinity, so that means stay finite."""
+    """10 log10(2^2 / MSE) in dB, elementwise. An exact copy gives 106 dB, not infinity, so that means stay finite."""
     return 10.0 * torch.log10(4.0 / squared_error.clamp_min(1e-10))
 
 

@@ -2,6 +2,12 @@
 
 Depth d, width 64 d, d heads, dropout 0.1 d / 24, 61,440 d^3 block parameters. It estimates the final canvas,
 x_hat = f_c(x_i); the difference x_hat - x_i, averaged over each cluster of s_i, gives the logits of c_i.
+
+Three choices make it learn from the first step (docs/recipe.md has what they are worth):
+- The network's output is the difference itself, x_hat = x_i + output: late stages correct little and need not copy x_i.
+- The map from difference to logits begins as the quantizer's own rule, softened: -|r - c|^2 / T for a code c. A code
+  differs from its neighbours by a tenth of a unit, so a map of ordinary initial size needs tens of thousands of steps.
+- A gain a stage on the logits: a coarse stage's residuals are many times those of a fine one.
 """
 
 from __future__ import annotations
@@ -29,8 +35,11 @@ class ContentGenerator(nn.Module):
             depth=config.depth, width=width, num_classes=config.num_classes, last_stage=self.last_stage,
             dropout=0.1 * config.depth / 24, timed=False,
         )
-        self.estimate = nn.Linear(width, config.code_width)
+        self.difference = nn.Linear(width, config.code_width)
         self.to_logits = nn.Linear(config.code_width, config.codebook_size)
+        self.log_gain = nn.Parameter(torch.zeros(self.last_stage + 1))
+        nn.init.zeros_(self.difference.weight)  # the first estimate is the canvas as it is
+        nn.init.zeros_(self.difference.bias)
         # Representation alignment (Yu et al., REPA): a three-layer projection, used in training alone.
         self.align = (
             nn.Sequential(
@@ -40,6 +49,15 @@ class ContentGenerator(nn.Module):
             if config.repa_block is not None
             else None
         )
+
+    @torch.no_grad()
+    def begin(self, codebook: Tensor, canvas: Tensor) -> None:
+        """Before the first step: logits as -|r - c|^2 / T of the codebook (V, e), inputs scaled to one by canvases
+        (N, L, e). T is twice the codebook's mean squared norm."""
+        temperature = 2.0 * codebook.square().sum(dim=1).mean()
+        self.to_logits.weight.copy_(2 * codebook / temperature)
+        self.to_logits.bias.copy_(-codebook.square().sum(dim=1) / temperature)
+        self.embed.weight.div_(canvas.std().clamp_min(1e-6))
 
     def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
         """The rotary table of the sequence: codes (N, L) known up to `stage` (one number or (N,))."""
@@ -56,8 +74,9 @@ class ContentGenerator(nn.Module):
         tap = self.config.repa_block if self.training else None
         out, hidden = self.backbone(self.embed(canvas), self.rotary(codes, stage), labels, stage, tap=tap)
         aligned = self.align(hidden) if self.align is not None and hidden is not None else None
-        return self.estimate(out), aligned
+        return canvas + self.difference(out), aligned
 
     def logits(self, estimate: Tensor, canvas: Tensor, structure_map: Tensor, stage: int) -> Tensor:
         """Logits of c_i from x_hat and x_i (N, L, e) and s_i (N, L): (N, 2^i, V)."""
-        return self.to_logits(cluster_means(estimate - canvas, structure_map, 2**stage))
+        means = cluster_means(estimate - canvas, structure_map, 2**stage)
+        return self.log_gain[stage].exp() * self.to_logits(means)

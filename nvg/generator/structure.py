@@ -32,6 +32,11 @@ class StructureGenerator(nn.Module):
         )
         self.velocity = nn.Linear(width, self.last_stage)
 
+    @torch.no_grad()
+    def begin(self, canvas: Tensor) -> None:
+        """Before the first step: scale the canvas input to one, by canvases (N, L, e)."""
+        self.embed_canvas.weight.div_(canvas.std().clamp_min(1e-6))
+
     def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
         """The rotary table when stage `stage` is to be generated: its bits and later ones count as unknown."""
         known = structure_embedding(codes, stage - 1 if self.config.structure_rope else 0)

@@ -326,7 +326,9 @@ def _load_part(folder: str, name: str, module: nn.Module) -> str:
 def _metadata(folder: str, *kinds: str) -> dict[str, Any]:
     path = storage.join(folder, "metadata.json")
     if not storage.exists(path):
-        raise CheckpointError(f"{folder} has no metadata.json: not a folder of this project, or its job has not finished")
+        raise CheckpointError(
+            f"{folder} has no metadata.json: it is no folder of this project, or its job has not finished"
+        )
     try:
         metadata = storage.read_json(path)
     except ValueError as error:

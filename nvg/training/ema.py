@@ -48,8 +48,12 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within this context the module has the averaged weights and is in evaluation mode."""
+        """Within this context the module has the averaged weights, to look at what training made so far.
+
+        Mode and frozenness are put back afterwards too, for a sampler changes both.
+        """
         own = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         training = self.module.training
         try:
             self.module.load_state_dict(self.shadow)
@@ -58,6 +62,8 @@ class EMA:
         finally:
             self.module.load_state_dict(own)
             self.module.train(training)
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     @torch.no_grad()
     def copy_rows(self, name: str, rows: Tensor) -> None:

@@ -31,6 +31,16 @@ class Generators(nn.Module):
         self.repa_weight = repa_weight
         self.quantizer = [quantizer]  # in a list: frozen, and no part of this module's state
 
+    @torch.no_grad()
+    def begin(self, sequence: GranularitySequence) -> None:
+        """Before the first step: set what follows from the codebook and from the scale of some images' canvases."""
+        quantizer = self.quantizer[0]
+        canvas = quantizer.canvases(sequence)[-1]
+        if self.content is not None:
+            self.content.begin(quantizer.codebook, canvas)
+        if self.structure is not None:
+            self.structure.begin(canvas)
+
     def forward(
         self, sequence: GranularitySequence, labels: Tensor, generator: torch.Generator, features: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -37,7 +37,7 @@ class GeneratorTask(Task):
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
         """tokenizer: frozen, on any device. wrap: data parallelism, applied to the module that is called."""
-        self.config, self.total_steps, self.batches = config, total_steps, stream  # type: ignore[method-assign]
+        self.config, self.total_steps, self.stream = config, total_steps, stream
         self.tokenizer = tokenizer.to(device)
         self.class_names = class_names
         settings = config.train
@@ -66,6 +66,9 @@ class GeneratorTask(Task):
         groups.append({"params": vectors, "weight_decay": 0.0})
         first, second = self.config.train.betas
         return torch.optim.AdamW(groups, lr=self.config.train.lr, betas=(first, second))
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        return self.stream(step)
 
     def lr(self, step: int) -> dict[str, float]:
         settings = self.config.train

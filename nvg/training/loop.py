@@ -1,9 +1,9 @@
 """The training loop, one for the tokenizer and the generators. It knows neither Ray nor any model.
 
 A `Task` says what is trained: modules, optimizers, batches, the loss. A `Place` says where: which worker of how many,
-on what device, how to report. Exact resumption is by construction: every random draw is a function of (seed, step, slice
-of the batch) and the data position is the step, so weights, averages, moments and the step are the whole state. A
-slice's number does not depend on who computes it: 2 workers draw what 1 worker with 2 accumulated slices draws.
+on what device, how to report. Exact resumption is by construction: every random draw is a function of (seed, step,
+slice of the batch) and the data position is the step, so weights, averages, moments and the step are the whole state.
+A slice's number does not depend on who computes it: 2 workers draw what 1 worker with 2 accumulated slices draws.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nvg.config import Config
 from nvg.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
 from nvg.training.ema import EMA
+from nvg.training.prefetch import Prefetch
 
 Batch = dict[str, Tensor]
 
@@ -139,14 +141,18 @@ def train(
             newest, modules=task.modules, averages=task.averages, optimizers=task.optimizers, identity=settings.identity
         )
         first, run_id = int(metadata["step"]), metadata["run_id"]
-    run = start_tracking(run_id) if start_tracking is not None and place.rank == 0 else None
-    loop = _Loop(task, settings, config, checkpoints, place, run, first)
+    # The stream is opened first: it and MLflow take seconds to start, side by side.
+    stream = Prefetch(task.batches(first) if first < settings.total_steps else iter(()))
+    run = None
     try:
-        return loop.go()
+        run = start_tracking(run_id) if start_tracking is not None and place.rank == 0 else None
+        return _Loop(task, settings, config, checkpoints, place, run, first).go(stream)
     except BaseException:
         if run is not None:
             run.end("FAILED")
         raise
+    finally:
+        stream.close()
 
 
 class _Loop:
@@ -160,7 +166,7 @@ class _Loop:
         self.waited = 0.0  # seconds for data, in this process
         self.window = Window()
 
-    def go(self) -> dict[str, Any]:
+    def go(self, stream: Iterator[Batch]) -> dict[str, Any]:
         task, settings, place = self.task, self.settings, self.place
         for module in task.modules.values():
             module.train()
@@ -170,7 +176,18 @@ class _Loop:
         if place.rank == 0 and len(steps):
             where = f" from step {self.first}" if self.first else ""
             bar = place.bar(len(steps), settings.job + where)
-        stream = task.batches(self.first) if len(steps) else iter(())
+        try:
+            metrics = self.steps(steps, stream, bar)
+        finally:
+            if bar is not None:
+                bar.close()
+        seconds = time.perf_counter() - started
+        self.preview(settings.total_steps)
+        return self.summary(len(steps), seconds, metrics)
+
+    def steps(self, steps: range, stream: Iterator[Batch], bar: Bar | None) -> dict[str, float]:
+        """All steps, with what is due after them; returns the last record."""
+        settings, place = self.settings, self.place
         metrics: dict[str, float] = {}
         for step in steps:
             self.step(step, stream)
@@ -186,14 +203,10 @@ class _Loop:
                 self.preview(done)
             if done % settings.checkpoint_every == 0 or done == settings.total_steps:
                 self.checkpoint(done)
-                place.report({"step": done, **metrics})
+                place.report({"step": done, "loss": metrics.get("loss", math.nan)})
             if bar is not None:
                 bar.update(1)
-        if bar is not None:
-            bar.close()
-        seconds = time.perf_counter() - started
-        self.preview(settings.total_steps)
-        return self.summary(len(steps), seconds, metrics)
+        return metrics
 
     def step(self, step: int, stream: Iterator[Batch]) -> None:
         """Optimizer step number `step`."""
@@ -218,7 +231,7 @@ class _Loop:
             with contextlib.ExitStack() as stack:
                 if not last:  # gradients are exchanged once a step
                     for module in task.parallel:
-                        if hasattr(module, "no_sync"):
+                        if isinstance(module, DistributedDataParallel):
                             stack.enter_context(module.no_sync())
                 with self.autocast():
                     loss, terms = task.loss(slice_of(batch, part, settings.accumulate), step, generator)
@@ -231,7 +244,7 @@ class _Loop:
         }
         # Gradients are summed over the workers, so all of them see the same and stop together, weights unhurt.
         if not all(math.isfinite(float(norm)) for norm in norms.values()):
-            raise TrainingDiverged(self.divergence(step, loss, norms))
+            raise TrainingDiverged(self.divergence(step, loss.detach(), norms))
         for optimizer in task.optimizers.values():
             optimizer.step()
         for average in task.averages.values():
@@ -245,8 +258,8 @@ class _Loop:
         newest = latest_checkpoint(self.checkpoints) if self.place.rank == 0 else None
         values = ", ".join(f"{name} {float(norm):.3g}" for name, norm in norms.items())
         return (
-            f"{self.settings.job} stopped at step {step}: loss {float(loss):.3g}, gradient norms {values}. The last good "
-            f"state is {newest or 'the beginning'}. Lower lr or raise warmup_steps; precision=float32 excludes rounding"
+            f"{self.settings.job} stopped at step {step}: loss {float(loss):.3g}, gradient norms {values}. The last "
+            f"good state is {newest or 'the beginning'}. Lower lr or raise warmup_steps"
         )
 
     def checkpoint(self, done: int) -> None:

@@ -1,13 +1,14 @@
 """The Ray edge of training: one loop on one worker becomes data-parallel on many, and survives the loss of some.
 
-Ray Train starts the workers, joins them in a process group and starts all of them again when one is lost. What a restart
-goes on from are this project's own checkpoints (nvg/training/checkpoint.py), in the artifact's folder: so a killed
-driver, started again, goes on as well.
+Ray Train starts the workers, joins them in a process group and starts all of them again when one is lost. What a
+restart goes on from are this project's own checkpoints (nvg/training/checkpoint.py), in the artifact's folder: so a
+killed driver, started again, goes on as well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch import nn
 from nvg import storage, tracking
 from nvg.autoencoder.weights import WeightsError
 from nvg.config import Config, ConfigError
+from nvg.data import DataError
 from nvg.training.checkpoint import CheckpointError
 from nvg.training.loop import Bar, Place, TrainingDiverged, terminal_bar
 
@@ -26,22 +28,26 @@ Wrap = Callable[[nn.Module], nn.Module]
 Body = Callable[..., Any]
 
 # Errors that would come again: not worth a restart of the workers.
-_FINAL: tuple[type[Exception], ...] = (ConfigError, CheckpointError, TrainingDiverged, WeightsError)
+FINAL: tuple[type[Exception], ...] = (ConfigError, DataError, CheckpointError, TrainingDiverged, WeightsError)
 
 
 def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
-    """Run `body(config, place, wrap, **arguments)` on every training worker; returns the first worker's result.
+    """Run `body(config, place, wrap, folder=folder, **arguments)` on every worker; returns the first one's result.
 
     config.cluster says how many workers there are and how many failures are survived. folder: the artifact's, path or
     URL; Ray Train keeps its own notes below it while it runs. Raises what the body raises: errors that would come
     again at once, others when cluster.max_failures restarts did not help.
     """
-    # Before Ray Train is imported: workers stay in the job's working directory, so relative paths mean the same.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Workers stay in the job's working directory, so that relative paths mean the same; and they print a line once.
+    for name in ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_TRAIN_ENABLE_PRINT_PATCH"):
+        os.environ.setdefault(name, "0")
     import ray
     import ray.train
-    from ray.train.torch import TorchTrainer
+    import ray.train.torch
 
+    library: Any = ray.train  # its annotations are those of the old version
+    if len(ray.nodes()) == 1:  # nobody takes this one away: no need of an actor that looks out for it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     cluster = config.cluster
     workers: int | tuple[int, int] = cluster.num_workers
     if cluster.min_workers is not None:
@@ -53,20 +59,20 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     path, filesystem = _storage(notes)
     with contextlib.suppress(FileNotFoundError):
         storage.remove(notes)  # of a driver that was killed
-    trainer = TorchTrainer(
+    trainer = library.torch.TorchTrainer(
         _worker,
-        train_loop_config={"body": body, "config": config, "arguments": arguments},
-        scaling_config=ray.train.ScalingConfig(
+        train_loop_config={"body": body, "config": config, "arguments": {"folder": folder, **arguments}},
+        scaling_config=library.ScalingConfig(
             num_workers=workers,
             use_gpu=cluster.use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
         ),
-        run_config=ray.train.RunConfig(
+        run_config=library.RunConfig(
             name="run",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            failure_config=library.FailureConfig(max_failures=cluster.max_failures),
+            logging_config=library.LoggingConfig(log_level="WARNING"),
         ),
     )
     result = trainer.fit()
@@ -74,7 +80,7 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
         storage.remove(notes)
     answer = result.return_value
     if "error" in answer:
-        kind = next(kind for kind in _FINAL if kind.__name__ == answer["kind"])
+        kind = next(kind for kind in FINAL if kind.__name__ == answer["kind"])
         raise kind(answer["error"])
     return answer["value"]
 
@@ -86,12 +92,14 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
 
     config: Config = loop["config"]
     os.environ[tracking.ENVIRONMENT] = str(config.tracking.uri)
+    for name in ("ray.data", "ray.train"):  # notices at every epoch and every checkpoint
+        logging.getLogger(name).setLevel(logging.WARNING)
     torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
     context = ray.train.get_context()
 
     def wrap(module: nn.Module) -> nn.Module:
         # Buffers are constants or the same on every worker: no need to send them with each pass.
-        return prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+        return prepare_model(module, parallel_strategy_kwargs={"forward_sync_buffers": False})
 
     place = Place(
         rank=context.get_world_rank(),
@@ -102,8 +110,8 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     )
     try:
         return {"value": loop["body"](config, place, wrap, **loop["arguments"])}
-    except _FINAL as error:
-        kind = next(kind for kind in _FINAL if isinstance(error, kind))
+    except FINAL as error:
+        kind = next(kind for kind in FINAL if isinstance(error, kind))
         return {"error": str(error), "kind": kind.__name__}
 
 
@@ -126,8 +134,9 @@ def _check_elastic(config: Config) -> None:
         for workers in range(cluster.min_workers, cluster.num_workers + 1):
             if section.batch_size % (workers * section.accumulate):
                 raise ConfigError(
-                    f"{name}.batch_size={section.batch_size} is not a multiple of {workers} workers * {name}.accumulate="
-                    f"{section.accumulate}, and cluster.min_workers={cluster.min_workers} lets so few be left"
+                    f"{name}.batch_size={section.batch_size} is not a multiple of {workers} workers * "
+                    f"{name}.accumulate={section.accumulate}, and cluster.min_workers={cluster.min_workers} lets so "
+                    "few be left"
                 )
 
 
@@ -137,9 +146,9 @@ def _warn_of_too_few_cpus(there: float, config: Config) -> None:
     needed = (cluster.min_workers or cluster.num_workers) * cluster.cpus_per_worker + cluster.cpus_per_reader
     if needed > there:
         print(
-            f"waiting: {cluster.num_workers} workers with cluster.cpus_per_worker={cluster.cpus_per_worker:g} and a reader "
-            f"with cluster.cpus_per_reader={cluster.cpus_per_reader:g} need {needed:g} CPUs, the cluster has {there:g}. "
-            "Unless more nodes come, set them lower (parts of a CPU are fine)",
+            f"waiting: {cluster.num_workers} workers with cluster.cpus_per_worker={cluster.cpus_per_worker:g} and a "
+            f"reader with cluster.cpus_per_reader={cluster.cpus_per_reader:g} need {needed:g} CPUs, the cluster has "
+            f"{there:g}. Unless more nodes come, set them lower (parts of a CPU are fine)",
             flush=True,
         )
 

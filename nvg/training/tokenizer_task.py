@@ -1,4 +1,4 @@
-"""Training of the tokenizer as a `Task`: reconstruction, codebook upkeep, and the discriminator when it is asked for."""
+"""Training of the tokenizer as a `Task`: reconstruction, codebook upkeep, and the discriminator if asked for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREVIEW_IMAGES = 20
 
 
 class CodeUsage(nn.Module):
-    """How often each code was used since unused ones were last put elsewhere: a buffer, so that it is in checkpoints."""
+    """How often each code was used since unused ones were last moved: a buffer, so that it is in checkpoints."""
 
     counts: Tensor
 
@@ -45,7 +45,7 @@ class TokenizerTask(Task):
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
         """wrap: data parallelism, applied to the module that is called."""
-        self.config, self.total_steps, self.batches = config, total_steps, stream  # type: ignore[method-assign]
+        self.config, self.total_steps, self.stream = config, total_steps, stream
         settings = self.settings = config.tokenizer_train
         self.warm_up_steps = settings.index_backprop_epochs * steps_per_epoch
         torch.manual_seed(draw_seed(config.seed, "tokenizer"))
@@ -80,6 +80,9 @@ class TokenizerTask(Task):
         self._counts = torch.zeros_like(self.usage.counts)  # of this step on this worker
         self._output: AutoencoderOutput | None = None
         self._shown: Tensor | None = None  # images of the last batch
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        return self.stream(step)
 
     def lr(self, step: int) -> dict[str, float]:
         factor = warmup_cosine(step, self.total_steps, warmup=self.settings.warmup_steps)

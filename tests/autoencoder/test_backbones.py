@@ -1,4 +1,4 @@
-"""The adversarial loss on DINO features and the DINOv2 features, on small random models saved as model hubs save them."""
+"""The adversarial loss on DINO features, and DINOv2 features: small random models saved as model hubs save them."""
 
 import sys
 from pathlib import Path
@@ -193,6 +193,21 @@ def test_weights_of_another_model_are_refused_and_not_filled_with_noise(tmp_path
     save_file({"something.else": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(FileNotFoundError, match="does not hold"):
         load_discriminator(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(FileNotFoundError, match="cannot be loaded"):
+        load_discriminator(str(tmp_path))
+    wider = transformers.ViTConfig(hidden_size=24, num_hidden_layers=4, num_attention_heads=3, patch_size=16)
+    transformers.ViTModel(wider).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes((dino_folder / "config.json").read_bytes())
+    with pytest.raises(FileNotFoundError, match="cannot be loaded|does not hold"):
+        load_discriminator(str(tmp_path))
+
+
+def test_a_folder_may_be_a_url(dino_folder: Path) -> None:
+    pytest.importorskip("nvg.storage")
+    assert load_discriminator(dino_folder.as_uri()).backbone.width == 48
+    with pytest.raises(FileNotFoundError, match="tokenizer_train.discriminator_weights="):
+        load_discriminator(dino_folder.as_uri() + "-none")
 
 
 def test_a_pickled_folder_is_refused_until_it_is_converted(tmp_path: Path, dino_folder: Path) -> None:
@@ -213,5 +228,5 @@ def test_without_transformers_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, dino_folder: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"discriminator_weights=.*pip install 'nvg\[backbones\]'"):
+    with pytest.raises(ImportError, match=r"discriminator_weights=.*pip install 'nvg\[vit\]'"):
         load_discriminator(str(dino_folder))

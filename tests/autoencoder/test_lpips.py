@@ -127,8 +127,16 @@ def test_images_that_do_not_fit_are_refused(lpips: LPIPS) -> None:
 def test_a_missing_file_names_the_key_the_content_and_the_command(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         load_lpips(str(tmp_path / "none.safetensors"))
+    # What asked for it, the file, what belongs in it, how to make it.
     for part in ("tokenizer_train.lpips_weights=", "none.safetensors", "lin{0..4}.weight", "convert_weights lpips"):
         assert part in str(error.value)
+
+
+def test_the_file_may_be_a_url(file: Path, lpips: LPIPS) -> None:
+    pytest.importorskip("nvg.storage")
+    assert torch.equal(load_lpips(file.as_uri()).lin0.weight, lpips.lin0.weight)
+    with pytest.raises(FileNotFoundError, match="lpips_weights="):
+        load_lpips(file.as_uri() + "-none")
 
 
 def test_a_file_that_is_not_the_weights_says_what_is_wrong(tmp_path: Path, file: Path) -> None:

@@ -1,0 +1,82 @@
+"""From stored bytes to square pixel arrays: decoding, and views (resize, crop, flip)."""
+
+from __future__ import annotations
+
+import io
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from torch import Tensor
+
+from nvg.config import DataConfig
+
+
+class BrokenImageError(ValueError):
+    """Bytes that are no readable image; the message is the reason for the quarantine."""
+
+
+def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
+    """An upright grey (channels = 1) or RGB (3) image. Raises BrokenImageError.
+
+    EXIF rotation is applied, alpha is laid over white, CMYK and palettes are converted, 16-bit grey is scaled to 8.
+    Pillow's guard against decompression bombs stays on.
+    """
+    try:
+        if isinstance(data, np.ndarray):
+            image = Image.fromarray(data.squeeze(-1) if data.ndim == 3 and data.shape[2] == 1 else data)
+        else:
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16-bit (or 32-bit holding 16-bit) grey: Pillow would clip it at 255
+            image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+        if "A" in image.getbands() or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return image.convert("L" if channels == 1 else "RGB")
+    except UnidentifiedImageError:
+        raise BrokenImageError("not an image: no known format") from None
+    except Image.DecompressionBombError as error:
+        raise BrokenImageError(f"too large: {error}") from None
+    except Exception as error:  # Pillow's decoders raise nearly every type on bad bytes; the reason is kept
+        raise BrokenImageError(f"{type(error).__name__}: {error}") from None
+
+
+def make_view(image: Image.Image, config: DataConfig, view: int, seed: int, image_id: str) -> np.ndarray:
+    """A square view of an image, uint8 (S, S, C), S = image_size.
+
+    View 0 resizes the shorter side to S and crops the centre. The others resize it to S * U(1, crop_scale), crop
+    somewhere and flip with probability 1/2; their random numbers follow from (seed, image_id, view), so a view is the
+    same whenever and wherever it is made.
+    """
+    size = config.image_size
+    if view == 0:
+        shorter, across, down, mirror = size, 0.5, 0.5, False
+    else:
+        generator = np.random.default_rng([seed, zlib.crc32(image_id.encode()), view])
+        scale, across, down, flip = generator.random(4)
+        shorter = round(size * (1 + (config.crop_scale - 1) * scale))
+        mirror = config.flip and flip < 0.5
+    factor = shorter / min(image.size)
+    width, height = (max(shorter, round(side * factor)) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    left, top = round((width - size) * across), round((height - size) * down)
+    image = image.crop((left, top, left + size, top + size))
+    if mirror:
+        image = ImageOps.mirror(image)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def to_float(images: Tensor | np.ndarray) -> Tensor:
+    """uint8 (N, H, W, C) -> float32 (N, C, H, W) in [-1, 1]."""
+    return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float (N, C, H, W) in [-1, 1], clamped -> uint8 (N, H, W, C)."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,154 @@
+"""Ray Data at the edge of training: images and tokens as streams of batches, in an order that follows from the seed.
+
+Both streams are exact by construction: what batch b of epoch e holds is a function of (data, seed, epoch, b) and, for
+images, of the worker's rank. A resume reads on from any batch and sees what an unbroken run would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from nvg.config import Config, DataConfig
+from nvg.data.images import BrokenImageError, decode_image, make_view
+from nvg.data.records import BrokenImage, DataError, ImageSource, Unit
+from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
+
+Arrays = dict[str, np.ndarray]
+BUFFER_BYTES = 256 * 2**20  # of images that are shuffled together
+BUFFER_ROWS = 8192
+
+
+def read_view(
+    reader: ImageSource, unit: Unit, config: DataConfig, view: int, seed: int
+) -> tuple[np.ndarray, list[str], list[int], list[BrokenImage]]:
+    """One view of a unit's images: uint8 (n, S, S, C), their ids and labels, and what could not be read."""
+    images, ids, labels, broken = [], [], [], []
+    for record in reader.read(unit):
+        if isinstance(record, BrokenImage):
+            broken.append(record)
+            continue
+        try:
+            images.append(make_view(decode_image(record.data, config.channels), config, view, seed, record.image_id))
+        except BrokenImageError as error:
+            broken.append(BrokenImage(record.image_id, record.path, str(error)))
+            continue
+        ids.append(record.image_id)
+        labels.append(record.label)
+    shape = (0, config.image_size, config.image_size, config.channels)
+    return (np.stack(images) if images else np.zeros(shape, np.uint8)), ids, labels, broken
+
+
+def image_batches(
+    config: Config, source: ImageSource, *, epoch: int, rank: int, world: int, batch_size: int, seed: int,
+    skip: int = 0, random_views: bool = True,
+) -> Iterator[dict[str, Tensor]]:
+    """A worker's batches of an epoch: images uint8 (b, S, S, C) and labels (b,) int64, b = batch_size / world.
+
+    The units are shuffled by (seed, epoch), the worker reads every world-th of them, with views that differ from epoch
+    to epoch (random_views=False: centre crops), and mixes their images in a buffer. When its units end before the
+    caller has all the batches that it wants it goes on with the other workers' units. Broken images are left out here:
+    build_tokens is what puts them on record. skip: batches to leave out, read but not returned.
+    """
+    data = config.data
+    order = np.random.default_rng([seed, epoch]).permutation(len(source.units)).tolist()
+    order = [unit for shift in range(world) for unit in order[(rank + shift) % world :: world]]
+    items = [{"unit": json.dumps(source.units[unit])} for unit in order * 2]
+    reader = source.reader()
+    view = epoch + 1 if random_views else 0
+    size = data.image_size * data.image_size * data.channels
+
+    def read(batch: dict[str, Any]) -> pa.Table:
+        images, _, labels, _ = read_view(reader, json.loads(batch["unit"][0]), data, view, seed)
+        pixels = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), size)
+        return pa.table({"images": pixels, "labels": pa.array(np.asarray(labels, np.int64))})
+
+    def arrays(table: pa.Table) -> Arrays:
+        pixels = np.concatenate([chunk.flatten().to_numpy() for chunk in table["images"].chunks])
+        return {
+            "images": pixels.reshape(-1, data.image_size, data.image_size, data.channels),
+            "labels": table["labels"].to_numpy(),
+        }
+
+    rows = max(batch_size, min(BUFFER_ROWS, BUFFER_BYTES // size))
+    chunks = (arrays(table) for table in _in_order(items, read, rows, config.cluster.cpus_per_reader))
+    yield from _tensors(shuffled(chunks, batch_size // world, rows, [seed, epoch, rank]), skip)
+
+
+def token_batches(
+    folder: str, *, epoch: int, rank: int, world: int, batch_size: int, seed: int, shuffle_rows: int,
+    skip: int = 0, cpus: float = 0.5,
+) -> Iterator[dict[str, Tensor]]:
+    """A worker's batches of an epoch of tokens: codes (b, L), content (b, 2L - 1), labels (b,), all int64, and features
+    (b, L, D) float16 where the set has them; b = batch_size / world.
+
+    Every worker streams all rows in one order, which follows from (seed, epoch), and keeps its slice of each global
+    batch. Rows are tiny (1.3 kB at L = 256), so this costs a worker a few MB/s, and it makes batch b the same whatever
+    the number of workers is or was. Epoch e reads view e mod views. The last short batch is left out.
+    """
+    about = read_metadata(folder)
+    view = epoch % about["views"]
+    files = [path for (_, which), path in sorted(parts(folder).items()) if which == view]
+    order = np.random.default_rng([seed, epoch]).permutation(len(files))
+    fingerprint = about["fingerprint"]
+
+    def read(batch: dict[str, Any]) -> pa.Table:
+        return read_part(str(batch["path"][0]), fingerprint).drop_columns(["image_id", "view"])
+
+    items = [{"path": files[index]} for index in order]
+    rows = max(batch_size, shuffle_rows // 2)
+    chunks = (to_arrays(table) for table in _in_order(items, read, rows, cpus))
+    share = batch_size // world
+    for batch in _tensors(shuffled(chunks, batch_size, rows, [seed, epoch]), skip):
+        mine = {name: values[rank * share : (rank + 1) * share] for name, values in batch.items()}
+        if "features" in mine:
+            mine["features"] = mine["features"].unflatten(1, (about["positions"], about["feature_width"]))
+        yield mine
+
+
+def _in_order(items: list[dict[str, Any]], read: Any, rows: int, cpus: float) -> Iterator[pa.Table]:
+    """Items read by Ray Data tasks, a block an item, given as tables of exactly `rows` rows in the items' order."""
+    import ray
+
+    if not items:
+        raise DataError("nothing to read: the data set has no parts")
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False  # the training loop has its own
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        read, batch_size=1, num_cpus=cpus, zero_copy_batch=True
+    )
+    yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1, drop_last=False)
+
+
+def shuffled(chunks: Iterator[Arrays], batch_size: int, keep: int, seed: list[int]) -> Iterator[Arrays]:
+    """Batches of `batch_size` rows in random order: each chunk is mixed with the `keep` rows that were held back.
+
+    Drops the last short batch. The result follows from the rows, the chunks' sizes and the seed.
+    """
+    generator = np.random.default_rng(seed)
+    held: Arrays | None = None
+    for chunk in chunks:
+        pool = chunk if held is None else {name: np.concatenate((held[name], chunk[name])) for name in chunk}
+        count = len(pool["labels"])
+        order = generator.permutation(count)
+        give = max(0, count - keep) // batch_size * batch_size
+        for start in range(0, give, batch_size):
+            rows = order[start : start + batch_size]
+            yield {name: values[rows] for name, values in pool.items()}
+        held = {name: values[order[give:]] for name, values in pool.items()}
+    if held is not None:
+        for start in range(0, len(held["labels"]) - batch_size + 1, batch_size):
+            yield {name: values[start : start + batch_size] for name, values in held.items()}
+
+
+def _tensors(batches: Iterator[Arrays], skip: int) -> Iterator[dict[str, Tensor]]:
+    for number, batch in enumerate(batches):
+        if number >= skip:
+            yield {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}

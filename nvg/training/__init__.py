@@ -1,0 +1,1 @@
+"""Training: losses, tasks, the loop, checkpoints, and the Ray edge."""

@@ -1,0 +1,239 @@
+"""What a training worker does, from its data to the finished artifact: `train_tokenizer` and `train_generators`.
+
+They run in a Ray Train worker (nvg/training/ray_train.py gives `place` and `wrap`) or, with the defaults, in a test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from nvg import config as configuration
+from nvg import storage, tracking
+from nvg.config import Config, ConfigError
+from nvg.data import image_batches, open_source, token_batches
+from nvg.training.checkpoint import (
+    HALF,
+    PARTS,
+    export_sampler,
+    exported_parts,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_fingerprint,
+)
+from nvg.training.generator_task import GeneratorTask
+from nvg.training.loop import Batch, Place, Settings, train
+from nvg.training.tokenizer_task import TokenizerTask
+
+RUN_FILE = "mlflow_run.json"  # in the artifact's folder: the run's id, from before the first checkpoint
+
+
+def same(module: nn.Module) -> nn.Module:
+    """No data parallelism."""
+    return module
+
+
+# ---- the tokenizer ----
+
+
+def train_tokenizer(
+    config: Config, place: Place, wrap: Callable[[nn.Module], nn.Module] = same, *, folder: str
+) -> dict[str, Any]:
+    """Train the tokenizer into `folder` (path or URL), going on from its checkpoints; returns figures."""
+    settings = config.tokenizer_train
+    source = open_source(config.data, split="train")
+    images = source.count()
+    steps_per_epoch = _steps_per_epoch(images, settings.batch_size, "images", "tokenizer_train")
+    total_steps = _total_steps(settings.steps, settings.epochs, steps_per_epoch)
+
+    def epoch(number: int, skip: int) -> Iterator[Batch]:
+        return image_batches(
+            config, source, epoch=number, rank=place.rank, world=place.world, batch_size=settings.batch_size,
+            seed=config.seed, skip=skip,
+        )
+
+    task = TokenizerTask(
+        config, endless(epoch, steps_per_epoch), total_steps, steps_per_epoch, device=place.device, wrap=wrap
+    )
+    data = {key: value for key, value in configuration.to_dict(config.data).items() if key not in ("test", "views")}
+    identity = configuration.digest("tokenizer", data, config.tokenizer, _weights_only(settings), config.seed)
+    run = _Tracking(config, "train_tokenizer", folder, {"data_fingerprint": source.fingerprint()})
+    figures = train(
+        task, _settings("train_tokenizer", settings, config, total_steps, identity), config,
+        storage.join(folder, "checkpoints"), place=place, start_tracking=run.start,
+    )
+    if place.rank == 0:
+        mark = save_tokenizer(
+            folder,
+            task.averages["tokenizer"].shadow,
+            config,
+            class_names=source.class_names,
+            metadata={
+                "data_fingerprint": source.fingerprint(), "images": images, "training": figures, "run_id": run.id,
+            },
+        )
+        run.finish({"fingerprint": mark}, figures)
+        storage.remove(storage.join(folder, "checkpoints"))
+    return figures
+
+
+# ---- the generators ----
+
+
+def train_generators(
+    config: Config, place: Place, wrap: Callable[[nn.Module], nn.Module] = same, *, tokenizer: str, tokens: str,
+    folder: str,
+) -> dict[str, Any]:
+    """Train `train.parts` on the tokens of folder `tokens` into `folder`, going on from checkpoints; returns figures.
+
+    A part that the folder holds already is left as it is.
+    """
+    done = exported_parts(folder)
+    config.train.parts = [part for part in PARTS if part in config.train.parts and part not in done]
+    if not config.train.parts:
+        return storage.read_json(storage.join(folder, HALF if len(done) < len(PARTS) else "metadata.json"))["training"]
+    settings = config.train
+    about = storage.read_json(storage.join(tokens, "metadata.json"))
+    mark = tokenizer_fingerprint(tokenizer)
+    if about["fingerprint"] != mark:
+        raise ConfigError(f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {tokenizer} is {mark}")
+    steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "train")
+    total_steps = _total_steps(settings.steps, settings.epochs, steps_per_epoch)
+
+    def epoch(number: int, skip: int) -> Iterator[Batch]:
+        return token_batches(
+            tokens, epoch=number, rank=place.rank, world=place.world, batch_size=settings.batch_size,
+            seed=config.seed, shuffle_rows=settings.shuffle_rows, skip=skip,
+        )
+
+    autoencoder = load_tokenizer(tokenizer)
+    weights = {name: value.clone() for name, value in autoencoder.state_dict().items()}
+    task = GeneratorTask(
+        config, autoencoder, endless(epoch, steps_per_epoch), total_steps, class_names=about["class_names"],
+        device=place.device, wrap=wrap,
+    )
+    identity = configuration.digest(
+        "generators", mark, config.content, config.structure, _weights_only(settings), config.repa, config.seed
+    )
+    job = "train_" + ("generators" if len(settings.parts) == 2 else settings.parts[0])
+    run = _Tracking(config, job, folder, {"tokenizer": mark, "data_fingerprint": about.get("data_fingerprint", "")})
+    checkpoints = storage.join(folder, "-".join(["checkpoints", *settings.parts]))
+    figures = train(
+        task, _settings(job, settings, config, total_steps, identity), config, checkpoints, place=place,
+        start_tracking=run.start,
+    )
+    if place.rank == 0:
+        whole = export_sampler(
+            folder,
+            tokenizer=weights,
+            parts=task.averaged(),
+            config=config,
+            class_names=about["class_names"],
+            metadata={"training": figures, "run_id": run.id, "steps_per_epoch": steps_per_epoch},
+        )
+        run.finish({}, figures, register=folder if whole else None)
+        storage.remove(checkpoints)
+        if not whole:
+            missing = next(part for part in PARTS if part not in exported_parts(folder))
+            print(f"{job}: now train the {missing} generator, with train.parts=[{missing}]", flush=True)
+    return figures
+
+
+# ---- shared ----
+
+
+def endless(epoch: Callable[[int, int], Iterator[Batch]], steps_per_epoch: int) -> Callable[[int], Iterator[Batch]]:
+    """From batches of one epoch, `epoch(number, skip)`, to batches from any step on, epoch after epoch.
+
+    Every worker must make the same number of steps in an epoch: what an epoch has beyond `steps_per_epoch` is left out
+    and less is an error (RuntimeError).
+    """
+
+    def batches(step: int) -> Iterator[Batch]:
+        number, skip = divmod(step, steps_per_epoch)
+        while True:
+            given = skip
+            for batch in epoch(number, skip):
+                yield batch
+                given += 1
+                if given == steps_per_epoch:
+                    break
+            if given < steps_per_epoch:
+                raise RuntimeError(f"epoch {number} gave {given} batches of {steps_per_epoch}: has the data changed?")
+            number, skip = number + 1, 0
+
+    return batches
+
+
+class _Tracking:
+    """The MLflow run of a job: the same one after a restart, and what is added when the job has ended."""
+
+    def __init__(self, config: Config, job: str, folder: str, tags: dict[str, str]) -> None:
+        self.config, self.job, self.folder = config, job, folder
+        self.tags = {**tags, "artifact": folder}
+        self.run: tracking.Run | None = None
+
+    @property
+    def id(self) -> str | None:
+        """The run's id, once it has started."""
+        return self.run.id if self.run is not None else None
+
+    def start(self, run_id: str | None) -> tracking.Run:
+        """Begin, or go on with the checkpoint's run, or with one that never came to a checkpoint."""
+        path = storage.join(self.folder, RUN_FILE)
+        if run_id is None and storage.exists(path):
+            run_id = storage.read_json(path).get(self.job)
+        self.run = tracking.start(self.config, self.job, run_id)
+        self.run.set_tags(self.tags)
+        storage.write_json(path, {self.job: self.run.id})
+        return self.run
+
+    def finish(self, tags: dict[str, str], figures: dict[str, Any], register: str | None = None) -> None:
+        """Add the job's figures, register a finished sampler when asked to, and close the run."""
+        assert self.run is not None
+        numbers = {f"final/{name}": value for name, value in figures.items() if isinstance(value, int | float)}
+        self.run.log_metrics(numbers, figures["steps"])
+        if tags:
+            self.run.set_tags(tags)
+        name = self.config.tracking.registered_model
+        if register is not None and name is not None:
+            version = self.run.register(name, storage.local_folder(register))
+            print(f"{self.job}: registered as models:/{name}/{version}, alias champion", flush=True)
+        self.run.end()
+
+
+def _settings(job: str, section: Any, config: Config, total_steps: int, identity: str) -> Settings:
+    return Settings(
+        job=job,
+        total_steps=total_steps,
+        batch_size=section.batch_size,
+        accumulate=section.accumulate,
+        clip_norm=section.clip_norm,
+        checkpoint_every=section.checkpoint_every,
+        log_every=config.tracking.log_every,
+        preview_every=getattr(section, "preview_every", 0),
+        precision=section.precision,
+        seed=config.seed,
+        identity=identity,
+    )
+
+
+def _weights_only(section: Any) -> dict[str, Any]:
+    """A training section without what changes no weight: it may change between a stop and going on."""
+    plain = configuration.to_dict(section)
+    for name in ("checkpoint_every", "preview_every", "gradient_checkpointing"):
+        plain.pop(name, None)
+    return plain
+
+
+def _steps_per_epoch(rows: int, batch_size: int, what: str, section: str) -> int:
+    if rows < batch_size:
+        raise ConfigError(f"{section}.batch_size={batch_size} is more than the {rows} {what}: lower it")
+    return rows // batch_size
+
+
+def _total_steps(steps: int | None, epochs: float, steps_per_epoch: int) -> int:
+    return steps if steps is not None else math.ceil(epochs * steps_per_epoch)

@@ -1,0 +1,53 @@
+"""Batches fetched ahead by a thread, so that opening a stream and reading it go on beside the training step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+_PATIENCE = 0.2  # seconds between looks whether the stream was closed
+
+
+class Prefetch(Generic[T]):
+    """An iterator over the same items in the same order; up to `depth` of them wait. An error comes at its place."""
+
+    def __init__(self, items: Iterator[T], depth: int = 4) -> None:
+        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fetch, args=(items,), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def _fetch(self, items: Iterator[T]) -> None:
+        try:
+            for item in items:
+                if not self._put((item, None)):
+                    return
+            self._put((None, StopIteration()))
+        except BaseException as error:  # handed to the reader, whatever it is
+            self._put((None, error))
+
+    def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(entry, timeout=_PATIENCE)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Prefetch[T]:
+        return self
+
+    def __next__(self) -> T:
+        item, error = self._queue.get()
+        if error is not None:
+            self._queue.put((None, error))  # for whoever asks again
+            raise error
+        return item  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Stop fetching. What was fetched is lost."""
+        self._closed.set()

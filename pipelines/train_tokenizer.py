@@ -1,0 +1,37 @@
+"""Train the tokenizer: images -> the multi-granularity quantized autoencoder.
+
+    python pipelines/train_tokenizer.py --config conf/fashion_mnist.yaml key=value ...
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from nvg.config import Config
+from nvg.training import jobs, ray_train
+from pipelines import common
+
+
+def train_tokenizer(config: Config, output_folder: str) -> dict[str, Any]:
+    """Train into `output_folder` (path or URL) on the running Ray, going on from its checkpoints; returns figures."""
+    return ray_train.fit(jobs.train_tokenizer, copy.deepcopy(config), output_folder)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = common.parse_config(argv, __doc__.split("\n")[0])
+    try:
+        artifact = common.plan(config)["tokenizer"]
+        if common.already(artifact):
+            return
+        common.start_ray(config)
+        train_tokenizer(config, artifact.folder)
+    except ray_train.FINAL as error:
+        sys.exit(f"error: {error}")
+    print(f"tokenizer: {artifact.folder}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

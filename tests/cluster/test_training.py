@@ -1,0 +1,220 @@
+"""Training on a real Ray: data parallelism, the loss of a worker, the loss of the whole job."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nvg import config as configuration
+from nvg.data.tokens import read_metadata
+from nvg.training.checkpoint import list_checkpoints, load_tokenizer
+from tests.synthetic import write_images
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "conf" / "smoke.yaml"
+
+
+def smoke(output, images, *overrides):
+    """conf/smoke.yaml on images that were drawn for the test; the runs of an output are an experiment.
+
+    The database is beside the images, one for all tests: making one takes MLflow seconds.
+    """
+    name = "-".join(Path(output).parts[-2:])
+    tracking = [f"tracking.uri={database(images)}", f"tracking.experiment={name}"]
+    return configuration.load(SMOKE, [f"output={output}", f"data.train={images}", *tracking, *overrides])
+
+
+def database(images):
+    return f"sqlite:///{Path(images).parent}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(ray_cluster, images, tmp_path_factory):
+    """A folder with a tokenizer trained on Ray."""
+    from pipelines.train_tokenizer import train_tokenizer
+
+    output = tmp_path_factory.mktemp("tokenizer")
+    figures = train_tokenizer(smoke(output, images), f"{output}/tokenizer")
+    assert figures["steps"] == 16
+    return f"{output}/tokenizer"
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer, images, tmp_path_factory):
+    """A folder with its tokens."""
+    from pipelines.build_tokens import build_tokens
+
+    output = tmp_path_factory.mktemp("tokens")
+    build_tokens(smoke(output, images), tokenizer, f"{output}/tokens")
+    return f"{output}/tokens"
+
+
+@pytest.fixture(scope="module")
+def unbroken(tokens, tokenizer, images, tmp_path_factory):
+    """Figures and folder of a training of the generators that nothing disturbs."""
+    return generators(tmp_path_factory.mktemp("unbroken"), images, tokenizer, tokens)
+
+
+def generators(output, images, tokenizer, tokens, *overrides):
+    from pipelines.train import train_generators
+
+    config = smoke(output, images, *overrides)
+    return train_generators(config, tokenizer, tokens, f"{output}/generators"), output / "generators"
+
+
+def weights(folder):
+    return {
+        f"{part}.{name}": value
+        for part in ("content", "structure")
+        for name, value in load_file(Path(folder) / f"{part}.safetensors").items()
+    }
+
+
+def assert_bit_equal(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def curve(output, images):
+    """The loss points of the only run of an output: [(step, value)]."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database(images))
+    experiment = client.get_experiment_by_name("-".join(Path(output).parts[-2:]))
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss")]
+
+
+def checkpointed(folder, step):
+    """Whether a training of both generators has written the checkpoint of a step."""
+    written = list_checkpoints(f"{folder}/checkpoints-content-structure")
+    return any(path.endswith(f"step-{step:08d}") for path in written)
+
+
+def kill_at(folder, step, killed):
+    """Wait for the checkpoint of `step`, then kill the training workers of this process's own Ray; notes their pids."""
+
+    def watch():
+        end = time.time() + 240
+        while time.time() < end:
+            if checkpointed(folder, step):
+                for process in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if "RayTrainWorker" in " ".join(process.cmdline()):
+                            process.kill()
+                            killed.append(process.pid)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_the_tokenizer_job_leaves_a_tokenizer_and_no_checkpoints(tokenizer):
+    names = {path.name for path in Path(tokenizer).iterdir()}
+    assert names == {"tokenizer.safetensors", "config.yaml", "metadata.json", "mlflow_run.json"}
+    assert list_checkpoints(f"{tokenizer}/checkpoints") == [] and not (Path(tokenizer) / "ray_train").exists()
+    metadata = json.loads((Path(tokenizer) / "metadata.json").read_text())
+    assert metadata["class_names"] == ["disc", "square", "stripes"] and metadata["images"] == 96
+    assert load_tokenizer(tokenizer).config.image_size == 16
+
+
+def test_the_generator_job_leaves_a_sampler_and_one_run(unbroken, images):
+    import nvg
+
+    figures, folder = unbroken
+    assert figures["resumed_from"] == 0 and figures["workers"] == 1
+    assert nvg.load(str(folder)).generate(["disc", "stripes"], seed=0).shape == (2, 16, 16, 3)
+    assert [step for step, _ in curve(folder.parent, images)] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert list(Path(images).parent.glob("mlartifacts/*/artifacts/previews/00000016-samples.png"))
+
+
+def test_two_workers_equal_one_that_accumulates(unbroken, images, tokenizer, tokens, tmp_path):
+    one, one_folder = generators(tmp_path / "one", images, tokenizer, tokens, "train.accumulate=2")
+    two, two_folder = generators(tmp_path / "two", images, tokenizer, tokens, "cluster.num_workers=2")
+    assert (one["workers"], two["workers"]) == (1, 2)
+    expected = weights(one_folder)
+    for name, value in weights(two_folder).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
+    points = dict(curve(tmp_path / "one", images))
+    for step, value in curve(tmp_path / "two", images):
+        assert value == pytest.approx(points[step], rel=1e-3)
+
+
+def test_a_killed_worker_is_replaced_and_nothing_differs(unbroken, images, tokenizer, tokens, tmp_path):
+    killed = []
+    watcher = kill_at(tmp_path / "generators", 8, killed)
+    figures, folder = generators(tmp_path, images, tokenizer, tokens)
+    watcher.join()
+    assert killed, "no worker was killed"
+    assert figures["resumed_from"] in (8, 12)
+    assert_bit_equal(folder, unbroken[1])
+    assert curve(tmp_path, images) == curve(unbroken[1].parent, images)
+
+
+def test_a_killed_job_goes_on_where_it_was(unbroken, images, tokenizer, tokens, tmp_path):
+    """The driver and its whole Ray are killed in mid-epoch; the same command goes on in the same run."""
+    folder = tmp_path / "generators"
+    code = (
+        "import sys; from tests.cluster.test_training import smoke, generators; from pipelines import common\n"
+        "from pathlib import Path; output, images, tokenizer, tokens = sys.argv[1:]\n"
+        "common.start_ray(smoke(output, images)); generators(Path(output), images, tokenizer, tokens)"
+    )
+    with open(tmp_path / "log.txt", "w") as log:
+        job = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), images, tokenizer, tokens], cwd=ROOT, stdout=log, stderr=log,
+            start_new_session=True, env={**os.environ, "RAY_ADDRESS": ""},
+        )
+        try:
+            end = time.time() + 240
+            while not checkpointed(folder, 8):
+                assert job.poll() is None and time.time() < end, (tmp_path / "log.txt").read_text()[-3000:]
+                time.sleep(0.02)
+        finally:
+            os.killpg(job.pid, signal.SIGKILL)  # the group that this test started: driver, raylet, workers
+            job.wait()
+    time.sleep(1)
+    assert not (folder / "metadata.json").exists()
+    figures, folder = generators(tmp_path, images, tokenizer, tokens)
+    assert figures["resumed_from"] >= 8
+    assert_bit_equal(folder, unbroken[1])
+    assert curve(tmp_path, images) == curve(unbroken[1].parent, images)
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, tokens, tmp_path):
+    from nvg.training.loop import TrainingDiverged
+
+    with pytest.raises(TrainingDiverged, match="train_generators stopped at step"):
+        generators(tmp_path, images, tokenizer, tokens, "train.lr=1e30", "train.clip_norm=1e30", "train.warmup_steps=0")
+    assert not (tmp_path / "generators" / "metadata.json").exists()
+
+
+def test_the_parts_are_trained_one_after_the_other(images, tokenizer, tokens, tmp_path):
+    import nvg
+    from nvg.training.checkpoint import CheckpointError
+
+    quick = ("train.steps=2",)
+    generators(tmp_path, images, tokenizer, tokens, *quick, "train.parts=[content]")
+    with pytest.raises(CheckpointError, match=r"train.parts=\[structure\]"):
+        nvg.load(str(tmp_path / "generators"))
+    generators(tmp_path, images, tokenizer, tokens, *quick)  # both are wanted, one is there
+    assert nvg.load(str(tmp_path / "generators")).class_names == read_metadata(tokens)["class_names"]

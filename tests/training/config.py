@@ -1,0 +1,20 @@
+"""The smallest configuration that builds every model."""
+
+from nvg import config as configuration
+
+CONFIG = {
+    "name": "toy",
+    "output": "unused",
+    "data": {"source": "folder", "train": "unused", "image_size": 8, "channels": 1, "num_classes": 2},
+    "tokenizer": {"widths": [16, 16], "blocks": 1, "attention": False, "code_width": 4, "codebook_size": 16},
+    "content": {"depth": 1},
+    "structure": {"depth": 2},
+}
+
+
+def toy_config(**sections):
+    """A fresh one, with sections updated: toy_config(train={"lr": 1e-3})."""
+    content = {key: dict(value) if isinstance(value, dict) else value for key, value in CONFIG.items()}
+    for name, values in sections.items():
+        content[name] = {**content.get(name, {}), **values} if isinstance(values, dict) else values
+    return configuration.from_dict(content)

@@ -1,0 +1,121 @@
+"""The generators' training loss: stage draws, and the terms against their formulas, image by image."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nvg.autoencoder import GranularityQuantizer
+from nvg.config import TokenizerConfig, TrainConfig
+from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.granularity import structure_embedding
+from nvg.training.generator_loss import Generators, content_loss, draw_stages, structure_loss
+from tests.generator.test_generators import awake, content_config, structure_config
+
+TOKENIZER = TokenizerConfig(image_size=16, channels=1, patch=4, widths=[16], blocks=1, code_width=32, codebook_size=50)
+
+
+@pytest.fixture
+def quantizer():
+    torch.manual_seed(0)
+    return GranularityQuantizer(TOKENIZER)
+
+
+@pytest.fixture
+def sequence(quantizer):
+    return quantizer.encode(torch.randn(7, 16, 32, generator=torch.Generator().manual_seed(0)))
+
+
+def test_stages_are_drawn_equally_often():
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(9, dtype=torch.int64)
+    for _ in range(200):
+        counts = draw_stages(20, 1, 7, generator).bincount(minlength=9)
+        assert counts[0] == counts[8] == 0 and counts[1:8].min() >= 2 and counts[1:8].max() <= 3
+        total += counts
+    assert total[1:8].min() > 0.9 * total[1:8].max()
+
+
+def test_the_content_loss_is_that_of_the_method_image_by_image(quantizer, sequence):
+    content = awake(ContentGenerator(content_config(1, 4, codebook_size=50)))
+    canvases = torch.stack(quantizer.canvases(sequence)).detach()
+    stages = torch.tensor([0, 1, 2, 3, 4, 2, 0])
+    labels = torch.arange(7)
+    canvas = canvases[stages, torch.arange(7)]
+    terms = content_loss(content, canvas, canvases[-1], labels, stages, sequence, None)
+    squared, entropy = [], []
+    for row, stage in enumerate(stages.tolist()):
+        one = slice(row, row + 1)
+        estimate, _ = content(canvas[one], labels[one], stages[one], sequence.codes[one])
+        squared.append((estimate - canvases[-1][one]).square().mean())
+        difference = (estimate - canvas[one])[0]
+        s_i = sequence.structure_map(stage)[row]
+        per_cluster = [
+            F.cross_entropy(content.to_logits(difference[s_i == cluster].mean(dim=0)), sequence.content[stage][row, cluster])
+            for cluster in range(2**stage)
+        ]
+        entropy.append(torch.stack(per_cluster).mean())
+    torch.testing.assert_close(terms["canvas"], torch.stack(squared).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(terms["cross_entropy"], torch.stack(entropy).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_flow_loss_is_that_of_the_method_and_leaves_known_channels_alone(sequence):
+    structure = awake(StructureGenerator(structure_config(2, 4)))
+    canvas = torch.randn(7, 16, 32, generator=torch.Generator().manual_seed(5))
+    stage = torch.tensor([1, 2, 3, 1, 2, 3, 2])
+    labels = torch.arange(7)
+    loss = structure_loss(structure, canvas, labels, stage, sequence.codes, torch.Generator().manual_seed(9))["flow"]
+    generator = torch.Generator().manual_seed(9)  # the same draws, taken apart
+    noise, time = torch.randn(7, 16, 4, generator=generator), torch.rand(7, generator=generator)
+    se = structure_embedding(sequence.codes, 4)
+    total = count = 0.0
+    for row in range(7):
+        known = int(stage[row]) - 1
+        z = time[row] * noise[row] + (1 - time[row]) * se[row]
+        z[:, :known] = se[row, :, :known]
+        one = slice(row, row + 1)
+        v = structure(z[None], time[one], canvas[one], labels[one], stage[one], sequence.codes[one])[0]
+        error = (v - (noise[row] - se[row]))[:, known:].square()
+        total, count = total + error.sum(), count + error.numel()
+    torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=1e-5)
+
+
+def test_one_step_trains_every_parameter_of_both_and_none_of_the_quantizer(quantizer, sequence):
+    content, structure = ContentGenerator(content_config(1, 4, codebook_size=50)), StructureGenerator(structure_config(2, 4))
+    generators = Generators(awake(content).train(), awake(structure).train(), quantizer, TrainConfig())
+    loss, terms = generators(sequence, torch.arange(7), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loss, terms["canvas"] + terms["cross_entropy"] + terms["flow"])
+    loss.backward()
+    for name, parameter in generators.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert quantizer.codebook.grad is None
+    assert not any("quantizer" in name for name in generators.state_dict())
+
+
+def test_the_same_generator_state_gives_the_same_loss(quantizer, sequence):
+    generators = Generators(awake(ContentGenerator(content_config(1, 4, codebook_size=50))), None, quantizer, TrainConfig())
+    first, second, other = (
+        generators(sequence, torch.arange(7), torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_classes_are_dropped_at_the_given_rate(quantizer, sequence):
+    content = awake(ContentGenerator(content_config(1, 4, codebook_size=50)))
+    seen = []
+    content.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
+    generators = Generators(content, None, quantizer, TrainConfig(class_dropout=0.3))
+    for seed in range(150):
+        generators(sequence, torch.arange(7), torch.Generator().manual_seed(seed))
+    rate = (torch.cat(seen) == 1000).float().mean()
+    assert 0.25 < rate < 0.35
+
+
+def test_alignment_pulls_towards_the_features_and_asks_for_them(quantizer, sequence):
+    content = awake(ContentGenerator(content_config(2, 4, codebook_size=50, repa_block=1, repa_width=5))).train()
+    generators = Generators(content, None, quantizer, TrainConfig(), repa_weight=0.5)
+    features = torch.randn(7, 16, 5)
+    loss, terms = generators(sequence, torch.arange(7), torch.Generator().manual_seed(0), features)
+    assert -1 <= terms["alignment"] <= 1
+    torch.testing.assert_close(loss, terms["canvas"] + terms["cross_entropy"] + 0.5 * terms["alignment"])
+    with pytest.raises(ValueError, match="repa.weights"):
+        generators(sequence, torch.arange(7), torch.Generator().manual_seed(0))

@@ -1,0 +1,73 @@
+"""What stands between the loop and Ray: epochs one after the other, elastic shares, storage of Ray's notes."""
+
+import itertools
+
+import pytest
+
+from nvg.config import ConfigError
+from nvg.training import jobs, ray_train
+from tests.training.config import toy_config
+
+
+def numbered(per_epoch):
+    """Epochs of which each batch is (epoch, number)."""
+
+    def epoch(number, skip):
+        return iter([(number, index) for index in range(skip, per_epoch)])
+
+    return epoch
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_any_step_finds_its_place_in_its_epoch(step):
+    from_start = list(itertools.islice(jobs.endless(numbered(3), 3)(0), 20))
+    assert from_start[:4] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert list(itertools.islice(jobs.endless(numbered(3), 3)(step), 12)) == from_start[step : step + 12]
+
+
+def test_an_epoch_has_the_same_steps_for_all_workers():
+    assert list(itertools.islice(jobs.endless(numbered(5), 3)(2), 3)) == [(0, 2), (1, 0), (1, 1)]
+    with pytest.raises(RuntimeError, match="epoch 0 gave 2 batches of 3"):
+        list(itertools.islice(jobs.endless(numbered(2), 3)(0), 3))
+
+
+def test_what_changes_no_weight_may_change_between_a_stop_and_going_on():
+    section = toy_config().train
+    before = jobs._weights_only(section)
+    section.checkpoint_every, section.preview_every, section.gradient_checkpointing = 7, 5, True
+    assert jobs._weights_only(section) == before
+    section.lr = 1.0
+    assert jobs._weights_only(section) != before
+
+
+def test_more_rows_a_batch_than_there_are_is_refused():
+    with pytest.raises(ConfigError, match="train.batch_size=64 is more than the 10 images: lower it"):
+        jobs._steps_per_epoch(10, 64, "images", "train")
+
+
+def test_elastic_workers_must_have_equal_shares():
+    train = {"batch_size": 12}
+    config = toy_config(train=train, tokenizer_train=train, cluster={"num_workers": 4, "min_workers": 2})
+    ray_train._check_elastic(config)
+    config.train.batch_size = 8
+    with pytest.raises(ConfigError, match=r"train.batch_size=8 is not a multiple of 3 workers.*cluster.min_workers=2"):
+        ray_train._check_elastic(config)
+
+
+def test_workers_that_leave_no_cpu_to_read_are_announced(capsys):
+    config = toy_config(cluster={"num_workers": 2})
+    ray_train._warn_of_too_few_cpus(3.0, config)
+    assert capsys.readouterr().out == ""
+    ray_train._warn_of_too_few_cpus(2.0, config)
+    assert "need 3 CPUs, the cluster has 2" in capsys.readouterr().out
+
+
+def test_notes_of_ray_go_where_the_artifact_is(tmp_path):
+    assert ray_train._storage(str(tmp_path)) == (str(tmp_path), None)
+    path, filesystem = ray_train._storage("memory://bucket/run/ray_train")
+    assert path.strip("/") == "bucket/run/ray_train"
+    filesystem.create_dir(path)
+    with filesystem.open_output_stream(f"{path}/marker") as stream:
+        stream.write(b"x")
+    with filesystem.open_input_stream(f"{path}/marker") as stream:
+        assert stream.read() == b"x"

@@ -1,0 +1,155 @@
+"""The loop's promises, in one process: accumulation, clipping, exact resumption, the end on NaN."""
+
+import pytest
+import torch
+
+from nvg.training.checkpoint import latest_checkpoint, list_checkpoints
+from nvg.training.loop import Place, TrainingDiverged, autocast, draw_seed, seeded, train
+from tests.training.config import toy_config
+from tests.training.toy import ToyTask, toy_settings
+
+
+class SilentBar:
+    def __init__(self, total, description):
+        self.total, self.descriptions, self.steps = total, [description], 0
+
+    def update(self, n=1):
+        self.steps += n
+
+    def set_description(self, desc):
+        self.descriptions.append(desc)
+
+    def close(self):
+        pass
+
+
+class Recorder:
+    """In place of an MLflow run."""
+
+    def __init__(self, run_id):
+        self.id = run_id or "run-1"
+        self.points, self.images, self.status = {}, [], None
+
+    def log_metrics(self, metrics, step):
+        self.points[step] = dict(metrics)
+
+    def log_image(self, image, name):
+        self.images.append(name)
+
+    def end(self, status="FINISHED"):
+        self.status = status
+
+
+def run(task, folder, settings=None, **changes):
+    reports, runs = [], []
+
+    def start(run_id):
+        runs.append(Recorder(run_id))
+        return runs[-1]
+
+    place = Place(report=reports.append, bar=SilentBar)
+    settings = settings or toy_settings(**changes)
+    try:
+        figures = train(task, settings, toy_config(), str(folder), place=place, start_tracking=start)
+    finally:
+        run.last = runs[-1] if runs else None
+    return figures, reports, runs[-1]
+
+
+def assert_equal_states(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_accumulating_two_halves_equals_one_whole(tmp_path):
+    whole, halves = ToyTask(dropout=0.0), ToyTask(dropout=0.0)
+    run(whole, tmp_path / "whole", accumulate=1)
+    run(halves, tmp_path / "halves", accumulate=2)
+    for name, value in whole.state().items():
+        torch.testing.assert_close(halves.state()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_each_part_is_clipped_to_its_own_norm(tmp_path):
+    task = ToyTask(scale=100.0)
+    seen = {}
+    task.after_step = lambda step, generator: seen.update(
+        {
+            name: float(torch.stack([p.grad.norm() for p in parameters]).norm())
+            for name, parameters in task.clip.items()
+        }
+    ) or {}
+    _, _, recorder = run(task, tmp_path, total_steps=1, clip_norm=0.25, log_every=1)
+    assert seen == pytest.approx({"first": 0.25, "second": 0.25}, rel=1e-3)
+    assert recorder.points[1]["gradient_norm/first"] > 0.25  # what is recorded is the norm before
+
+
+@pytest.mark.parametrize("stop_at", [5, 9, 11])
+def test_resumption_equals_an_unbroken_run_bit_by_bit(tmp_path, stop_at):
+    unbroken = ToyTask()
+    _, _, unbroken_run = run(unbroken, tmp_path / "unbroken", accumulate=2)
+    with pytest.raises(InterruptedError):
+        run(ToyTask(stop_at=stop_at), tmp_path / "broken", accumulate=2)
+    assert run.last.status == "FAILED"
+    torch.manual_seed(999)  # a new process begins with other global random numbers
+    resumed = ToyTask()
+    figures, _, recorder = run(resumed, tmp_path / "broken", accumulate=2)
+    assert figures["resumed_from"] == stop_at // 4 * 4
+    assert resumed.begun == 0  # what is done once at the beginning is not done again
+    assert_equal_states(resumed.state(), unbroken.state())
+    assert recorder.id == "run-1"
+    assert recorder.points[12]["loss"] == unbroken_run.points[12]["loss"]
+
+
+def test_a_finished_training_does_no_step_again(tmp_path):
+    first, again = ToyTask(), ToyTask()
+    run(first, tmp_path)
+    figures, reports, _ = run(again, tmp_path)
+    assert figures["steps_now"] == 0 and reports == []
+    assert_equal_states(again.state(), first.state())
+
+
+def test_the_last_two_checkpoints_stay(tmp_path):
+    run(ToyTask(), tmp_path, total_steps=11)
+    assert [path.rsplit("/", 1)[1] for path in list_checkpoints(str(tmp_path))] == ["step-00000008", "step-00000011"]
+
+
+def test_workers_report_at_every_checkpoint(tmp_path):
+    _, reports, recorder = run(ToyTask(), tmp_path)
+    assert [report["step"] for report in reports] == [4, 8, 12]
+    assert sorted(recorder.points) == [3, 6, 9, 12]
+    assert {"loss", "first", "second", "lr/first", "images_per_second", "data_wait_share"} <= recorder.points[3].keys()
+    assert recorder.status is None  # left open for the caller
+
+
+def test_nan_stops_with_weights_unhurt_and_names_the_last_good_checkpoint(tmp_path):
+    task = ToyTask(nan_at=6)
+    with pytest.raises(TrainingDiverged, match=r"stopped at step 6: loss nan.*step-00000004") as error:
+        run(task, tmp_path)
+    assert "Lower lr" in str(error.value)
+    assert latest_checkpoint(str(tmp_path)).endswith("step-00000004")
+    assert all(value.isfinite().all() for value in task.state().values())
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_size=8 is not a multiple of 1 workers \\* accumulate=3"):
+        run(ToyTask(), tmp_path, accumulate=3)
+
+
+def test_previews_come_at_their_steps_and_at_the_end(tmp_path):
+    task = ToyTask()
+    task.preview = lambda: {"samples.png": object()}
+    _, _, recorder = run(task, tmp_path, preview_every=5)
+    assert recorder.images == [f"previews/{step:08d}-samples.png" for step in (5, 10, 12)]
+
+
+def test_draws_are_a_function_of_seed_step_and_slice():
+    assert draw_seed(0, 1, 2) == draw_seed(0, 1, 2)
+    assert len({draw_seed(seed, step, part) for seed in range(3) for step in range(3) for part in range(3)}) == 27
+    assert torch.equal(torch.rand(4, generator=seeded(1, 2)), torch.rand(4, generator=seeded(1, 2)))
+
+
+def test_auto_precision_on_a_cpu_is_float32():
+    for precision, expected in (("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with autocast(precision, torch.device("cpu"))():
+            assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == expected

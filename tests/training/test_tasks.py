@@ -1,0 +1,202 @@
+"""The two tasks in the loop, on tiny models in one process: they learn, and a resumed training is the unbroken one."""
+
+import pytest
+import torch
+
+from nvg.autoencoder import Autoencoder
+from nvg.training.checkpoint import export_sampler, load_sampler
+from nvg.training.generator_task import GeneratorTask
+from nvg.training.loop import Place, seeded, train
+from nvg.training.tokenizer_task import TokenizerTask
+from tests.training.config import toy_config
+from tests.training.test_loop import Recorder, SilentBar
+from tests.training.toy import toy_settings
+
+CPU = torch.device("cpu")
+CLASSES = ["cat", "dog"]
+QUICK = {"warmup_steps": 2, "lr": 3e-3, "batch_size": 8}
+
+
+def images(step):
+    """Smooth images, for noise cannot be learnt."""
+    generator = seeded("images", step)
+    small = torch.rand(8, 2, 2, 1, generator=generator)
+    return (small.repeat_interleave(4, 1).repeat_interleave(4, 2) * 255).to(torch.uint8)
+
+
+def image_stream(stop_at=None):
+    def batches(step):
+        while True:
+            if step == stop_at:
+                raise InterruptedError
+            yield {"images": images(step)}
+            step += 1
+
+    return batches
+
+
+def token_stream(autoencoder, stop_at=None, features=None):
+    def batches(step):
+        while True:
+            if step == stop_at:
+                raise InterruptedError
+            sequence = autoencoder.encode(images(step).permute(0, 3, 1, 2).float() / 127.5 - 1)
+            batch = {"codes": sequence.codes, "content": sequence.flat_content(), "labels": torch.arange(8) % 2}
+            if features is not None:
+                batch["features"] = torch.randn(8, 16, features, generator=seeded("features", step))
+            yield batch
+            step += 1
+
+    return batches
+
+
+def autoencoder_of(config):
+    torch.manual_seed(0)
+    return Autoencoder(config.tokenizer).eval().requires_grad_(False)
+
+
+def tokenizer_task(config, stop_at=None, total=12):
+    return TokenizerTask(config, image_stream(stop_at), total, 4, device=CPU)
+
+
+def generator_task(config, stop_at=None, total=12, features=None):
+    autoencoder = autoencoder_of(config)
+    stream = token_stream(autoencoder, stop_at, features)
+    return GeneratorTask(config, autoencoder, stream, total, class_names=CLASSES, device=CPU)
+
+
+def run(task, folder, **changes):
+    recorder = Recorder(None)
+    figures = train(
+        task, toy_settings(**changes), toy_config(), str(folder), place=Place(bar=SilentBar),
+        start_tracking=lambda run_id: recorder,
+    )
+    return figures, recorder
+
+
+def state(task):
+    return {f"{m}.{k}": v.clone() for m, module in task.modules.items() for k, v in module.state_dict().items()} | {
+        f"ema {m}.{k}": v.clone() for m, ema in task.averages.items() for k, v in ema.shadow.items()
+    }
+
+
+MAKERS = {
+    "tokenizer": (tokenizer_task, {"tokenizer_train": {**QUICK, "revive_every": 3, "revive_until": 1.0}}),
+    "generators": (generator_task, {"train": QUICK}),
+    "checkpointed": (generator_task, {"train": {**QUICK, "gradient_checkpointing": True}}),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_resumed_training_is_the_unbroken_one(kind, tmp_path):
+    make, sections = MAKERS[kind]
+    unbroken = make(toy_config(**sections))
+    run(unbroken, tmp_path / "unbroken", accumulate=2)
+    with pytest.raises(InterruptedError):
+        run(make(toy_config(**sections), stop_at=7), tmp_path / "broken", accumulate=2)
+    torch.manual_seed(1234)
+    resumed = make(toy_config(**sections))
+    figures, _ = run(resumed, tmp_path / "broken", accumulate=2)
+    assert figures["resumed_from"] == 4
+    expected = state(unbroken)
+    for name, value in state(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_gradient_checkpointing_changes_no_weight(tmp_path):
+    states = []
+    for kind in ("generators", "checkpointed"):
+        make, sections = MAKERS[kind]
+        task = make(toy_config(**sections))
+        run(task, tmp_path / kind, total_steps=4)
+        states.append(state(task))
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, msg=name)
+
+
+def test_the_tokenizer_learns_and_uses_its_codes(tmp_path):
+    config = toy_config(tokenizer_train={**QUICK, "revive_every": 5, "index_backprop_epochs": 1.0})
+    task = tokenizer_task(config, total=60)
+    _, recorder = run(task, tmp_path, total_steps=60, checkpoint_every=60, log_every=10)
+    assert recorder.points[60]["l2"] < 0.25 * recorder.points[10]["l2"]
+    assert recorder.points[60]["codes_used"] > 0.8
+    assert recorder.images == ["previews/00000060-reconstruction.png"]
+
+
+def test_both_generators_learn_and_make_a_sampler(tmp_path):
+    config = toy_config(train=QUICK, sampler={"flow_steps": 1})
+    task = generator_task(config, total=40)
+    _, recorder = run(task, tmp_path / "run", total_steps=40, checkpoint_every=40, log_every=10)
+    first, last = recorder.points[10], recorder.points[40]
+    assert last["cross_entropy"] < first["cross_entropy"] and last["canvas"] < first["canvas"]
+    assert last["flow"] < first["flow"]
+    assert recorder.images == ["previews/00000040-samples.png"]
+    assert all(parameter.requires_grad for module in task.modules.values() for parameter in module.parameters())
+    export_sampler(
+        str(tmp_path / "sampler"), tokenizer=autoencoder_of(config).state_dict(), parts=task.averaged(), config=config,
+        class_names=CLASSES, metadata={},
+    )
+    sampler = load_sampler(str(tmp_path / "sampler"))
+    assert sampler.generate(["cat", "dog"], seed=0).shape == (2, 8, 8, 1)
+    for name, value in sampler.content.state_dict().items():
+        assert torch.equal(value, task.averages["content"].shadow[name])
+
+
+@pytest.mark.parametrize("part", ["content", "structure"])
+def test_a_part_is_trained_alone(part, tmp_path):
+    task = generator_task(toy_config(train={**QUICK, "parts": [part]}), total=2)
+    _, recorder = run(task, tmp_path, total_steps=2)
+    assert list(task.modules) == [part]
+    assert ("flow" in recorder.points[2]) == (part == "structure")
+    assert recorder.images == []  # half a sampler draws nothing
+
+
+def test_alignment_is_trained_and_not_exported(tmp_path):
+    config = toy_config(train=QUICK, repa={"weights": "somewhere", "feature_width": 6, "block": 1})
+    task = generator_task(config, total=2, features=6)
+    before = task.modules["content"].align[0].weight.clone()
+    _, recorder = run(task, tmp_path / "run", total_steps=2)
+    assert "alignment" in recorder.points[2]
+    assert not torch.equal(task.modules["content"].align[0].weight, before)
+    export_sampler(
+        str(tmp_path / "sampler"), tokenizer=autoencoder_of(config).state_dict(), parts=task.averaged(), config=config,
+        class_names=CLASSES, metadata={},
+    )
+    assert load_sampler(str(tmp_path / "sampler")).content.align is None
+
+
+def test_the_discriminator_joins_after_its_share_and_has_an_optimizer_of_its_own(tmp_path, monkeypatch):
+    from nvg.autoencoder import discriminator
+
+    class Backbone(torch.nn.Module):
+        """In place of a vision transformer: a frozen convolution."""
+
+        width = 16
+
+        def __init__(self):
+            super().__init__()
+            self.convolution = torch.nn.Conv2d(1, 16, 3, padding=1)
+            self.requires_grad_(False)
+
+        def forward(self, images):
+            return [self.convolution(images)] * discriminator.TAPS
+
+    def load(url):
+        torch.manual_seed(7)
+        return discriminator.Discriminator(Backbone())
+
+    monkeypatch.setattr(discriminator, "load_discriminator", load)
+    sections = {"tokenizer_train": {**QUICK, "discriminator_weights": "somewhere", "discriminator_start": 0.5}}
+
+    unbroken = tokenizer_task(toy_config(**sections))
+    _, recorder = run(unbroken, tmp_path / "unbroken")
+    assert "discriminator" not in recorder.points[6] and "discriminator" in recorder.points[9]
+    assert set(unbroken.optimizers) == {"tokenizer", "discriminator"}
+    with pytest.raises(InterruptedError):
+        run(tokenizer_task(toy_config(**sections), stop_at=10), tmp_path / "broken")
+    resumed = tokenizer_task(toy_config(**sections))
+    run(resumed, tmp_path / "broken")
+    expected = state(unbroken)
+    assert any(name.startswith("discriminator.") for name in expected)
+    for name, value in state(resumed).items():
+        assert torch.equal(value, expected[name]), name
