@@ -171,8 +171,8 @@ def folder_writer(path: str) -> Iterator[Path]:
 
 
 def local_folder(path: str) -> Path:
-    """A local copy of a folder: itself where it is local, else downloaded once into a cache by its listing's
-    fingerprint. Raises FileNotFoundError naming it."""
+    """A local copy of a folder: itself where it is local, else downloaded into a cache, once for each version of its
+    files (an object store's tags tell them apart). Raises FileNotFoundError naming it."""
     if _is_local(path):
         folder = _local(path)
         if not folder.is_dir():
@@ -182,7 +182,9 @@ def local_folder(path: str) -> Path:
     if not files:
         raise FileNotFoundError(f"no folder at {path}")
     cache = Path(tempfile.gettempdir()) / f"nvg-cache-{os.getuid()}"
-    folder = cache / fingerprint(files, root=path)
+    system, _ = _resolve(path)
+    versions = "\n".join(f"{file} {system.ukey(_resolve(file)[1])}" for file in files)
+    folder = cache / hashlib.sha256(versions.encode()).hexdigest()[:16]
     if not folder.is_dir():
         with folder_writer(str(folder)) as temporary:
             for file in files:
@@ -210,7 +212,9 @@ def fingerprint(files: Sequence[str], root: str = "") -> str:
 
 
 def _relative(file: str, root: str) -> str:
-    name = file.removeprefix(root).lstrip("/")
+    # Through the file system, which may write a path its own way (memory://a is /a).
+    whole, base = (_resolve(item)[1].strip("/") if item else "" for item in (file, root))
+    name = whole.removeprefix(base).lstrip("/")
     if ".." in name.split("/"):
         raise ValueError(f"{file} would leave its folder")
     return name

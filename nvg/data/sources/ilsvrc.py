@@ -23,7 +23,7 @@ SYNSET = re.compile(r"n\d{8}")
 
 
 class IlsvrcSource(ImageSource):
-    """An image's id is its file name without folders: ILSVRC's names are unique."""
+    """An image's id is its path below the root, without the suffix."""
 
     def __init__(self, config: DataConfig, root: str) -> None:
         self.root = root.rstrip("/")
@@ -102,14 +102,15 @@ class IlsvrcSource(ImageSource):
 
     def read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
         if "archive" in unit:
+            synset = unit["archive"].rsplit("/", 1)[-1].removesuffix(".tar")
             for name, data in read_members(unit["archive"]):
                 if isinstance(data, BrokenImage):
                     yield data
                 else:
-                    yield ImageRecord(name.rsplit(".", 1)[0], data, unit["label"], f"{unit['archive']}#{name}")
+                    yield ImageRecord(f"{synset}/{name.rsplit('.', 1)[0]}", data, unit["label"], f"{unit['archive']}#{name}")
             return
         for file, label in unit["files"]:
-            image_id = file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+            image_id = file.removeprefix(self.prefix).rsplit(".", 1)[0]
             try:
                 yield ImageRecord(image_id, storage.read_bytes(file), label, file)
             except OSError as error:

@@ -1,0 +1,118 @@
+"""Decoding of awkward images, and views."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nvg.data import BrokenImageError, decode_image, make_view
+from nvg.data.images import to_float, to_uint8
+from tests.data.pictures import config, encode, pixels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(pixels(0)),
+        encode(pixels(0), "JPEG"),
+        encode(Image.fromarray(pixels(0)).convert("CMYK"), "JPEG"),
+        encode(Image.fromarray(pixels(0)).convert("L"), "JPEG"),
+        encode(Image.fromarray(pixels(0)).convert("P")),
+        encode(Image.fromarray(pixels(0)).convert("LA")),
+        encode(Image.fromarray(pixels(0)[:, :, 0].astype(np.uint16) * 257)),
+        pixels(0),
+        pixels(0)[:, :, 0],
+        pixels(0)[:, :, :1],
+    ],
+    ids=["png", "jpeg", "cmyk", "grey", "palette", "grey-alpha", "16-bit", "array", "grey-array", "one-channel"],
+)
+def test_every_kind_of_image_becomes_grey_or_rgb_of_its_size(data, channels):
+    image = decode_image(data, channels)
+    assert image.mode == ("L" if channels == 1 else "RGB") and image.size == (24, 20)
+    truth = np.asarray(Image.fromarray(pixels(0)).convert("L")).astype(int)
+    if channels == 1 and not isinstance(data, np.ndarray) and b"\xff\xd8" != data[:2]:
+        assert np.asarray(image).std() > 10 and np.asarray(image).shape == truth.shape
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    deep = np.array([[0, 257 * 100, 65535]], np.uint16)
+    assert np.asarray(decode_image(encode(Image.fromarray(deep)), 1)).tolist() == [[0, 100, 255]]
+
+
+def test_transparent_parts_become_white():
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, 0] = (255, 0, 0, 255)
+    assert np.asarray(decode_image(encode(rgba), 3)).tolist() == [
+        [[255, 0, 0], [255, 255, 255]], [[255, 255, 255], [255, 255, 255]]
+    ]
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    assert decode_image(encode(pixels(0), "JPEG", exif=exif.tobytes()), 3).size == (20, 24)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", encode(pixels(0), "JPEG")[:300], encode(pixels(0))[:-40]],
+    ids=["empty", "text", "cut JPEG", "cut PNG"],
+)
+def test_broken_bytes_are_named_as_broken(data):
+    with pytest.raises(BrokenImageError, match="."):
+        decode_image(data, 3)
+
+
+def test_a_decompression_bomb_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BrokenImageError, match="too large"):
+        decode_image(encode(pixels(0)), 3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.binary(max_size=200), st.integers(0, 400))
+def test_bad_bytes_never_raise_anything_else(noise, cut):
+    good = encode(pixels(0), "JPEG")
+    for data in (noise, good[:cut] + noise, good[:cut] + noise + good[cut + len(noise) :]):
+        try:
+            assert decode_image(data, 3).mode == "RGB"
+        except BrokenImageError as error:
+            assert str(error)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 3), st.floats(1, 2))
+def test_a_view_is_square_whatever_the_image(width, height, view, scale):
+    image = Image.fromarray(np.zeros((height, width, 3), np.uint8))
+    assert make_view(image, config(crop_scale=scale), view, 0, "x").shape == (16, 16, 3)
+
+
+def test_view_0_is_the_centre_crop_of_the_resized_image():
+    wide = np.zeros((16, 48, 3), np.uint8)
+    wide[:, 16:32] = 255
+    assert (make_view(Image.fromarray(wide), config(), 0, 0, "x") == 255).all()
+
+
+def test_random_views_follow_from_seed_image_and_view_alone():
+    image = Image.fromarray(pixels(3, (40, 40)))
+    settings = config(crop_scale=1.5)
+    base = make_view(image, settings, 1, 0, "a")
+    assert np.array_equal(base, make_view(image, settings, 1, 0, "a"))
+    for other in (make_view(image, settings, 2, 0, "a"), make_view(image, settings, 1, 1, "a"),
+                  make_view(image, settings, 1, 0, "b")):
+        assert not np.array_equal(base, other)
+
+
+def test_half_of_the_random_views_are_mirrored_and_none_without_flip():
+    image = Image.fromarray(np.tile(np.arange(16, dtype=np.uint8)[None, :, None], (16, 1, 3)))
+    mirrored = [make_view(image, config(), 1, 0, str(number))[0, 0, 0] == 15 for number in range(200)]
+    assert 70 < sum(mirrored) < 130
+    assert not any(make_view(image, config(flip=False), 1, 0, str(n))[0, 0, 0] == 15 for n in range(20))
+
+
+def test_pixels_go_to_floats_and_back_unchanged():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    floats = to_float(images)
+    assert floats.shape == (1, 1, 16, 16) and floats.min() == -1 and floats.max() == 1
+    assert np.array_equal(to_uint8(floats).numpy(), images)

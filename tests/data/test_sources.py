@@ -1,0 +1,242 @@
+"""Every image source by one set of laws, and each one's own layout and errors."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from nvg.data import BrokenImage, DataError, open_source
+from tests.data.pictures import config, encode, pixels, write_folder, write_idx, write_parquet, write_tar
+
+
+def folder(tmp_path):
+    return config(train=write_folder(tmp_path / "images"))
+
+
+def ilsvrc(tmp_path):
+    root = tmp_path / "train"
+    write_folder(root, ("n01440764", "n01443537", "n01484850"))
+    (tmp_path / "LOC_synset_mapping.txt").write_text(
+        "n01440764 tench, Tinca tinca\nn01443537 goldfish\nn01484850 great white shark\n"
+    )
+    return config(source="ilsvrc", train=str(root))
+
+
+def parquet(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        write_parquet(tmp_path / "data" / f"train-0000{number}.parquet", names=["ant", "bee", "cow"])
+    return config(source="parquet", train=str(tmp_path / "data" / "train-*.parquet"))
+
+
+def webdataset(tmp_path):
+    for shard in range(2):
+        members = []
+        for number in range(5):
+            members += [(f"{number:04d}.jpg", encode(pixels(number), "JPEG")), (f"{number:04d}.cls", b"%d" % (number % 3))]
+        write_tar(tmp_path / f"train-{shard:02d}.tar", members)
+    return config(source="webdataset", train=str(tmp_path / "train-{00..01}.tar"))
+
+
+def idx(tmp_path):
+    images = np.stack([pixels(number)[:, :, 0] for number in range(10)])
+    return config(source="idx", train=write_idx(tmp_path / "idx", images, [number % 3 for number in range(10)]), channels=1)
+
+
+LAYOUTS = [folder, ilsvrc, parquet, webdataset, idx]
+
+
+def records(source):
+    return [record for unit in source.units for record in source.reader().read(unit)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_image_comes_once_with_its_label_in_the_same_order_each_time(layout, tmp_path):
+    settings = layout(tmp_path)
+    source = open_source(settings, "train")
+    found = records(source)
+    assert not any(isinstance(record, BrokenImage) for record in found)
+    assert len(found) == source.count() and len({record.image_id for record in found}) == len(found)
+    assert {record.label for record in found} == {0, 1, 2} and len(source.class_names) == 3
+    again = open_source(settings, "train")
+    assert [record.image_id for record in records(again)] == [record.image_id for record in found]
+    assert again.fingerprint() == source.fingerprint()
+    assert all(len(list(source.read(unit))) <= 5 for unit in source.units)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_wrong_number_of_classes_is_refused_with_the_right_one(layout, tmp_path):
+    settings = layout(tmp_path)
+    settings.num_classes = 4
+    if layout is webdataset:  # its shards do not tell how many classes there are: labels are checked on reading
+        assert not any(isinstance(record, BrokenImage) for record in records(open_source(settings, "train")))
+        settings.num_classes = 2
+        broken = [record for record in records(open_source(settings, "train")) if isinstance(record, BrokenImage)]
+        assert len(broken) == 2 and "class 2 is none of 0 ... 1" in broken[0].reason
+        return
+    if layout is idx or layout is parquet:
+        settings.num_classes = 2
+    with pytest.raises(DataError, match="set data.num_classes=3"):
+        open_source(settings, "train")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_set_of_images_has_another_fingerprint(layout, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    first = layout(tmp_path / "one")
+    second = layout(tmp_path / "two")
+    assert open_source(first, "train").fingerprint() == open_source(second, "train").fingerprint() or layout in (
+        parquet, webdataset,  # the path is part of the listing
+    )
+    for path in (tmp_path / "two").rglob("*"):
+        if path.suffix in (".png", ".parquet", ".tar"):
+            path.unlink()
+            break
+    else:
+        write_idx(tmp_path / "two" / "idx", np.zeros((3, 20, 24), np.uint8), [0, 1, 2])
+    assert open_source(first, "train").fingerprint() != open_source(second, "train").fingerprint()
+
+
+def test_a_folder_is_read_in_mixed_class_order(tmp_path):
+    source = open_source(config(train=write_folder(tmp_path, each=40), unit_images=30), "train")
+    for unit in source.units:
+        assert len({label for _, label in unit["files"]}) == 3
+
+
+def test_an_image_outside_the_class_folders_is_refused(tmp_path):
+    write_folder(tmp_path / "images")
+    (tmp_path / "images" / "loose.png").write_bytes(encode(pixels(0)))
+    with pytest.raises(DataError, match="loose.png lies in no class folder"):
+        open_source(config(train=str(tmp_path / "images")), "train")
+
+
+@pytest.mark.parametrize("source", ["folder", "ilsvrc"])
+def test_an_empty_folder_is_an_error_that_names_the_key(source, tmp_path):
+    with pytest.raises(DataError, match="data.train=.* holds no images"):
+        open_source(config(source=source, train=str(tmp_path)), "train")
+    with pytest.raises(DataError, match="data.test is not set"):
+        open_source(config(source=source, train=str(tmp_path)), "test")
+
+
+def test_synset_names_come_from_the_mapping_else_from_the_folders(tmp_path):
+    source = open_source(ilsvrc(tmp_path), "train")
+    assert source.class_names == ["tench, Tinca tinca", "goldfish", "great white shark"]
+    (tmp_path / "LOC_synset_mapping.txt").unlink()
+    bare = open_source(config(source="ilsvrc", train=str(tmp_path / "train")), "train")
+    assert bare.class_names == ["n01440764", "n01443537", "n01484850"]
+
+
+def test_a_flat_validation_folder_is_labelled_by_its_ground_truth(tmp_path):
+    settings = ilsvrc(tmp_path)
+    (tmp_path / "val").mkdir()
+    for number in range(1, 4):
+        (tmp_path / "val" / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(encode(pixels(number), "JPEG"))
+    settings.test = str(tmp_path / "val")
+    with pytest.raises(DataError, match="LOC_val_solution.csv"):
+        open_source(settings, "test")
+    (tmp_path / "ILSVRC2012_validation_ground_truth.txt").write_text("3\n1\n2\n")
+    truth = {record.image_id[-1]: record.label for record in records(open_source(settings, "test"))}
+    assert truth == {"1": 2, "2": 0, "3": 1}
+    (tmp_path / "LOC_val_solution.csv").write_text(
+        "ImageId,PredictionString\nILSVRC2012_val_00000001,n01443537 1 2 3 4\n"
+        "ILSVRC2012_val_00000002,n01440764 1 2 3 4\nILSVRC2012_val_00000003,n01440764 1 2 3 4\n"
+    )
+    truth = {record.image_id[-1]: record.label for record in records(open_source(settings, "test"))}
+    assert truth == {"1": 1, "2": 0, "3": 0}
+
+
+def test_class_archives_are_read_as_they_are(tmp_path):
+    for number, synset in enumerate(("n01440764", "n01443537", "n01484850")):
+        write_tar(tmp_path / f"{synset}.tar", [(f"{synset}_{i}.JPEG", encode(pixels(i), "JPEG")) for i in range(number + 1)])
+    source = open_source(config(source="ilsvrc", train=str(tmp_path)), "train")
+    assert [(record.image_id, record.label) for record in records(source)] == [
+        ("n01440764/n01440764_0", 0), ("n01443537/n01443537_0", 1), ("n01443537/n01443537_1", 1),
+        ("n01484850/n01484850_0", 2), ("n01484850/n01484850_1", 2), ("n01484850/n01484850_2", 2),
+    ]
+    assert source.count() == 6
+
+
+def test_parquet_class_names_come_from_the_hub_metadata_or_the_strings(tmp_path):
+    assert open_source(parquet(tmp_path), "train").class_names == ["ant", "bee", "cow"]
+    text = write_parquet(tmp_path / "text.parquet", text=True)
+    assert open_source(config(source="parquet", train=text), "train").class_names == ["class 0", "class 1", "class 2"]
+    with pytest.raises(DataError, match="data.image_column"):
+        open_source(config(source="parquet", train=text, image_column="img"), "train")
+
+
+def test_a_damaged_parquet_file_is_quarantined_and_the_others_are_read(tmp_path):
+    settings = parquet(tmp_path)
+    damaged = tmp_path / "data" / "train-00001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    found = records(open_source(settings, "train"))
+    broken = [record for record in found if isinstance(record, BrokenImage)]
+    assert len(found) == 8 and len(broken) == 1 and broken[0].path.endswith("train-00001.parquet")
+
+
+def test_a_truncated_archive_gives_what_it_has_and_one_quarantine_row(tmp_path):
+    settings = webdataset(tmp_path)
+    shard = tmp_path / "train-01.tar"
+    shard.write_bytes(shard.read_bytes()[:2500])
+    found = records(open_source(settings, "train"))
+    broken = [record for record in found if isinstance(record, BrokenImage) and "cannot be read on" in record.reason]
+    assert len(broken) == 1 and broken[0].path == str(shard)
+    assert sum(not isinstance(record, BrokenImage) for record in found) >= 5
+
+
+def test_members_without_class_or_image_are_quarantined(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [
+        ("a.png", encode(pixels(0))), ("a.json", b'{"label": 2}'), ("b.png", encode(pixels(1))),
+        ("c.cls", b"1"), ("d.png", encode(pixels(2))), ("d.cls", b"many"), ("../e.png", encode(pixels(3))), ("../e.cls", b"0"),
+    ])
+    found = records(open_source(config(source="webdataset", train=shard), "train"))
+    assert [(type(record).__name__, record.image_id) for record in found] == [
+        ("ImageRecord", "a.tar/a"), ("BrokenImage", "a.tar/b"), ("BrokenImage", "a.tar/c"), ("BrokenImage", "a.tar/d"),
+        ("ImageRecord", "a.tar/../e"),  # a name is only a name: nothing is ever unpacked
+    ]
+
+
+def test_idx_files_that_are_cut_give_the_images_that_are_whole(tmp_path):
+    settings = idx(tmp_path)
+    path = tmp_path / "idx" / "train-images-idx3-ubyte.gz"
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole[: 16 + 480 * 6 + 100]))
+    found = records(open_source(settings, "train"))
+    assert [isinstance(record, BrokenImage) for record in found] == [False] * 6 + [True] * 4
+    assert np.array_equal(found[2].data, pixels(2)[:, :, 0])
+
+
+def test_idx_takes_class_names_from_the_configuration_and_refuses_other_files(tmp_path):
+    settings = idx(tmp_path)
+    settings.class_names = ["ant", "bee", "cow"]
+    assert open_source(settings, "train").class_names == ["ant", "bee", "cow"]
+    with pytest.raises(DataError, match="images-idx3"):
+        open_source(config(source="idx", train=str(tmp_path / "x.gz")), "train")
+    (tmp_path / "idx" / "train-labels-idx1-ubyte.gz").write_bytes(b"junk")
+    with pytest.raises(DataError, match="labels-idx1-ubyte.gz is not a gzip file"):
+        open_source(settings, "train")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for source in ("parquet", "webdataset"):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            open_source(config(source=source, train=str(tmp_path / "nowhere")), "train")
+
+
+def test_images_on_a_url_are_read_alike(tmp_path):
+    from nvg import storage
+
+    write_folder(tmp_path / "images")
+    root = f"memory://{tmp_path.name}/images"
+    for file in (tmp_path / "images").rglob("*.png"):
+        storage.write_bytes(f"{root}/{file.relative_to(tmp_path / 'images')}", file.read_bytes())
+    here, there = (open_source(config(train=place), "train") for place in (str(tmp_path / "images"), root))
+    assert [record.image_id for record in records(here)] == [record.image_id for record in records(there)]
+    assert here.fingerprint() == there.fingerprint()
+    assert records(there)[0].data == records(here)[0].data
+
+
+def test_a_limit_shortens_the_training_images_alone(tmp_path):
+    settings = folder(tmp_path)
+    settings.limit, settings.test = 4, settings.train
+    assert open_source(settings, "train").count() == 4 and open_source(settings, "test").count() == 9
