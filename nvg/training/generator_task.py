@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 
 from nvg.autoencoder import Autoencoder
@@ -15,7 +16,7 @@ from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.granularity import GranularitySequence
 from nvg.training.ema import EMA
 from nvg.training.generator_loss import Generators
-from nvg.training.loop import Batch, Task, draw_seed
+from nvg.training.loop import Batch, Task, draw_seed, workers
 from nvg.training.schedule import scaled_lr, warmup_stable_decay
 
 PREVIEW_CLASSES = 10
@@ -56,6 +57,7 @@ class GeneratorTask(Task):
         self.averages = {name: EMA(module, settings.ema_decay) for name, module in self.modules.items()}
         self.optimizers = {name: self._optimizer(module) for name, module in self.modules.items()}
         self.clip = {name: list(module.parameters()) for name, module in self.modules.items()}
+        self.bare = both
         self.generators = wrap(both)
         self.parallel = [self.generators]
 
@@ -78,6 +80,15 @@ class GeneratorTask(Task):
         )
         rate = scaled_lr(settings.lr, settings.batch_size) * factor
         return dict.fromkeys(self.optimizers, rate)
+
+    def begin(self, batch: Batch, generator: torch.Generator) -> None:
+        """What follows from the codebook and from the scale of the first worker's first batch."""
+        self.bare.begin(GranularitySequence.from_flat(batch["codes"], batch["content"]))
+        if workers() > 1:
+            for parameter in self.bare.parameters():
+                distributed.broadcast(parameter.data, src=0)
+        for average in self.averages.values():
+            average.reset()
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         sequence = GranularitySequence.from_flat(batch["codes"], batch["content"])

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -216,7 +217,8 @@ class _Loop:
         waited = time.perf_counter() - began
         self.waited += waited
         if step == 0:
-            task.begin(batch, seeded(settings.seed, "begin"))
+            # One slice: the same images, however many workers there are.
+            task.begin(slice_of(batch, 0, settings.accumulate), seeded(settings.seed, "begin"))
         rates = task.lr(step)
         for name, optimizer in task.optimizers.items():
             for group in optimizer.param_groups:
@@ -337,7 +339,7 @@ class Window:
         """The means, over all workers too, and a fresh window. Every worker calls it."""
         stacked = torch.stack(list(self.sums.values())) / self.steps
         if place.world > 1:
-            torch.distributed.all_reduce(stacked)
+            distributed.all_reduce(stacked)
             stacked /= place.world
         seconds = max(time.perf_counter() - self.began, 1e-9)
         metrics = dict(zip(self.sums, stacked.tolist(), strict=True)) | self.last
@@ -350,6 +352,11 @@ def slice_of(batch: Batch, part: int, parts: int) -> Batch:
     """Slice number `part` of `parts` equal ones, by rows."""
     size = next(iter(batch.values())).shape[0] // parts
     return {name: value[part * size : (part + 1) * size] for name, value in batch.items()}
+
+
+def workers() -> int:
+    """How many workers train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def draw_seed(*parts: int | str) -> int:

@@ -13,7 +13,7 @@ from nvg.autoencoder import Autoencoder, AutoencoderOutput
 from nvg.config import Config
 from nvg.data.images import to_float, to_uint8
 from nvg.training.ema import EMA
-from nvg.training.loop import Batch, Task, draw_seed
+from nvg.training.loop import Batch, Task, draw_seed, workers
 from nvg.training.schedule import warmup_cosine
 from nvg.training.tokenizer_loss import code_counts, seed_codebook, tokenizer_loss
 
@@ -134,16 +134,16 @@ class TokenizerTask(Task):
 
     def before_optimizers(self) -> None:
         """The heads are called bare, several times a step: their gradients are averaged over the workers here."""
-        if self.discriminator is not None and _workers() > 1:
+        if self.discriminator is not None and workers() > 1:
             for parameter in self.discriminator.heads.parameters():
                 if parameter.grad is not None:
                     distributed.all_reduce(parameter.grad)
-                    parameter.grad /= _workers()
+                    parameter.grad /= workers()
 
     @torch.no_grad()
     def after_step(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Count the codes; from time to time put unused ones where residuals are."""
-        if _workers() > 1:
+        if workers() > 1:
             distributed.all_reduce(self._counts)
         self.usage.counts += self._counts
         self._counts.zero_()
@@ -161,7 +161,7 @@ class TokenizerTask(Task):
 
     def _share_codebook(self) -> None:
         """Every worker takes the first one's codebook: each put codes onto residuals of its own images."""
-        if _workers() > 1:
+        if workers() > 1:
             distributed.broadcast(self.autoencoder.quantizer.codebook.data, src=0)
 
     @torch.no_grad()
@@ -175,7 +175,3 @@ class TokenizerTask(Task):
         with self.averages["tokenizer"].applied():
             reconstructed = self.autoencoder.decode(self.autoencoder.encode(to_float(images)))
         return {"reconstruction.png": reconstruction_picture(images.cpu(), to_uint8(reconstructed).cpu())}
-
-
-def _workers() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

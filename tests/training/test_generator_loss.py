@@ -50,7 +50,10 @@ def test_the_content_loss_is_that_of_the_method_image_by_image(quantizer, sequen
         difference = (estimate - canvas[one])[0]
         s_i = sequence.structure_map(stage)[row]
         per_cluster = [
-            F.cross_entropy(content.to_logits(difference[s_i == cluster].mean(dim=0)), sequence.content[stage][row, cluster])
+            F.cross_entropy(
+                content.log_gain[stage].exp() * content.to_logits(difference[s_i == cluster].mean(dim=0)),
+                sequence.content[stage][row, cluster],
+            )
             for cluster in range(2**stage)
         ]
         entropy.append(torch.stack(per_cluster).mean())
@@ -119,3 +122,22 @@ def test_alignment_pulls_towards_the_features_and_asks_for_them(quantizer, seque
     torch.testing.assert_close(loss, terms["canvas"] + terms["cross_entropy"] + 0.5 * terms["alignment"])
     with pytest.raises(ValueError, match="repa.weights"):
         generators(sequence, torch.arange(7), torch.Generator().manual_seed(0))
+
+
+def test_before_the_first_step_the_logits_are_the_quantizers_own_rule(quantizer, sequence):
+    content = ContentGenerator(content_config(1, 4, codebook_size=50))
+    structure = StructureGenerator(structure_config(2, 4))
+    Generators(content, structure, quantizer, TrainConfig()).begin(sequence)
+    canvas = torch.zeros(7, 16, 32)
+    wanted = torch.randn(7, 16, 32, generator=torch.Generator().manual_seed(3))
+    labels = sequence.structure_map(4)
+    assert torch.equal(content.logits(wanted, canvas, labels, 4).argmax(dim=-1), _nearest(quantizer, wanted, labels))
+    estimate, _ = content(quantizer.canvases(sequence)[2], torch.arange(7), torch.full((7,), 2), sequence.codes)
+    torch.testing.assert_close(estimate, quantizer.canvases(sequence)[2])  # the first estimate is the canvas itself
+    embedded = content.embed(quantizer.canvases(sequence)[-1])
+    assert 0.3 < (embedded - content.embed.bias).std() < 1.0
+
+
+def _nearest(quantizer, values, labels):
+    ordered = torch.stack([row[label.argsort()] for row, label in zip(values, labels, strict=True)])
+    return quantizer.nearest(ordered)
