@@ -147,8 +147,10 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
             ray.data.from_items(todo, override_num_blocks=len(todo))
             .map(read, num_cpus=cluster.cpus_per_reader)
             .map(
-                Encode, fn_constructor_args=(config, tokenizer_folder),
-                compute=ray.data.ActorPoolStrategy(size=cluster.encoders), **actor,
+                Encode,
+                fn_constructor_args=(config, tokenizer_folder),
+                compute=ray.data.ActorPoolStrategy(size=cluster.encoders),
+                **actor,
             )
             .map(write, num_cpus=WRITER_CPUS)
         )
@@ -161,7 +163,8 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
     seconds = time.time() - begun
     shares = {name.removeprefix("seconds_"): round(totals[name], 2) for name in totals if name.startswith("seconds_")}
     about = finish(
-        output_folder, form,
+        output_folder,
+        form,
         {
             "views": data.views,
             "data_fingerprint": source.fingerprint(),
@@ -189,7 +192,9 @@ def summary(about: dict[str, Any], folder: str) -> str:
     """One line on a finished token set."""
     total = sum(about["seconds_by_part"].values()) or 1.0
     shares = ", ".join(f"{name} {value / total:.1%}" for name, value in about["seconds_by_part"].items())
-    quarantine = f"; {about['quarantined']} broken images in {folder}/quarantine.parquet" if about["quarantined"] else ""
+    quarantine = (
+        f"; {about['quarantined']} broken images in {folder}/quarantine.parquet" if about["quarantined"] else ""
+    )
     return (
         f"tokens: {about['images']} images x {about['views']} views in {about['parts']} parts, {about['seconds']} s, "
         f"{about['images_per_second']} images/s ({shares}){quarantine or '; 0 broken images'}"

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     """The command line of every job: --config FILE key=value ..."""
     result = argparse.ArgumentParser(description=description)
     result.add_argument("--config", required=True, help="YAML file, a path or URL (conf/*.yaml)")
-    result.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the file, such as train.lr=2e-4")
+    result.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings over the file, such as train.lr=2e-4"
+    )
     return result
 
 
@@ -111,6 +114,36 @@ def progress(total: int, description: str, unit: str) -> Any:
     from ray.experimental import tqdm_ray
 
     return tqdm_ray.tqdm(total=total, desc=description, unit=unit)
+
+
+class PeakMemory:
+    """The most memory that this machine had in use during a block, above what it had at the block's start.
+
+    Of the whole machine, since Ray's processes share pages: a sum over processes would count them many times.
+    """
+
+    def __enter__(self) -> PeakMemory:
+        import psutil
+
+        self._used = lambda: psutil.virtual_memory().used
+        self._start = self._peak = self._used()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            self._peak = max(self._peak, self._used())
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def gigabytes(self) -> float:
+        """GB (10^9 bytes)."""
+        return (self._peak - self._start) / 1e9
 
 
 # ---- artifacts ----

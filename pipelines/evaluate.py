@@ -112,8 +112,14 @@ def _classifier(config: Config) -> str:
     def batches(epoch: int) -> Iterator[dict[str, Any]]:
         seen = 0
         for batch in image_batches(
-            config, source, epoch=epoch, rank=0, world=1, batch_size=min(CLASSIFIER_BATCH, max(2, images // 4)),
-            seed=settings.seed, random_views=False,
+            config,
+            source,
+            epoch=epoch,
+            rank=0,
+            world=1,
+            batch_size=min(CLASSIFIER_BATCH, max(2, images // 4)),
+            seed=settings.seed,
+            random_views=False,
         ):
             yield batch
             seen += len(batch["labels"])
@@ -126,8 +132,14 @@ def _classifier(config: Config) -> str:
 
     on_step.before = 0  # type: ignore[attr-defined]
     classifier = train_classifier(
-        batches, images_per_epoch=images, num_classes=data.num_classes, channels=data.channels,
-        size=settings.classifier_size, epochs=settings.classifier_epochs, seed=settings.seed, device=_device(config),
+        batches,
+        images_per_epoch=images,
+        num_classes=data.num_classes,
+        channels=data.channels,
+        size=settings.classifier_size,
+        epochs=settings.classifier_epochs,
+        seed=settings.seed,
+        device=_device(config),
         on_step=on_step,
     )
     bar.close()
@@ -185,8 +197,10 @@ def _samples(config: Config, sampler_folder: str, classifier_file: str, scratch:
     ]
     actor: dict[str, Any] = {"num_cpus": cluster.cpus_per_worker} | ({"num_gpus": 1} if cluster.use_gpu else {})
     drawn = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        Draw, fn_constructor_args=(config, sampler_folder, classifier_file),
-        compute=ray.data.ActorPoolStrategy(size=cluster.encoders), **actor,
+        Draw,
+        fn_constructor_args=(config, sampler_folder, classifier_file),
+        compute=ray.data.ActorPoolStrategy(size=cluster.encoders),
+        **actor,
     )
     shape = (-1, config.data.image_size, config.data.image_size, config.data.channels)
     bar = common.progress(settings.samples, "samples", "image")
@@ -231,8 +245,14 @@ def _reconstructions(
     shown: tuple[np.ndarray, np.ndarray] | None = None
     judged = []
     for batch in image_batches(
-        held_out, source, epoch=0, rank=0, world=1, batch_size=min(config.cluster.encode_batch, wanted),
-        seed=config.evaluate.seed, random_views=False,
+        held_out,
+        source,
+        epoch=0,
+        rank=0,
+        world=1,
+        batch_size=min(config.cluster.encode_batch, wanted),
+        seed=config.evaluate.seed,
+        random_views=False,
     ):
         images = to_float(batch["images"]).to(device)
         sequence = tokenizer.encode(images)

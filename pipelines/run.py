@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for step in todo:
             if step in forced:
                 storage.remove(artifacts[step].folder)
-        run_steps(config, artifacts, todo)
+        with common.PeakMemory() as memory:
+            run_steps(config, artifacts, todo)
+        print(f"peak memory of this machine while it ran: {memory.gigabytes:.1f} GB above the start")
     print(report(config, artifacts, wanted))
 
 
@@ -62,7 +64,9 @@ def run_steps(config: Config, artifacts: dict[str, Artifact], steps: Sequence[st
             ray.get(tasks[step])
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            sys.exit(f"error: step {step} failed: {cause}\nWhat it finished is kept; the same command goes on from there.")
+            sys.exit(
+                f"error: step {step} failed: {cause}\nWhat it finished is kept; the same command goes on from there."
+            )
 
 
 def run_step(step: str, config: Config, artifacts: dict[str, Artifact], after: object) -> str:

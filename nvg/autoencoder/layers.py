@@ -71,9 +71,7 @@ class Encoder(nn.Module):
                 body.append(ResidualBlock(widths[max(level - 1, 0)] if block == 0 else width, width))
         self.body = nn.Sequential(*body)
         self.middle = _middle(widths[-1], config.attention)
-        self.head = nn.Sequential(
-            _norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.code_width, 3, padding=1)
-        )
+        self.head = nn.Sequential(_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.code_width, 3, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.middle(self.body(self.stem(images))))

@@ -8,7 +8,6 @@ import zlib
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-
 from torch import Tensor
 
 from nvg.config import DataConfig

@@ -46,8 +46,16 @@ def read_view(
 
 
 def image_batches(
-    config: Config, source: ImageSource, *, epoch: int, rank: int, world: int, batch_size: int, seed: int,
-    skip: int = 0, random_views: bool = True,
+    config: Config,
+    source: ImageSource,
+    *,
+    epoch: int,
+    rank: int,
+    world: int,
+    batch_size: int,
+    seed: int,
+    skip: int = 0,
+    random_views: bool = True,
 ) -> Iterator[dict[str, Tensor]]:
     """A worker's batches of an epoch: images uint8 (b, S, S, C) and labels (b,) int64, b = batch_size / world.
 
@@ -82,8 +90,16 @@ def image_batches(
 
 
 def token_batches(
-    folder: str, *, epoch: int, rank: int, world: int, batch_size: int, seed: int, shuffle_rows: int,
-    skip: int = 0, cpus: float = 0.5,
+    folder: str,
+    *,
+    epoch: int,
+    rank: int,
+    world: int,
+    batch_size: int,
+    seed: int,
+    shuffle_rows: int,
+    skip: int = 0,
+    cpus: float = 0.5,
 ) -> Iterator[dict[str, Tensor]]:
     """A worker's batches of an epoch of tokens: codes (b, L), content (b, 2L - 1), labels (b,), all int64, and features
     (b, L, D) float16 where the set has them; b = batch_size / world.

@@ -174,8 +174,10 @@ def finish(folder: str, form: TokenFormat, about: dict[str, Any]) -> dict[str, A
     if images == 0:
         first = f" The first of {len(rows)} reasons: {rows[0][1]}: {rows[0][2]}" if rows else ""
         raise DataError(f"no image could be read, see {folder}/quarantine.parquet.{first}")
-    result = asdict(form) | about | {
-        "images": images, "rows": sum(rows for _, rows, _ in looks), "parts": len(looks), "quarantined": len(rows)
-    }
+    result = (
+        asdict(form)
+        | about
+        | {"images": images, "rows": sum(rows for _, rows, _ in looks), "parts": len(looks), "quarantined": len(rows)}
+    )
     storage.write_json(storage.join(folder, storage.LAST_FILE), result)
     return result

@@ -51,7 +51,9 @@ class Backbone(nn.Module):
     The class is also a token in front of the sequence; index `num_classes` is "no class", for guidance.
     """
 
-    def __init__(self, *, depth: int, width: int, num_classes: int, last_stage: int, dropout: float, timed: bool) -> None:
+    def __init__(
+        self, *, depth: int, width: int, num_classes: int, last_stage: int, dropout: float, timed: bool
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.class_condition = nn.Embedding(num_classes + 1, width)
@@ -75,8 +77,14 @@ class Backbone(nn.Module):
         return F.silu(vector)
 
     def forward(
-        self, tokens: Tensor, table: Tensor, labels: Tensor, stage: Tensor, time: Tensor | None = None,
-        *, tap: int | None = None,
+        self,
+        tokens: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        stage: Tensor,
+        time: Tensor | None = None,
+        *,
+        tap: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """tokens (B, T, w) without the class token, table for 1 + T tokens -> (output (B, T, w), hidden or None).
 

@@ -32,8 +32,12 @@ class ContentGenerator(nn.Module):
         self.axis_widths = axis_widths(self.last_stage)
         self.embed = nn.Linear(config.code_width, width)
         self.backbone = Backbone(
-            depth=config.depth, width=width, num_classes=config.num_classes, last_stage=self.last_stage,
-            dropout=0.1 * config.depth / 24, timed=False,
+            depth=config.depth,
+            width=width,
+            num_classes=config.num_classes,
+            last_stage=self.last_stage,
+            dropout=0.1 * config.depth / 24,
+            timed=False,
         )
         self.difference = nn.Linear(width, config.code_width)
         self.to_logits = nn.Linear(config.code_width, config.codebook_size)
@@ -43,7 +47,10 @@ class ContentGenerator(nn.Module):
         # Representation alignment (Yu et al., REPA): a three-layer projection, used in training alone.
         self.align = (
             nn.Sequential(
-                nn.Linear(width, 2048), nn.SiLU(), nn.Linear(2048, 2048), nn.SiLU(),
+                nn.Linear(width, 2048),
+                nn.SiLU(),
+                nn.Linear(2048, 2048),
+                nn.SiLU(),
                 nn.Linear(2048, config.repa_width),
             )
             if config.repa_block is not None

@@ -36,7 +36,9 @@ class Given:
     def to(self, device: torch.device) -> Given:
         """The same on another device."""
         return Given(
-            self.codes.to(device), self.structure_stages, [tokens.to(device) for tokens in self.content],
+            self.codes.to(device),
+            self.structure_stages,
+            [tokens.to(device) for tokens in self.content],
             self.moved.to(device),
         )
 
@@ -56,7 +58,9 @@ def given_from_sequence(sequence: GranularitySequence, *, structure_stages: int,
             f"most {structure_stages + 1} stages with structure_stages={structure_stages}"
         )
     return Given(
-        sequence.codes, structure_stages, list(sequence.content[:content_stages]),
+        sequence.codes,
+        structure_stages,
+        list(sequence.content[:content_stages]),
         torch.zeros_like(sequence.codes[:, 0]),
     )
 

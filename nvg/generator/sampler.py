@@ -59,8 +59,12 @@ class Sampler:
     """A tokenizer and two generators, ready to draw images. Not a module: weights are frozen."""
 
     def __init__(
-        self, tokenizer: Autoencoder, content: ContentGenerator, structure: StructureGenerator,
-        settings: SamplerConfig, class_names: Sequence[str],
+        self,
+        tokenizer: Autoencoder,
+        content: ContentGenerator,
+        structure: StructureGenerator,
+        settings: SamplerConfig,
+        class_names: Sequence[str],
     ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.content = content.eval().requires_grad_(False)

@@ -27,8 +27,12 @@ class StructureGenerator(nn.Module):
         self.embed_canvas = nn.Linear(config.code_width, width)
         self.embed_structure = nn.Linear(self.last_stage, width)
         self.backbone = Backbone(
-            depth=config.depth, width=width, num_classes=config.num_classes, last_stage=self.last_stage,
-            dropout=0.1 * config.depth / 24, timed=True,
+            depth=config.depth,
+            width=width,
+            num_classes=config.num_classes,
+            last_stage=self.last_stage,
+            dropout=0.1 * config.depth / 24,
+            timed=True,
         )
         self.velocity = nn.Linear(width, self.last_stage)
 
@@ -45,7 +49,9 @@ class StructureGenerator(nn.Module):
         text = class_token_ids(codes.shape[0], self.last_stage, codes.device)
         return rotary_table(torch.cat((text, image, structure), dim=1), self.axis_widths)
 
-    def forward(self, noisy: Tensor, time: Tensor, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor) -> Tensor:
+    def forward(
+        self, noisy: Tensor, time: Tensor, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor
+    ) -> Tensor:
         """The velocity at z(t): noisy (N, L, K), time (N,) in [0, 1], canvas x_i (N, L, e), labels (N,), stage (N,)
         to be generated, codes (N, L) of which bits up to stage - 1 are read -> (N, L, K)."""
         tokens = torch.cat((self.embed_canvas(canvas), self.embed_structure(noisy)), dim=1)  # (N, 2L, w)

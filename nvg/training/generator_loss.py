@@ -21,8 +21,12 @@ class Generators(nn.Module):
     """Content and structure generator side by side: either may be None when it is not trained."""
 
     def __init__(
-        self, content: ContentGenerator | None, structure: StructureGenerator | None, quantizer: GranularityQuantizer,
-        config: TrainConfig, repa_weight: float = 0.0,
+        self,
+        content: ContentGenerator | None,
+        structure: StructureGenerator | None,
+        quantizer: GranularityQuantizer,
+        config: TrainConfig,
+        repa_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.content = content
@@ -56,7 +60,8 @@ class Generators(nn.Module):
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=device)
         for part, first, last in (
-            (self.content, 0, quantizer.last_stage), (self.structure, 1, quantizer.last_stage - 1)
+            (self.content, 0, quantizer.last_stage),
+            (self.structure, 1, quantizer.last_stage - 1),
         ):
             if part is None:
                 continue
@@ -86,8 +91,13 @@ def draw_stages(count: int, first: int, last: int, generator: torch.Generator) -
 
 
 def content_loss(
-    content: ContentGenerator, canvas: Tensor, final: Tensor, labels: Tensor, stages: Tensor,
-    sequence: GranularitySequence, features: Tensor | None,
+    content: ContentGenerator,
+    canvas: Tensor,
+    final: Tensor,
+    labels: Tensor,
+    stages: Tensor,
+    sequence: GranularitySequence,
+    features: Tensor | None,
 ) -> dict[str, Tensor]:
     """|x - x_hat|^2 and the cross-entropy of c_i, a mean over an image's clusters and then over images.
 
@@ -108,14 +118,20 @@ def content_loss(
     terms = {"canvas": F.mse_loss(estimate, final), "cross_entropy": cross_entropy}
     if aligned is not None:
         if features is None:
-            raise ValueError("representation alignment needs DINOv2 features with each image: rebuild the tokens "
-                             "with repa.weights set")
+            raise ValueError(
+                "representation alignment needs DINOv2 features with each image: rebuild the tokens "
+                "with repa.weights set"
+            )
         terms["alignment"] = -F.cosine_similarity(aligned.float(), features.float(), dim=-1).mean()
     return terms
 
 
 def structure_loss(
-    structure: StructureGenerator, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor,
+    structure: StructureGenerator,
+    canvas: Tensor,
+    labels: Tensor,
+    stage: Tensor,
+    codes: Tensor,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """The rectified flow's |v - (eps - se)|^2 over the unknown channels.

@@ -11,7 +11,12 @@ from nvg.config import TokenizerTrainConfig
 
 
 def tokenizer_loss(
-    autoencoder: nn.Module, images: Tensor, config: TokenizerTrainConfig, *, warm_up: bool, lpips: nn.Module | None = None
+    autoencoder: nn.Module,
+    images: Tensor,
+    config: TokenizerTrainConfig,
+    *,
+    warm_up: bool,
+    lpips: nn.Module | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], AutoencoderOutput]:
     """l1 + l2 + LPIPS + commitment + codebook + entropy; the adversarial term is added by the loop.
 

@@ -162,7 +162,9 @@ def test_images_of_another_shape_are_refused():
 
 @pytest.mark.parametrize(("size", "patch", "widths"), [(32, 1, [16, 32, 32]), (16, 4, [16]), (64, 2, [16, 16, 16, 32])])
 def test_encoder_and_decoder_fit_each_other(size, patch, widths):
-    config = TokenizerConfig(image_size=size, channels=1, patch=patch, widths=widths, blocks=1, code_width=6, codebook_size=8)
+    config = TokenizerConfig(
+        image_size=size, channels=1, patch=patch, widths=widths, blocks=1, code_width=6, codebook_size=8
+    )
     model = Autoencoder(config).eval()
     images = torch.zeros(1, 1, size, size)
     latents = model.latents(images)

@@ -38,16 +38,21 @@ def write_folder(root, classes=("ant", "bee", "cow"), each=3):
 
 def write_parquet(path, count=7, classes=3, names=None, text=False, group=3):
     labels = [f"class {number % classes}" if text else number % classes for number in range(count)]
-    schema = pa.schema([
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("label", pa.string() if text else pa.int64()),
-    ])
+    schema = pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("label", pa.string() if text else pa.int64()),
+        ]
+    )
     if names is not None:
         features = {"label": {"names": names, "_type": "ClassLabel"}}
         schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     rows = [{"bytes": encode(pixels(number)), "path": f"{number}.png"} for number in range(count)]
-    pq.write_table(pa.table([pa.array(rows, schema.field("image").type), pa.array(labels)], schema=schema), path,
-                   row_group_size=group)
+    pq.write_table(
+        pa.table([pa.array(rows, schema.field("image").type), pa.array(labels)], schema=schema),
+        path,
+        row_group_size=group,
+    )
     return str(path)
 
 

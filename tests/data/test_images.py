@@ -45,7 +45,8 @@ def test_transparent_parts_become_white():
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0, 0] = (255, 0, 0, 255)
     assert np.asarray(decode_image(encode(rgba), 3)).tolist() == [
-        [[255, 0, 0], [255, 255, 255]], [[255, 255, 255], [255, 255, 255]]
+        [[255, 0, 0], [255, 255, 255]],
+        [[255, 255, 255], [255, 255, 255]],
     ]
 
 
@@ -56,7 +57,8 @@ def test_exif_rotation_is_applied():
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no image", encode(pixels(0), "JPEG")[:300], encode(pixels(0))[:-40]],
+    "data",
+    [b"", b"no image", encode(pixels(0), "JPEG")[:300], encode(pixels(0))[:-40]],
     ids=["empty", "text", "cut JPEG", "cut PNG"],
 )
 def test_broken_bytes_are_named_as_broken(data):
@@ -99,8 +101,11 @@ def test_random_views_follow_from_seed_image_and_view_alone():
     settings = config(crop_scale=1.5)
     base = make_view(image, settings, 1, 0, "a")
     assert np.array_equal(base, make_view(image, settings, 1, 0, "a"))
-    for other in (make_view(image, settings, 2, 0, "a"), make_view(image, settings, 1, 1, "a"),
-                  make_view(image, settings, 1, 0, "b")):
+    for other in (
+        make_view(image, settings, 2, 0, "a"),
+        make_view(image, settings, 1, 1, "a"),
+        make_view(image, settings, 1, 0, "b"),
+    ):
         assert not np.array_equal(base, other)
 
 

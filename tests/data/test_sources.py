@@ -33,14 +33,19 @@ def webdataset(tmp_path):
     for shard in range(2):
         members = []
         for number in range(5):
-            members += [(f"{number:04d}.jpg", encode(pixels(number), "JPEG")), (f"{number:04d}.cls", b"%d" % (number % 3))]
+            members += [
+                (f"{number:04d}.jpg", encode(pixels(number), "JPEG")),
+                (f"{number:04d}.cls", b"%d" % (number % 3)),
+            ]
         write_tar(tmp_path / f"train-{shard:02d}.tar", members)
     return config(source="webdataset", train=str(tmp_path / "train-{00..01}.tar"))
 
 
 def idx(tmp_path):
     images = np.stack([pixels(number)[:, :, 0] for number in range(10)])
-    return config(source="idx", train=write_idx(tmp_path / "idx", images, [number % 3 for number in range(10)]), channels=1)
+    return config(
+        source="idx", train=write_idx(tmp_path / "idx", images, [number % 3 for number in range(10)]), channels=1
+    )
 
 
 LAYOUTS = [folder, ilsvrc, parquet, webdataset, idx]
@@ -87,7 +92,8 @@ def test_another_set_of_images_has_another_fingerprint(layout, tmp_path):
     first = layout(tmp_path / "one")
     second = layout(tmp_path / "two")
     assert open_source(first, "train").fingerprint() == open_source(second, "train").fingerprint() or layout in (
-        parquet, webdataset,  # the path is part of the listing
+        parquet,
+        webdataset,  # the path is part of the listing
     )
     for path in (tmp_path / "two").rglob("*"):
         if path.suffix in (".png", ".parquet", ".tar"):
@@ -148,11 +154,17 @@ def test_a_flat_validation_folder_is_labelled_by_its_ground_truth(tmp_path):
 
 def test_class_archives_are_read_as_they_are(tmp_path):
     for number, synset in enumerate(("n01440764", "n01443537", "n01484850")):
-        write_tar(tmp_path / f"{synset}.tar", [(f"{synset}_{i}.JPEG", encode(pixels(i), "JPEG")) for i in range(number + 1)])
+        write_tar(
+            tmp_path / f"{synset}.tar", [(f"{synset}_{i}.JPEG", encode(pixels(i), "JPEG")) for i in range(number + 1)]
+        )
     source = open_source(config(source="ilsvrc", train=str(tmp_path)), "train")
     assert [(record.image_id, record.label) for record in records(source)] == [
-        ("n01440764/n01440764_0", 0), ("n01443537/n01443537_0", 1), ("n01443537/n01443537_1", 1),
-        ("n01484850/n01484850_0", 2), ("n01484850/n01484850_1", 2), ("n01484850/n01484850_2", 2),
+        ("n01440764/n01440764_0", 0),
+        ("n01443537/n01443537_0", 1),
+        ("n01443537/n01443537_1", 1),
+        ("n01484850/n01484850_0", 2),
+        ("n01484850/n01484850_1", 2),
+        ("n01484850/n01484850_2", 2),
     ]
     assert source.count() == 6
 
@@ -185,13 +197,25 @@ def test_a_truncated_archive_gives_what_it_has_and_one_quarantine_row(tmp_path):
 
 
 def test_members_without_class_or_image_are_quarantined(tmp_path):
-    shard = write_tar(tmp_path / "a.tar", [
-        ("a.png", encode(pixels(0))), ("a.json", b'{"label": 2}'), ("b.png", encode(pixels(1))),
-        ("c.cls", b"1"), ("d.png", encode(pixels(2))), ("d.cls", b"many"), ("../e.png", encode(pixels(3))), ("../e.cls", b"0"),
-    ])
+    shard = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("a.png", encode(pixels(0))),
+            ("a.json", b'{"label": 2}'),
+            ("b.png", encode(pixels(1))),
+            ("c.cls", b"1"),
+            ("d.png", encode(pixels(2))),
+            ("d.cls", b"many"),
+            ("../e.png", encode(pixels(3))),
+            ("../e.cls", b"0"),
+        ],
+    )
     found = records(open_source(config(source="webdataset", train=shard), "train"))
     assert [(type(record).__name__, record.image_id) for record in found] == [
-        ("ImageRecord", "a.tar/a"), ("BrokenImage", "a.tar/b"), ("BrokenImage", "a.tar/c"), ("BrokenImage", "a.tar/d"),
+        ("ImageRecord", "a.tar/a"),
+        ("BrokenImage", "a.tar/b"),
+        ("BrokenImage", "a.tar/c"),
+        ("BrokenImage", "a.tar/d"),
         ("ImageRecord", "a.tar/../e"),  # a name is only a name: nothing is ever unpacked
     ]
 

@@ -82,7 +82,11 @@ def test_shapes_end_to_end(grid):
     estimate, aligned = content(latents, labels, torch.tensor([0, 1, 2]), codes)
     assert estimate.shape == latents.shape and aligned is None
     for stage in range(content.last_stage + 1):
-        assert content.logits(estimate, latents, codes >> (content.last_stage - stage), stage).shape == (3, 2**stage, 4096)
+        assert content.logits(estimate, latents, codes >> (content.last_stage - stage), stage).shape == (
+            3,
+            2**stage,
+            4096,
+        )
     structure = StructureGenerator(structure_config(2, grid))
     noisy = torch.randn(3, grid**2, structure.last_stage, generator=generator)
     velocity = structure(noisy, torch.rand(3), latents, labels, torch.tensor([1, 1, 2]), codes)

@@ -83,7 +83,10 @@ def test_the_flow_loss_is_that_of_the_method_and_leaves_known_channels_alone(seq
 
 
 def test_one_step_trains_every_parameter_of_both_and_none_of_the_quantizer(quantizer, sequence):
-    content, structure = ContentGenerator(content_config(1, 4, codebook_size=50)), StructureGenerator(structure_config(2, 4))
+    content, structure = (
+        ContentGenerator(content_config(1, 4, codebook_size=50)),
+        StructureGenerator(structure_config(2, 4)),
+    )
     generators = Generators(awake(content).train(), awake(structure).train(), quantizer, TrainConfig())
     loss, terms = generators(sequence, torch.arange(7), torch.Generator().manual_seed(0))
     torch.testing.assert_close(loss, terms["canvas"] + terms["cross_entropy"] + terms["flow"])
@@ -95,7 +98,9 @@ def test_one_step_trains_every_parameter_of_both_and_none_of_the_quantizer(quant
 
 
 def test_the_same_generator_state_gives_the_same_loss(quantizer, sequence):
-    generators = Generators(awake(ContentGenerator(content_config(1, 4, codebook_size=50))), None, quantizer, TrainConfig())
+    generators = Generators(
+        awake(ContentGenerator(content_config(1, 4, codebook_size=50))), None, quantizer, TrainConfig()
+    )
     first, second, other = (
         generators(sequence, torch.arange(7), torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)
     )

@@ -107,7 +107,9 @@ class IlsvrcSource(ImageSource):
                 if isinstance(data, BrokenImage):
                     yield data
                 else:
-                    yield ImageRecord(f"{synset}/{name.rsplit('.', 1)[0]}", data, unit["label"], f"{unit['archive']}#{name}")
+                    yield ImageRecord(
+                        f"{synset}/{name.rsplit('.', 1)[0]}", data, unit["label"], f"{unit['archive']}#{name}"
+                    )
             return
         for file, label in unit["files"]:
             image_id = file.removeprefix(self.prefix).rsplit(".", 1)[0]

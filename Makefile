@@ -1,0 +1,31 @@
+# make demo    the whole pipeline on Fashion-MNIST: environment, data, tokenizer, tokens, generators, evaluation
+# make test    lint, types and all tests
+# Settings over the configuration:  make demo SETTINGS='train.steps=500 output=runs/short'
+# Chosen tests:                     make test TESTS='tests/generator -k rotary'
+
+CONFIG ?= conf/fashion_mnist.yaml
+SETTINGS ?=
+TESTS ?=
+export PYTHON
+
+.PHONY: demo test setup data lint lock
+.NOTPARALLEL:
+
+demo: setup
+	@settings="$$(.venv/bin/python scripts/fashion_mnist.py)" \
+	  && exec .venv/bin/python pipelines/run.py --config $(CONFIG) $$settings $(SETTINGS)
+
+test: data
+	@exec scripts/test.sh $(TESTS)
+
+setup:
+	@scripts/setup.sh
+
+data: setup
+	@.venv/bin/python scripts/fashion_mnist.py
+
+lint: setup
+	@.venv/bin/ruff check . && .venv/bin/mypy
+
+lock:
+	@scripts/setup.sh lock

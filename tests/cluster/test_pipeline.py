@@ -1,0 +1,232 @@
+"""The whole pipeline on a real Ray: every step, its artifacts, what is skipped, and what is put into quarantine."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import nvg
+from nvg import config as configuration
+from nvg import storage
+from nvg.data import DataError, image_batches, open_source, token_batches
+from nvg.data.images import to_float
+from nvg.data.stream import read_view
+from nvg.data.tokens import parts, read_part, to_arrays
+from pipelines import common, run
+from tests.data.pictures import encode, pixels
+from tests.synthetic import write_images
+
+ROOT = Path(__file__).parents[2]
+EACH = 20  # images a class
+
+
+@pytest.fixture(scope="module")
+def arguments(ray_cluster, tmp_path_factory):
+    """A command line of run.py on drawn images, one of which is broken, and on its own output."""
+    root = tmp_path_factory.mktemp("pipeline")
+    write_images(root / "images", each=EACH)
+    (root / "images" / "disc" / "broken.png").write_bytes(encode(pixels(0))[:100])
+    return [
+        "--config",
+        str(ROOT / "conf" / "smoke.yaml"),
+        f"output={root}/out",
+        f"data.train={root}/images",
+        "data.views=2",
+        "tokenizer_train.steps=8",
+        "train.steps=8",
+    ]
+
+
+@pytest.fixture(scope="module")
+def done(arguments):
+    """The artifacts of a whole run."""
+    run.main(arguments)
+    return common.plan(config(arguments))
+
+
+def config(arguments):
+    return configuration.load(arguments[1], arguments[2:])
+
+
+def test_the_plan_is_printed_and_nothing_is_run(arguments, capsys, tmp_path):
+    elsewhere = [*arguments, f"output={tmp_path}/never"]
+    run.main([*elsewhere, "--dry-run", "--until", "tokens"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["tokenizer", "tokens"] and all("to do" in line for line in lines)
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_run_makes_every_artifact_and_a_sampler_that_loads(done, arguments):
+    for artifact in done.values():
+        assert artifact.complete and storage.exists(storage.join(artifact.folder, "timing.json"))
+    evaluation = storage.read_json(storage.join(done["evaluation"].folder, "evaluation.json"))
+    figures = evaluation["figures"]
+    assert figures["samples"] == 12 and 0 <= figures["accuracy_on_samples"] <= 1
+    assert figures["reconstruction_images"] == "12 train images" and figures["reconstruction_mse"] > 0
+    for name in ("samples.png", "stages.png", "reconstruction.png"):
+        assert storage.read_bytes(storage.join(done["evaluation"].folder, name))[:4] == b"\x89PNG"
+    sampler = nvg.load(done["generators"].folder)
+    assert sampler.generate(["disc", 2], seed=1).shape == (2, 16, 16, 3)
+
+
+def test_a_broken_image_is_in_quarantine_with_its_reason_and_counted(done):
+    about = storage.read_json(storage.join(done["tokens"].folder, "metadata.json"))
+    assert (about["images"], about["rows"], about["quarantined"]) == (3 * EACH, 6 * EACH, 1)
+    (row,) = pq.read_table(f"{done['tokens'].folder}/quarantine.parquet").to_pylist()
+    assert row["image_id"] == "disc/broken.png" and row["path"].endswith("disc/broken.png") and row["reason"]
+
+
+def test_a_second_run_does_nothing_and_says_so(done, arguments, capsys):
+    before = {path: path.stat().st_mtime_ns for path in Path(config(arguments).output).rglob("*.safetensors")}
+    run.main(arguments)
+    assert "every step is complete: nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_changed_setting_redoes_its_step_and_those_after_it(done, arguments):
+    def folders(*overrides):
+        return [artifact.folder for artifact in common.plan(config([*arguments, *overrides])).values()]
+
+    base = folders()
+    for overrides, kept in (
+        (["tokenizer_train.lr=1e-3"], 0),
+        (["data.views=3"], 1),
+        (["train.lr=1e-3"], 2),
+        (["sampler.flow_steps=3"], 3),
+        (["cluster.num_workers=2", "tracking.log_every=1", "train.preview_every=5"], 4),
+    ):
+        assert [a == b for a, b in zip(base, folders(*overrides), strict=True)] == [i < kept for i in range(4)], (
+            overrides
+        )
+
+
+def test_an_interrupted_steps_leftovers_are_not_a_result_and_are_finished_to_the_same_bytes(done, arguments):
+    folder = Path(done["tokens"].folder)
+    before = {path.name: path.read_bytes() for path in folder.glob("part-*.parquet")}
+    (folder / "metadata.json").unlink()
+    for name in list(before)[::2]:
+        (folder / name).unlink()
+    assert not done["tokens"].complete
+    run.main([*arguments, "--until", "tokens"])
+    assert {path.name: path.read_bytes() for path in folder.glob("part-*.parquet")} == before
+
+
+def test_a_forced_step_is_done_again(done, arguments, capsys):
+    run_id = storage.read_json(storage.join(done["evaluation"].folder, "metadata.json"))["run_id"]
+    run.main([*arguments, "--force", "evaluation"])
+    assert storage.read_json(storage.join(done["evaluation"].folder, "metadata.json"))["run_id"] != run_id
+    assert "classifier accuracy" not in capsys.readouterr().err
+
+
+def test_a_job_without_its_input_names_the_command_that_makes_it(arguments, tmp_path):
+    from pipelines import build_tokens, evaluate, train
+
+    elsewhere = [*arguments, f"output={tmp_path}"]
+    for job, script in ((build_tokens, "train_tokenizer.py"), (train, "train_tokenizer.py"), (evaluate, "train.py")):
+        with pytest.raises(SystemExit, match=f"Make them with: python pipelines/{script}"):
+            job.main(elsewhere)
+
+
+def test_a_submitted_job_refuses_a_relative_output(arguments, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(SystemExit, match="output=runs/x is relative"):
+        run.main([*arguments, "output=runs/x", "--dry-run"])
+    run.main([*arguments, "--dry-run"])
+
+
+def test_token_rows_are_what_the_tokenizer_makes_of_the_images(done, arguments):
+    settings = config(arguments)
+    tokenizer = nvg.load(done["generators"].folder).tokenizer
+    source = open_source(settings.data, "train")
+    for unit, view in ((0, 0), (1, 1)):
+        table = read_part(parts(done["tokens"].folder)[unit, view])
+        images, ids, labels, _ = read_view(source, source.units[unit], settings.data, view, settings.seed)
+        sequence = tokenizer.encode(to_float(images))
+        arrays = to_arrays(table)
+        assert table["image_id"].to_pylist() == ids and arrays["labels"].tolist() == labels
+        assert set(table["view"].to_pylist()) == {view}
+        assert np.array_equal(arrays["codes"], sequence.codes.numpy())
+        assert np.array_equal(arrays["content"], sequence.flat_content().numpy())
+
+
+def test_tokens_of_another_tokenizer_are_refused(done):
+    path = next(iter(parts(done["tokens"].folder).values()))
+    with pytest.raises(DataError, match="not of abc"):
+        read_part(path, "abc")
+
+
+def batches(folder, **changes):
+    settings = dict(epoch=0, rank=0, world=1, batch_size=8, seed=0, shuffle_rows=16)
+    return list(token_batches(folder, **(settings | changes)))
+
+
+def test_workers_share_one_exact_order_of_tokens(done):
+    folder = done["tokens"].folder
+    whole = batches(folder)
+    assert len(whole) == 3 * EACH // 8 and whole[0]["codes"].shape == (8, 16)
+    halves = [batches(folder, rank=rank, world=2) for rank in range(2)]
+    for one, first, second in zip(whole, *halves, strict=True):
+        for name in one:
+            assert torch.equal(one[name], torch.cat((first[name], second[name])))
+    for late, full in zip(batches(folder, skip=3), whole[3:], strict=True):
+        assert all(torch.equal(late[name], full[name]) for name in full)
+    other = batches(folder, epoch=2)  # the same view in another order
+    assert not torch.equal(other[0]["content"], whole[0]["content"])
+    rows = [sorted(map(tuple, torch.cat([b["content"] for b in some]).tolist())) for some in (whole, other)]
+    assert len(set(rows[0]) & set(rows[1])) > len(set(rows[0])) // 2
+
+
+def test_workers_read_images_of_their_own_in_an_exact_order(done, arguments):
+    settings = config(arguments)
+    source = open_source(settings.data, "train")
+
+    def take(count, **changes):
+        options = dict(epoch=0, rank=0, world=1, batch_size=8, seed=0) | changes
+        stream = image_batches(settings, source, **options)
+        return [next(stream) for _ in range(count)]
+
+    first, again = take(5), take(5)
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a["images"], b["images"]) and torch.equal(a["labels"], b["labels"])
+    assert torch.equal(take(2, skip=3)[0]["images"], first[3]["images"])
+    assert not torch.equal(take(1, epoch=1)[0]["images"], first[0]["images"])
+    two = [torch.cat([b["images"] for b in take(6, rank=rank, world=2)]) for rank in range(2)]
+    seen = [{image.numpy().tobytes() for image in images} for images in two]
+    assert two[0].shape == (24, 16, 16, 3) and not seen[0] & seen[1]
+
+
+def test_other_images_of_other_size_and_classes_need_nothing_but_their_keys(ray_cluster, arguments, tmp_path):
+    """Grey Parquet images of 32x32 in five classes, 8x8 latents: nothing is bound to a data set."""
+    from tests.data.pictures import write_parquet
+
+    write_parquet(tmp_path / "images.parquet", count=40, classes=5, text=True, group=16)
+    other = [
+        "--config",
+        arguments[1],
+        "name=other",
+        f"output={tmp_path}/out",
+        "data.source=parquet",
+        f"data.train={tmp_path}/images.parquet",
+        f"data.test={tmp_path}/images.parquet",
+        "data.image_size=32",
+        "data.channels=1",
+        "data.num_classes=5",
+        "tokenizer_train.steps=2",
+        "train.steps=2",
+        "train.batch_size=8",
+        "tokenizer_train.batch_size=8",
+        "evaluate.samples=5",
+        "evaluate.batch_size=5",
+    ]
+    run.main(other)
+    artifacts = common.plan(config(other))
+    sampler = nvg.load(artifacts["generators"].folder)
+    assert sampler.last_stage == 6 and sampler.class_names == [f"class {number}" for number in range(5)]
+    assert sampler.generate(["class 4"]).shape == (1, 32, 32, 1)
+    figures = json.loads(Path(artifacts["evaluation"].folder, "evaluation.json").read_text())["figures"]
+    assert figures["reconstruction_images"] == "12 test images"
+    assert os.listdir(f"{tmp_path}/out")
