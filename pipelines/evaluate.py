@@ -2,7 +2,7 @@
 
     python pipelines/evaluate.py --config conf/fashion_mnist.yaml key=value ...
 
-Samples are drawn by Ray Data on cluster.encoders actors; image j has class j mod classes and seed evaluate.seed + j. The
+Samples are drawn by Ray Data on cluster.encoders actors: image j has class j mod classes, seed evaluate.seed + j. The
 classifier is a small network trained here on the training images, once a data set: is a generated image taken for the
 class that was asked for?
 """
@@ -40,7 +40,7 @@ PICTURES = ("samples.png", "stages.png", "reconstruction.png")
 def evaluate(config: Config, sampler_folder: str, output_folder: str) -> dict[str, Any]:
     """Evaluate the sampler of a folder (path or URL) on the running Ray; returns what evaluation.json holds.
 
-    Writes evaluation.json, samples.png, stages.png, reconstruction.png and, last, metadata.json, and logs all to MLflow.
+    Writes evaluation.json, samples.png, stages.png, reconstruction.png and, last, metadata.json; logs all to MLflow.
     """
     import ray
 

@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(width, 2 * width)
         self.gradient_checkpointing = False
-        # Embeddings keep torch's unit variance: at the usual 0.02 classes and stages are told apart hundreds of steps later.
+        # Embeddings keep torch's unit variance: at the usual 0.02 classes are told apart hundreds of steps later.
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 

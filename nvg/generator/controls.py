@@ -1,4 +1,4 @@
-"""What a caller may give instead of having it generated (docs/method.md, sampling): structure, or structure and content.
+"""What a caller may give and need not have generated (docs/method.md, sampling): structure, or structure and content.
 
 Three ways to a `Given`: a drawn binary map (stage 1), the first n structure maps of a reference, the first n
 structures and contents of a reference.

@@ -105,11 +105,8 @@ class Sampler:
         self, classes: Sequence[str | int], *, seed: int | Sequence[int] = 0, given: Given | None = None, **settings
     ) -> np.ndarray:
         """Draw one image a class: uint8 (N, H, W, C). Arguments as for `stages`."""
-        step = None
-        for step in self.stages(classes, seed=seed, given=given, **settings):
-            pass
-        assert step is not None
-        return step.preview
+        *_, last = self.stages(classes, seed=seed, given=given, **settings)
+        return last.preview
 
     @torch.inference_mode()
     def stages(
@@ -157,7 +154,7 @@ class Sampler:
     def _split(
         self, stage: int, canvas: Tensor, codes: Tensor, labels: Tensor, seeds: list[int], options: SamplerConfig
     ) -> Tensor:
-        """Codes of `stage` from those of stage - 1: integrate the flow, read channel stage - 1, halve by Gumbel-top-k."""
+        """Codes of `stage` from stage - 1's: integrate the flow, read channel stage - 1, halve by Gumbel-top-k."""
         known = stage - 1
         clean = structure_embedding(codes, known)  # (N, L, K)
         noise = draw(seeds, stage, FLOW, clean.shape[1:], torch.randn).to(self.device)
@@ -245,7 +242,7 @@ def ramp(final: float, index: int, last: int) -> float:
 
 
 def nucleus_sample(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    """Sample from the smallest set of codes whose probability reaches top_p: logits (..., V), uniform (...) -> (...)."""
+    """Sample from the smallest set of codes whose probability reaches top_p: (..., V), (...) -> (...)."""
     probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     cumulative = probabilities.cumsum(dim=-1)
     # A code is in the set when the mass before it is below top_p; the most likely one always is.

@@ -48,7 +48,7 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
 
 
 def with_split(config: DataConfig, split: str) -> DataConfig:
-    """A data section whose training images are those of a split: to stream the test images as one streams training's."""
+    """A data section whose training images are those of a split: test images are streamed as training images are."""
     if split == "train":
         return config
     return dataclasses.replace(config, train=config.test or config.train, limit=None)

@@ -1,6 +1,7 @@
 """Parquet with image bytes and labels: the layout that dataset hubs use.
 
-`data.train` is a file, a folder or a pattern (`.../train-*.parquet`). data.image_column is a struct {bytes, path} or plain
+`data.train` is a file, a folder or a pattern (`.../train-*.parquet`). data.image_column is a struct
+{bytes, path} or plain
 bytes, data.label_column an integer or a string. Class names come from the hub's schema metadata (`huggingface` →
 features → names), from string labels (sorted), else data.class_names or the numbers. A row group is a unit.
 """
