@@ -2,8 +2,8 @@
 
 Words and shapes (docs/method.md): a latent Z is (N, L, e) with L = 2^K positions in raster order. Stage i = 0 ... K has
 2^i clusters of L / 2^i positions. The structure code of a position is a K-bit number whose top i bits are its cluster
-at stage i, so one (N, L) integer tensor holds the structure maps of all stages. Everything runs on CPU and CUDA alike, in
-batched steps, and is a function of each sample alone: batch mates never change a result.
+at stage i, so one (N, L) integer tensor holds the structure maps of all stages. Everything runs on CPU and CUDA alike,
+in batched steps, and is a function of each sample alone: batch mates never change a result.
 """
 
 from __future__ import annotations

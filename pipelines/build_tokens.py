@@ -2,9 +2,9 @@
 
     python pipelines/build_tokens.py --config conf/fashion_mnist.yaml key=value ...
 
-A row of the stream is a (unit, view): reading tasks decode and crop its images on CPUs, tokenizer actors (as many
-as cluster.encoders) encode them, writing tasks put one Parquet part each. A part that is there already is not made again, so a job that was
-stopped goes on where it was.
+A row of the stream is a (unit, view): reading tasks decode and crop its images on CPUs, tokenizer actors (as many as
+cluster.encoders) encode them, writing tasks put one Parquet part each. A part that is there already is not made again,
+so a job that was stopped goes on where it was.
 """
 
 from __future__ import annotations
