@@ -368,8 +368,8 @@ def validate(config: Config, where: str = "configuration") -> None:
         "tokenizer.patch or the number of tokenizer.widths",
     )
     check(
-        all(width % 16 == 0 for width in tokenizer.widths),
-        f"tokenizer.widths={tokenizer.widths}: multiples of 16 (groups of the normalisation)",
+        all(width >= 16 and width % min(32, width // 4) == 0 for width in tokenizer.widths),
+        f"tokenizer.widths={tokenizer.widths}: at least 16, multiples of 4, of 32 from 128 on (normalisation groups)",
     )
     check(2 <= tokenizer.codebook_size <= 65536, f"tokenizer.codebook_size={tokenizer.codebook_size}: 2 to 65536")
     check(config.content.depth >= 1, f"content.depth={config.content.depth} must be at least 1")

@@ -55,7 +55,8 @@ class Generators(nn.Module):
         """
         quantizer = self.quantizer[0]
         device = sequence.codes.device
-        with torch.no_grad():
+        # The sampler accumulates its canvas in float32: so do the targets, whatever the device computes in.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             canvases = torch.stack(quantizer.canvases(sequence))  # (K + 2, N, L, e)
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=device)

@@ -20,6 +20,8 @@ from nvg.data.tokens import read_metadata
 from nvg.training.checkpoint import list_checkpoints, load_tokenizer
 from tests.synthetic import write_images
 
+pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute, the first test makes three; more under load
+
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "conf" / "smoke.yaml"
 
