@@ -289,13 +289,21 @@ def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "con
     """As `load`, from a nested dictionary."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.default_factory) and not isinstance(content.get(section.name, {}), dict):
+            raise ConfigError(f"{where}: {section.name}={content[section.name]!r} must be a section with keys")
+    changes = []
     for item in overrides:
-        if "=" not in item:
+        if not item.partition("=")[0].strip() or "=" not in item:
             raise ConfigError(f"override {item!r} is not of the form key=value (for example train.lr=2e-4)")
+        try:
+            changes.append(OmegaConf.from_dotlist([item]))
+        except YAMLError:
+            raise ConfigError(f"override {item!r}: the value is not YAML (an open bracket or quote?)") from None
     try:
-        node = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(content))
-        node = OmegaConf.merge(node, OmegaConf.from_dotlist(list(overrides)))
+        node = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(content), *changes)
         for key, value in DERIVED.items():
             expected = value(node)
             if OmegaConf.is_missing(OmegaConf.select(node, key.split(".")[0]), key.split(".")[1]):
@@ -317,12 +325,23 @@ def _explain(error: Exception, where: str) -> str:
     key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
     first_line = str(error).split("\n")[0]
     if "not in" in first_line:
-        near = difflib.get_close_matches(str(key), _all_keys(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = _near_key(str(key))
+        hint = f"; did you mean {near!r}?" if near else ""
         return f"{where}: unknown key {key!r}{hint}"
     if "Missing mandatory value" in first_line or "Structured config" in first_line:
         return f"{where}: {key!r} must be given"
     return f"{where}: {key}: {first_line}"
+
+
+def _near_key(key: str) -> str | None:
+    """A known key that was perhaps meant: a like name in the same section, else the same name in another one."""
+    section, _, name = key.rpartition(".")
+    known = [tuple(item.rpartition(".")[::2]) for item in _all_keys()]
+    near = difflib.get_close_matches(name, [other for where, other in known if where == section], n=1)
+    if near:
+        return f"{section}.{near[0]}" if section else near[0]
+    elsewhere = [f"{where}.{other}" for where, other in known if other == name and where]
+    return elsewhere[0] if elsewhere else next(iter(difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.8)), None)
 
 
 def _all_keys() -> list[str]:

@@ -202,6 +202,7 @@ def summary(about: dict[str, Any], folder: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Images -> token Parquet, unless it is there already. argv: the command line without the program."""
     arguments = sys.argv[1:] if argv is None else argv
     config = common.parse_config(arguments, __doc__.split("\n")[0])
     try:

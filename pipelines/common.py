@@ -95,7 +95,12 @@ def start_ray(config: Config) -> None:
 
     if ray.is_initialized():
         return
-    environment = {"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
+    environment = {
+        "env_vars": {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # torch's own threads are set by each worker
+            "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # every long step has one bar of ours, not one an operator
+        }
+    }
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=environment, log_to_driver=True)
         return

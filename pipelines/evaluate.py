@@ -289,6 +289,7 @@ def _png(picture: Any) -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the finished sampler, unless that is done already. argv: the command line without the program."""
     arguments = sys.argv[1:] if argv is None else argv
     config = common.parse_config(arguments, __doc__.split("\n")[0])
     try:

@@ -21,6 +21,7 @@ from pipelines.common import STEPS, Artifact
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Do what is left of all steps, in order. argv: the command line without the program."""
     parser = common.parser(__doc__.split("\n")[0])
     parser.add_argument("--until", choices=STEPS, default=STEPS[-1], help="the last step to run")
     parser.add_argument("--force", choices=STEPS, help="do this step, and those after it, again")

@@ -26,6 +26,7 @@ def train_generators(config: Config, tokenizer_folder: str, tokens_folder: str, 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train the generators, unless they are there already. argv: the command line without the program."""
     arguments = sys.argv[1:] if argv is None else argv
     config = common.parse_config(arguments, __doc__.split("\n")[0])
     try:

@@ -21,6 +21,7 @@ def train_tokenizer(config: Config, output_folder: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train the tokenizer, unless it is there already. argv: the command line without the program."""
     config = common.parse_config(argv, __doc__.split("\n")[0])
     try:
         artifact = common.plan(config)["tokenizer"]

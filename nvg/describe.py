@@ -1,0 +1,130 @@
+"""What a configuration amounts to: parameters, tokens, bytes and arithmetic, without memory or weights.
+
+    python -m nvg.describe conf/*.yaml
+
+prints a Markdown table (the README's). Models are built on torch's meta device, which knows shapes and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nvg import config as configuration
+from nvg.autoencoder import Autoencoder
+from nvg.config import Config, ConfigError
+from nvg.generator import ContentGenerator, StructureGenerator
+
+
+@dataclass(frozen=True)
+class Models:
+    """The three models of a configuration, on the meta device, in evaluation mode."""
+
+    autoencoder: Autoencoder
+    content: ContentGenerator
+    structure: StructureGenerator
+
+
+def build_on_meta(config: Config) -> Models:
+    """The models of a configuration without memory. The content generator has its alignment head where there is one."""
+    with torch.device("meta"):
+        return Models(
+            Autoencoder(config.tokenizer).eval(),
+            ContentGenerator(config.content).eval(),
+            StructureGenerator(config.structure).eval(),
+        )
+
+
+def parameters(module: nn.Module) -> int:
+    """How many numbers a module learns."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def row_bytes(config: Config) -> int:
+    """Bytes of a token row before compression, without its image_id: content, structure, label, view and features."""
+    positions = config.tokenizer.positions
+    structure = positions * (1 if config.tokenizer.last_stage <= 8 else 2)
+    features = 2 * positions * config.repa.feature_width if config.repa.weights is not None else 0
+    return 2 * (2 * positions - 1) + structure + 2 + 1 + features
+
+
+def forward_flops(config: Config) -> dict[str, int]:
+    """Floating-point operations of one forward pass of one image, a multiply-add being two: matrix products,
+    convolutions and attention. Keys: encoder, decoder, content, structure."""
+    models = build_on_meta(config)
+    tokenizer = config.tokenizer
+    with torch.device("meta"):
+        image = torch.empty(1, tokenizer.channels, tokenizer.image_size, tokenizer.image_size)
+        canvas = torch.empty(1, tokenizer.positions, tokenizer.code_width)
+        codes = torch.empty(1, tokenizer.positions, dtype=torch.int64)
+        noisy = torch.empty(1, tokenizer.positions, tokenizer.last_stage)
+        label = torch.empty(1, dtype=torch.int64)
+        time = torch.empty(1)
+    return {
+        "encoder": _count(lambda: models.autoencoder.latents(image)),
+        "decoder": _count(lambda: models.autoencoder.decode_canvas(canvas)),
+        "content": _count(lambda: models.content(canvas, label, label, codes)),
+        "structure": _count(lambda: models.structure(noisy, time, canvas, label, label, codes)),
+    }
+
+
+def _count(run: Callable[[], object]) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+COLUMNS = (
+    "config", "image", "latents", "stages", "content tokens", "bytes a token row",
+    "tokenizer", "content", "structure", "forward GFLOP: encoder, decoder, content, structure",
+)
+
+
+def describe(config: Config) -> list[str]:
+    """The cells of a configuration, in the order of COLUMNS. Parameters of the content generator are without the
+    alignment head, which training alone uses."""
+    models = build_on_meta(config)
+    tokenizer = config.tokenizer
+    content = parameters(models.content) - (parameters(models.content.align) if models.content.align else 0)
+    flops = forward_flops(config)
+    return [
+        config.name,
+        f"{tokenizer.image_size}² × {tokenizer.channels}, {config.data.num_classes} classes",
+        f"{tokenizer.grid}² × {tokenizer.code_width}, V = {tokenizer.codebook_size}",
+        str(tokenizer.last_stage + 1),
+        str(2 * tokenizer.positions - 1),
+        f"{row_bytes(config):,}",
+        _millions(parameters(models.autoencoder)),
+        f"d{config.content.depth}, {_millions(content)}",
+        f"d{config.structure.depth}, {_millions(parameters(models.structure))}",
+        ", ".join(f"{value / 1e9:.3g}" for value in flops.values()),
+    ]
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.3g}M"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", metavar="FILE", help="YAML files, paths or URLs")
+    try:
+        rows = [describe(configuration.load(path)) for path in parser.parse_args(arguments).configs]
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows):
+        print("| " + " | ".join(cells) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
