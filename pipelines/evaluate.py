@@ -197,7 +197,7 @@ def _samples(config: Config, sampler_folder: str, classifier_file: str, scratch:
     ]
     actor: dict[str, Any] = {"num_cpus": cluster.cpus_per_worker} | ({"num_gpus": 1} if cluster.use_gpu else {})
     drawn = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        Draw,
+        Draw,  # type: ignore[arg-type]  # a class, for an actor
         fn_constructor_args=(config, sampler_folder, classifier_file),
         compute=ray.data.ActorPoolStrategy(size=cluster.encoders),
         **actor,

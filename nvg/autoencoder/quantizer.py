@@ -42,8 +42,8 @@ class GranularityQuantizer(nn.Module):
             nn.Conv2d(config.code_width, config.code_width, 3, padding=1) for _ in range(config.last_stage + 1)
         )
         for convolution in self.convolutions:  # phi begins as the identity
-            nn.init.dirac_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+            for name, parameter in convolution.named_parameters():
+                nn.init.dirac_(parameter) if name == "weight" else nn.init.zeros_(parameter)
 
     # ---- the formulas ----
 

@@ -107,6 +107,8 @@ class Backbone(nn.Module):
 class TimeEmbedding(nn.Module):
     """Flow time in [0, 1] as a condition: 256 sinusoids and a two-layer MLP, (B,) -> (B, w)."""
 
+    frequency: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("frequency", 2 * math.pi * torch.logspace(-1, 2, 128), persistent=False)
@@ -114,4 +116,4 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         angle = time.float()[:, None] * self.frequency
-        return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=-1))
