@@ -54,28 +54,29 @@ create() {  # folder
 quiet=()
 [ -t 2 ] || quiet=(-q)
 
-install_torch() {  # folder, constraints ...
-  local folder=$1; shift
-  local torch; torch=$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-  [ -n "$torch" ] || fail "pyproject.toml names no torch==VERSION"
-  "$folder/bin/python" -m pip install "${quiet[@]}" "${quiet[@]}" --no-compile --disable-pip-version-check "$@" "$torch" >&2 || return 1
-  "$folder/bin/python" -m pip install -q -q --disable-pip-version-check "$@" uv >&2 || say "set-up: no uv for this machine, going on with pip"
+by_pip() { "$1/bin/python" -m pip install "${quiet[@]}" --disable-pip-version-check "${@:2}" >&2; }  # folder, arguments
+
+by_uv() {  # folder, arguments; pip's index is passed on
+  [ -x "$1/bin/uv" ] || return 1
+  local index; index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$("$1/bin/python" -m pip config get global.index-url 2>/dev/null || true)}}
+  env ${index:+UV_DEFAULT_INDEX="$index"} "$1/bin/uv" pip install "${quiet[@]}" --python "$1/bin/python" "${@:2}" >&2
 }
 
-install_rest() {  # folder, constraints ...
-  local folder=$1; shift
-  if [ -x "$folder/bin/uv" ]; then
-    local index; index=${PIP_INDEX_URL:-$("$folder/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
-    if env ${index:+UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"} \
-         "$folder/bin/uv" pip install "${quiet[@]}" --python "$folder/bin/python" "$@" -e '.[test]' >&2; then return; fi
-    say "set-up: uv could not do it (see above), trying pip, which takes some minutes"
-  fi
-  "$folder/bin/python" -m pip install "${quiet[@]}" --disable-pip-version-check "$@" -e '.[test]' >&2
-}
+unpinned="set-up: that did not work (see above): the versions of requirements.lock were tested on another Python or system;
+set-up: now trying the newest ones that pyproject.toml allows"
 
 install() {  # folder, constraints ...
+  local folder=$1 torch; shift
+  torch=$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+  [ -n "$torch" ] || fail "pyproject.toml names no torch==VERSION"
   say "set-up: torch (the largest download)"
-  install_torch "$@" && { say "set-up: the other packages"; install_rest "$@"; }
+  by_pip "$folder" -q --no-compile "$@" "$torch" || { [ $# -gt 0 ] && say "$unpinned" && by_pip "$folder" -q --no-compile "$torch"; } || return 1
+  by_pip "$folder" -q -q "$@" uv || by_pip "$folder" -q -q uv || say "set-up: no uv for this machine"
+  say "set-up: the other packages"
+  by_uv "$folder" "$@" -e '.[test]' && return
+  if [ $# -gt 0 ]; then say "$unpinned"; by_uv "$folder" -e '.[test]' && return; fi
+  say "set-up: uv could not do it, trying pip, which takes some minutes"
+  by_pip "$folder" "$@" -e '.[test]' || { [ $# -gt 0 ] && say "$unpinned" && by_pip "$folder" -e '.[test]'; }
 }
 
 lock() {
@@ -107,11 +108,7 @@ say "set-up: virtual environment .venv with $python ($("$python" --version))"
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || [ "$(tail -n 1 .venv/nvg-setup 2>/dev/null)" != "$(tail -n 1 <<<"$state")" ]; then
   create .venv
 fi
-if ! install .venv -c requirements.lock; then
-  say "set-up: the versions of requirements.lock cannot be installed here (they were tested on another Python or system);"
-  say "set-up: trying the newest ones that pyproject.toml allows"
-  install .venv || fail "the packages could not be installed, see above. Is the package index reachable?"
-fi
+install .venv -c requirements.lock || fail "the packages could not be installed, see above. Is the package index within reach?"
 .venv/bin/python -c 'import torch, ray, mlflow, omegaconf, nvg.config' || fail "the packages are installed but cannot be imported, see above"
 printf '%s\n' "$state" > .venv/nvg-setup
 say "set-up: done in $((SECONDS - started)) s"
