@@ -14,12 +14,13 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 LAST_FILE = "metadata.json"
 
@@ -34,7 +35,14 @@ def join(base: str, *parts: str) -> str:
     return posixpath.join(str(base), *parts)
 
 
+def absolute(path: str) -> str:
+    """A path as `list_files` writes it: a local one absolute, no slash at its end."""
+    return (str(path) if is_url(path) else os.path.abspath(path)).rstrip("/")
+
+
 def _resolve(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if not is_url(path):  # a local name may hold anything, also what fsspec would read as a chain of URLs
+        return LocalFileSystem(), os.path.abspath(path)
     return fsspec.core.url_to_fs(str(path))
 
 
@@ -54,36 +62,94 @@ def exists(path: str) -> bool:
 
 
 def list_files(path: str, suffixes: Sequence[str] = ()) -> list[str]:
-    """All files below a folder, sorted, as full paths or URLs; only those that end so, where suffixes are given.
-
-    Upper and lower case of suffixes are one. Returns [] for a folder that is not there.
+    """All files below a folder (or the file itself), sorted, as absolute paths or URLs; only those that end so, where
+    suffixes are given. See `list_sizes`. Returns [] for a folder that is not there.
     """
+    return list(list_sizes(path, suffixes))
+
+
+def list_sizes(path: str, suffixes: Sequence[str] = ()) -> dict[str, int]:
+    """As `list_files`, with the bytes of each file, from the listing alone: no request a file.
+
+    Upper and lower case of suffixes are one. Hidden files and folders (`.name`) and the `__MACOSX` folder that some zip
+    programs leave are passed over; links are followed. Every result begins with `path` and a slash, made absolute
+    where it is local.
+    """
+    base = path = absolute(path)
+    wanted = tuple(suffix.lower() for suffix in suffixes)
+    found = {
+        f"{base}/{name}" if name else base: size
+        for name, size in (_walk(_local(path)) if _is_local(path) else _find(path))
+        if not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+        and (f"{base}/{name}" if name else base).lower().endswith(wanted or "")
+    }
+    return dict(sorted(found.items()))
+
+
+def _find(url: str) -> Iterator[tuple[str, int]]:
+    """(name below the URL, bytes) of its files."""
+    system, root = _resolve(url)
+    system.invalidate_cache()
+    root = root.rstrip("/")
+    for name, info in system.find(root, detail=True).items():
+        if info["type"] == "file" and not name.endswith("/"):  # object stores may hold markers of empty folders
+            yield name.removeprefix(root).lstrip("/"), info["size"] or 0
+
+
+def _walk(root: Path) -> Iterator[tuple[str, int]]:
+    """(name below the root, bytes) of its files, links followed, a folder that holds itself entered once."""
+    if root.is_file():
+        yield "", root.stat().st_size
+    todo, seen = [(str(root), "")], set()
+    while todo:
+        folder, prefix = todo.pop()
+        if not os.path.isdir(folder) or os.path.realpath(folder) in seen:
+            continue
+        seen.add(os.path.realpath(folder))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    todo.append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file():  # not a dangling link, a socket, ...
+                    yield prefix + entry.name, entry.stat().st_size
+
+
+def list_folders(path: str) -> list[str]:
+    """The names of the folders directly in a folder, sorted; [] where there is none."""
     system, name = _resolve(path)
     system.invalidate_cache()
-    found = system.find(name) if system.exists(name) else []
-    wanted = tuple(suffix.lower() for suffix in suffixes)
-    named = [item for item in found if not wanted or item.lower().endswith(wanted)]
-    return sorted(system.unstrip_protocol(item) if is_url(path) else item for item in named)
+    if not system.isdir(name):
+        return []
+    items = system.ls(name, detail=True)
+    return sorted(item["name"].rstrip("/").rsplit("/", 1)[-1] for item in items if system.isdir(item["name"]))
 
 
 def expand(path: str, suffixes: Sequence[str]) -> list[str]:
     """The files that a file name, a folder, or a pattern with stars and braces (`train-{00..09}.tar`) names, sorted.
+    See `expand_sizes`."""
+    return list(expand_sizes(path, suffixes))
 
-    Raises FileNotFoundError naming the pattern when there are none.
+
+def expand_sizes(path: str, suffixes: Sequence[str]) -> dict[str, int]:
+    """As `expand`, with the bytes of each file.
+
+    Raises FileNotFoundError naming the pattern when there are none, or the file of a brace that is not there.
     """
-    names: list[str] = []
-    for item in _braces(path):
-        if any(mark in item for mark in "*?["):
+    found: dict[str, int] = {}
+    for item in [path] if exists(path) else _braces(path):
+        if any(mark in item for mark in "*?[") and not exists(item):
             system, pattern = _resolve(item)
-            found = system.glob(pattern)
-            names += [system.unstrip_protocol(name) if is_url(item) else name for name in found]
-        elif item.lower().endswith(tuple(suffixes)):
-            names += [item] if exists(item) else []
+            system.invalidate_cache()
+            for name in system.glob(pattern):
+                found |= list_sizes(system.unstrip_protocol(name) if is_url(item) else name, suffixes)
         else:
-            names += list_files(item, suffixes)
-    if not names:
+            files = list_sizes(item, suffixes)
+            if not files:
+                raise FileNotFoundError(f"no {' or '.join(suffixes)} files at {item}")
+            found |= files
+    if not found:
         raise FileNotFoundError(f"no {' or '.join(suffixes)} files at {path}")
-    return sorted(names)
+    return dict(sorted(found.items()))
 
 
 def _braces(path: str) -> list[str]:
@@ -104,14 +170,15 @@ def open(path: str, mode: str = "rb") -> Iterator[IO]:  # noqa: A001
     """Open a file for reading. For writing use write_bytes, which is atomic."""
     if set(mode) & set("wax+"):
         raise ValueError(f"storage.open reads only, not {mode!r}: use write_bytes or folder_writer")
-    with fsspec.open(str(path), mode) as file:
+    system, name = _resolve(path)
+    with system.open(name, mode) as file:
         yield file
 
 
 def read_bytes(path: str) -> bytes:
-    """A file, whole. Raises FileNotFoundError naming it."""
-    with open(path) as file:
-        return file.read()
+    """A file, whole, in one request. Raises FileNotFoundError naming it."""
+    system, name = _resolve(path)
+    return system.cat_file(name)
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -147,32 +214,44 @@ def write_json(path: str, value: Any) -> None:
 def folder_writer(path: str) -> Iterator[Path]:
     """A local folder to fill, which becomes `path` when the block ends well, and vanishes when it does not.
 
-    Local: a rename, replacing what was there. Elsewhere: an upload, `metadata.json` last, so that a reader who waits
-    for that file never sees half a folder.
+    It replaces what was there. Local: a rename. Elsewhere: an upload, `metadata.json` last, so that a reader who waits
+    for that file never sees half a folder; an upload that fails is taken away.
     """
     if _is_local(path):
         target = _local(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        aside = temporary.with_suffix(".old")
         temporary.mkdir()
         try:
             yield temporary
             if target.exists():
-                shutil.rmtree(target)
+                os.replace(target, aside)
             os.replace(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
         return
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch)
+        remove(join(path, LAST_FILE))  # from here on it is no finished folder ...
+        remove(path)
         files = sorted((item for item in Path(scratch).rglob("*") if item.is_file()), key=lambda f: f.name == LAST_FILE)
-        for file in files:
-            write_bytes(join(path, file.relative_to(scratch).as_posix()), file.read_bytes())
+        try:
+            for file in files:
+                system, name = _resolve(join(path, file.relative_to(scratch).as_posix()))
+                system.put_file(str(file), name)  # in parts where the file is large; shown when it is whole
+        except BaseException:
+            remove(path)
+            raise
 
 
 def local_folder(path: str) -> Path:
-    """A local copy of a folder: itself where it is local, else downloaded into a cache, once for each version of its
-    files (an object store's tags tell them apart). Raises FileNotFoundError naming it."""
+    """A local copy of a folder: itself where it is local, else downloaded once into a cache.
+
+    The cache goes by the URL and by what the store says of each file (its ETag, time and size), so a folder that was
+    written anew is downloaded anew. Raises FileNotFoundError naming it.
+    """
     if _is_local(path):
         folder = _local(path)
         if not folder.is_dir():
@@ -181,16 +260,28 @@ def local_folder(path: str) -> Path:
     files = list_files(path)
     if not files:
         raise FileNotFoundError(f"no folder at {path}")
-    cache = Path(tempfile.gettempdir()) / f"nvg-cache-{os.getuid()}"
     system, _ = _resolve(path)
-    versions = "\n".join(f"{file} {system.ukey(_resolve(file)[1])}" for file in files)
-    folder = cache / hashlib.sha256(versions.encode()).hexdigest()[:16]
-    if not folder.is_dir():
-        with folder_writer(str(folder)) as temporary:
-            for file in files:
-                target = temporary / _relative(file, path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(read_bytes(file))
+    mark = hashlib.sha256()
+    for file in files:
+        mark.update(f"{file}\0{system.ukey(_resolve(file)[1])}\n".encode())
+    cache = Path(tempfile.gettempdir()) / f"nvg-cache-{os.getuid()}"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    folder = cache / mark.hexdigest()[:32]
+    if folder.is_dir():
+        return folder
+    temporary = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        for file in files:
+            target = temporary / _relative(file, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            system.get_file(_resolve(file)[1], str(target))
+        try:
+            os.rename(temporary, folder)
+        except OSError:  # another process was first: its copy is the same, and may be in use
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -200,21 +291,29 @@ def remove(path: str) -> None:
     system.invalidate_cache()
     if system.exists(name):
         system.rm(name, recursive=True)
+    system.invalidate_cache()
 
 
-def fingerprint(files: Sequence[str], root: str = "") -> str:
-    """A short hash of what a set of files is: their names below `root` and their sizes, 16 hexadecimal digits."""
+def fingerprint(files: Sequence[str] | Mapping[str, int], root: str = "", *extra: str) -> str:
+    """A short hash of what a set of files is: their names below `root`, their bytes (asked for where only names are
+    given), and what else makes the set. 16 hexadecimal digits."""
     result = hashlib.sha256()
     for file in sorted(files):
-        system, name = _resolve(file)
-        result.update(f"{_relative(file, root)}\0{system.size(name)}\n".encode())
+        size = files[file] if isinstance(files, Mapping) else _resolve(file)[0].size(_resolve(file)[1])
+        result.update(f"{_relative(file, root)}\0{size}\n".encode())
+    for text in extra:
+        result.update(f"\0{text}\n".encode())
     return result.hexdigest()[:16]
 
 
+def common_folder(files: Iterable[str]) -> str:
+    """The deepest folder that holds all the files, with its slash; "" where there is none."""
+    names = list(files)
+    return posixpath.commonprefix(names).rpartition("/")[0] + "/" if names else ""
+
+
 def _relative(file: str, root: str) -> str:
-    # Through the file system, which may write a path its own way (memory://a is /a).
-    whole, base = (_resolve(item)[1].strip("/") if item else "" for item in (file, root))
-    name = whole.removeprefix(base).lstrip("/")
+    name = file.removeprefix(root).lstrip("/")
     if ".." in name.split("/"):
         raise ValueError(f"{file} would leave its folder")
     return name

@@ -12,22 +12,26 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
+from nvg import config as configuration
 from nvg import storage
 from nvg.config import Config, ConfigError
-from nvg.data import BrokenImage, DataError, open_source
+from nvg.data import BrokenImage, DataError, ImageSource, open_source
 from nvg.data.images import to_float
-from nvg.data.stream import read_view
-from nvg.data.tokens import TokenFormat, finish, part_format, parts, write_part
+from nvg.data.stream import read_pieces
+from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, write_part
 from pipelines import common
 
 WRITER_CPUS = 0.25  # a writing task waits for storage more than it computes
+MOST_CLASSES = 2**15  # a label is an int16
+# What of the data section decides on the rows of a part, besides the images themselves.
+PIXEL_KEYS = ("image_size", "channels", "crop_scale", "flip", "unit_images", "limit")
 
 
 class Encode:
@@ -44,7 +48,7 @@ class Encode:
         if config.repa.weights is not None:
             from nvg.autoencoder.features import load_dinov2
 
-            self.features = load_dinov2(config.repa.weights).to(self.device)
+            self.features = load_dinov2(config.repa.weights, feature_width=config.repa.feature_width).to(self.device)
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
@@ -85,71 +89,74 @@ class Encode:
 def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> dict[str, Any]:
     """Tokenize all training images into `output_folder` (path or URL); returns what its metadata.json holds.
 
-    Raises DataError when no image can be read, or when the folder holds parts of another tokenizer.
+    Raises DataError when no image can be read, or when the folder holds parts of another tokenizer or other images;
+    ConfigError when the tokenizer is of another configuration.
     """
     import ray
 
     begun = time.time()
     data = config.data
     source = open_source(data, "train")
-    tokenizer = storage.read_json(storage.join(tokenizer_folder, storage.LAST_FILE))
-    form = TokenFormat(
-        fingerprint=tokenizer["fingerprint"],
-        last_stage=config.tokenizer.last_stage,
-        positions=config.tokenizer.positions,
-        codebook_size=config.tokenizer.codebook_size,
-        class_names=source.class_names,
-        feature_width=config.repa.feature_width if config.repa.weights is not None else None,
-    )
+    form = token_format(config, tokenizer_folder, source)
     there = parts(output_folder)
-    _check_leftovers(there, form)
+    look([path for paths in there.values() for path in paths], form, output_folder)  # of an interrupted job: only ours
+    wanted = {(number, view) for number in range(len(source.units)) for view in range(data.views)}
     todo = [
-        {"unit": number, "view": view, "what": json.dumps(unit)}
-        for view in range(data.views)
-        for number, unit in enumerate(source.units)
-        if (number, view) not in there
+        {"unit": number, "view": view, "what": json.dumps(source.units[number])}
+        for view, number in sorted((view, number) for number, view in wanted - set(there))
     ]
     if there:
-        print(f"tokens: {len(there)} parts are there, {len(todo)} to make", flush=True)
+        print(f"tokens: {len(there)} units are there, {len(todo)} to make", flush=True)
     reader = source.reader()
 
-    def read(row: dict[str, Any]) -> dict[str, Any]:
+    def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        pieces = read_pieces(reader, json.loads(row["what"]), data, row["view"], config.seed)
         started = time.perf_counter()
-        images, ids, labels, broken = read_view(reader, json.loads(row["what"]), data, row["view"], config.seed)
-        return {
-            "unit": row["unit"],
-            "view": row["view"],
-            "images": images.tobytes(),
-            "about": json.dumps({"ids": ids, "labels": labels, "broken": [asdict(item) for item in broken]}),
-            "seconds_reading": time.perf_counter() - started,
-        }
+        for piece in pieces:
+            about = {"ids": piece.ids, "labels": piece.labels, "broken": [asdict(item) for item in piece.broken]}
+            yield {
+                "name": part_name(row["unit"], row["view"], piece.number, piece.last),
+                "view": row["view"],
+                "last": piece.last,
+                "images": piece.images.tobytes(),
+                "about": json.dumps(about),
+                "seconds_reading": time.perf_counter() - started,
+            }
+            started = time.perf_counter()
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
         about = json.loads(row["about"])
         count = len(about["ids"])
-        columns = {
-            "image_id": about["ids"],
-            "label": about["labels"],
-            "content": np.frombuffer(row["content"], np.uint16).reshape(count, -1),
-            "structure": np.frombuffer(row["structure"], np.uint16).reshape(count, -1),
-            "features": np.frombuffer(row["features"], np.float16).reshape(count, -1) if count else np.zeros((0, 1)),
-        }
+        columns = {"image_id": about["ids"], "label": about["labels"]}
+        for name, dtype, width in (
+            ("content", np.uint16, 2 * form.positions - 1),
+            ("structure", np.uint16, form.positions),
+            ("features", np.float16, form.positions * (form.feature_width or 0)),
+        ):
+            columns[name] = np.frombuffer(row[name], dtype).reshape(count, width)
         broken = [BrokenImage(**item) for item in about["broken"]]
-        size = write_part(output_folder, form, int(row["unit"]), int(row["view"]), columns, broken)
+        size = write_part(output_folder, form, row["name"], int(row["view"]), columns, broken)
         seconds = {name: value for name, value in row.items() if name.startswith("seconds_")}
-        return {"images": count, "broken": len(broken), "bytes": size, **seconds}
+        return {"units": int(row["last"]), "images": count, "broken": len(broken), "bytes": size, **seconds}
 
     totals: dict[str, float] = {}
     if todo:
+        _check_cpus(config)
         cluster = config.cluster
         actor: dict[str, Any] = {"num_cpus": cluster.cpus_per_worker} | ({"num_gpus": 1} if cluster.use_gpu else {})
+        encode: Any = Encode
+        # What a reading task holds: the images of a piece, and their copy as bytes. Where the CPUs of readers and
+        # encoders are equal it also keeps Ray Data from fusing both into one operator, which would read in the
+        # encoder's process, one image after the other.
+        piece_bytes = 2 * data.unit_images * data.image_size**2 * data.channels
         rows = (
             ray.data.from_items(todo, override_num_blocks=len(todo))
-            .map(read, num_cpus=cluster.cpus_per_reader)
+            .flat_map(read, num_cpus=cluster.cpus_per_reader, memory=piece_bytes)
             .map(
-                Encode,
+                encode,
                 fn_constructor_args=(config, tokenizer_folder),
-                compute=ray.data.ActorPoolStrategy(size=cluster.encoders),
+                # Grows to the number wanted as there is room, so that encoders never take what the readers need.
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=cluster.encoders),
                 **actor,
             )
             .map(write, num_cpus=WRITER_CPUS)
@@ -158,13 +165,14 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
         for row in rows.iter_rows():
             for name, value in row.items():
                 totals[name] = totals.get(name, 0) + value
-            bar.update(1)
+            bar.update(row["units"])
         bar.close()
     seconds = time.time() - begun
-    shares = {name.removeprefix("seconds_"): round(totals[name], 2) for name in totals if name.startswith("seconds_")}
+    shares = {name.removeprefix("seconds_"): round(totals[name], 4) for name in totals if name.startswith("seconds_")}
     about = finish(
         output_folder,
         form,
+        wanted,
         {
             "views": data.views,
             "data_fingerprint": source.fingerprint(),
@@ -177,15 +185,41 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
     return about
 
 
-def _check_leftovers(there: dict[tuple[int, int], str], form: TokenFormat) -> None:
-    """Parts of an interrupted job are gone on from only when they are of this very format."""
-    import pyarrow.parquet as pq
+def token_format(config: Config, tokenizer_folder: str, source: ImageSource) -> TokenFormat:
+    """What the parts will be made of. Raises ConfigError when the tokenizer is of another configuration."""
+    tokenizer = storage.read_json(storage.join(tokenizer_folder, storage.LAST_FILE))
+    trained = configuration.load(storage.join(tokenizer_folder, "config.yaml")).tokenizer
+    if trained != config.tokenizer:
+        raise ConfigError(
+            f"{tokenizer_folder} was trained with {trained}, and the configuration says {config.tokenizer}: change "
+            "the tokenizer section, or train a tokenizer for it"
+        )
+    if config.data.num_classes > MOST_CLASSES:
+        raise ConfigError(f"data.num_classes={config.data.num_classes}: a token part holds labels below {MOST_CLASSES}")
+    pixels = {name: value for name, value in asdict(config.data).items() if name in PIXEL_KEYS}
+    return TokenFormat(
+        fingerprint=tokenizer["fingerprint"],
+        last_stage=config.tokenizer.last_stage,
+        positions=config.tokenizer.positions,
+        codebook_size=config.tokenizer.codebook_size,
+        class_names=source.class_names,
+        feature_width=config.repa.feature_width if config.repa.weights is not None else None,
+        source=configuration.digest(source.fingerprint(), pixels, config.seed, config.repa.weights),
+    )
 
-    for path in list(there.values())[:1]:
-        with storage.open(path) as file:
-            found = part_format(pq.read_schema(file), path)
-        if found != form:
-            raise DataError(f"{path} is of another tokenizer or data set: remove its folder, or give another output")
+
+def _check_cpus(config: Config) -> None:
+    """Say what Ray Data would wait for without a word: an encoder and a reader must fit at the same time."""
+    import ray
+
+    cluster, there = config.cluster, ray.cluster_resources().get("CPU", 0)
+    if cluster.cpus_per_worker + cluster.cpus_per_reader > there:
+        print(
+            f"warning: cluster.cpus_per_worker={cluster.cpus_per_worker} and cluster.cpus_per_reader="
+            f"{cluster.cpus_per_reader} are more than the {there:g} CPUs that Ray has: unless the cluster grows, "
+            "nothing will run; make them less",
+            flush=True,
+        )
 
 
 def summary(about: dict[str, Any], folder: str) -> str:

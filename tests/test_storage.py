@@ -88,3 +88,73 @@ def test_damaged_json_and_writing_by_open_are_refused(tmp_path):
         pass
     with pytest.raises(FileNotFoundError, match="nowhere"):
         storage.local_folder(str(tmp_path / "nowhere"))
+
+
+def test_a_folder_that_replaces_another_leaves_none_of_its_files(root):
+    target = storage.join(root, "artifact")
+    for names in (("old.txt", "metadata.json"), ("new.txt", "metadata.json")):
+        with storage.folder_writer(target) as folder:
+            for name in names:
+                (folder / name).write_text(name)
+    assert [file.rsplit("/", 1)[-1] for file in storage.list_files(target)] == ["metadata.json", "new.txt"]
+
+
+def test_an_upload_that_fails_takes_away_what_it_had_put(root, monkeypatch):
+    system, _ = storage._resolve(root)
+    target = storage.join(root, "artifact")
+    if not storage.is_url(root):
+        return
+    put = type(system).put_file
+
+    def fail_at_last(self, source, name, *arguments, **options):
+        if name.endswith("metadata.json"):
+            raise ConnectionError
+        return put(self, source, name, *arguments, **options)
+
+    monkeypatch.setattr(type(system), "put_file", fail_at_last)
+    with pytest.raises(ConnectionError), storage.folder_writer(target) as folder:
+        (folder / "data.txt").write_text("x")
+        (folder / "metadata.json").write_text("{}")
+    assert storage.list_files(root) == []
+
+
+def test_two_folders_with_files_of_equal_names_and_sizes_are_two_copies(tmp_path):
+    copies = []
+    for name, data in (("a", b"1"), ("b", b"2"), ("a", b"3")):
+        url = f"memory://nvg-{tmp_path.name}/{name}"
+        storage.write_bytes(f"{url}/weights", data)
+        copies.append((storage.local_folder(url) / "weights").read_bytes())
+    assert copies == [b"1", b"2", b"3"]
+
+
+def test_listed_paths_begin_with_the_path_that_was_given(root, tmp_path, monkeypatch):
+    storage.write_bytes(storage.join(root, "data", "data", "x.bin"), b"12")
+    monkeypatch.chdir(tmp_path)
+    base = "data" if not storage.is_url(root) else storage.join(root, "data")
+    assert storage.list_sizes(base + "/") == {f"{storage.absolute(base)}/data/x.bin": 2}
+    assert storage.list_folders(base) == ["data"] and storage.list_folders(storage.join(base, "data")) == []
+    assert storage.list_folders(storage.join(root, "nowhere")) == []
+
+
+def test_names_that_look_like_patterns_or_urls_are_names(tmp_path):
+    for name in ("a [1]*?.bin", "b#%::c.bin", "{x}.bin", "~.bin"):
+        path = str(tmp_path / name)
+        storage.write_bytes(path, name.encode())
+        assert storage.read_bytes(path) == name.encode() and storage.expand(path, (".bin",)) == [path]
+        with storage.open(path) as file:
+            assert file.read() == name.encode()
+    assert len(storage.expand(str(tmp_path), (".bin",))) == 4
+
+
+def test_a_missing_file_of_a_brace_pattern_is_named(root):
+    storage.write_bytes(storage.join(root, "train-00.tar"), b"x")
+    with pytest.raises(FileNotFoundError, match=r"train-01\.tar"):
+        storage.expand(storage.join(root, "train-{00..01}.tar"), (".tar",))
+
+
+def test_a_folder_named_like_a_file_is_a_folder(root):
+    storage.write_bytes(storage.join(root, "set.parquet", "part-0.parquet"), b"x")
+    assert [f.rsplit("/", 1)[-1] for f in storage.expand(storage.join(root, "*.parquet"), (".parquet",))] == [
+        "part-0.parquet"
+    ]
+    assert len(storage.expand(storage.join(root, "set.parquet"), (".parquet",))) == 1

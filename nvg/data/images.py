@@ -29,7 +29,7 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
         else:
             image = Image.open(io.BytesIO(data))
             image.load()
-            image = ImageOps.exif_transpose(image)
+            image = _upright(image)
         if image.mode.startswith("I"):  # 16-bit (or 32-bit holding 16-bit) grey: Pillow would clip it at 255
             image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
         if "A" in image.getbands() or "transparency" in image.info:
@@ -44,10 +44,18 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
         raise BrokenImageError(f"{type(error).__name__}: {error}") from None
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """EXIF rotation; a damaged EXIF block says nothing on the pixels, so it is passed over."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's EXIF reader raises many types on bad bytes
+        return image
+
+
 def make_view(image: Image.Image, config: DataConfig, view: int, seed: int, image_id: str) -> np.ndarray:
     """A square view of an image, uint8 (S, S, C), S = image_size.
 
-    View 0 resizes the shorter side to S and crops the centre. The others resize it to S * U(1, crop_scale), crop
+    View 0 is the centre, of the shorter side. The others resize the shorter side to S * U(1, crop_scale), crop
     somewhere and flip with probability 1/2; their random numbers follow from (seed, image_id, view), so a view is the
     same whenever and wherever it is made.
     """
@@ -59,12 +67,11 @@ def make_view(image: Image.Image, config: DataConfig, view: int, seed: int, imag
         scale, across, down, flip = generator.random(4)
         shorter = round(size * (1 + (config.crop_scale - 1) * scale))
         mirror = config.flip and flip < 0.5
-    factor = shorter / min(image.size)
-    width, height = (max(shorter, round(side * factor)) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    left, top = round((width - size) * across), round((height - size) * down)
-    image = image.crop((left, top, left + size, top + size))
+    # The crop first, in pixels of the original: the same picture, and no giant on the way for a long and thin image.
+    side = min(image.size) * size / shorter
+    left, top = (image.width - side) * across, (image.height - side) * down
+    box = (left, top, min(left + side, image.width), min(top + side, image.height))
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
     if mirror:
         image = ImageOps.mirror(image)
     pixels = np.asarray(image, dtype=np.uint8)

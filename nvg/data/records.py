@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import gzip
+import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+
+from nvg import storage
 
 Item = TypeVar("Item")
 
@@ -47,27 +52,71 @@ class ImageSource(ABC):
     The order of units and of images in them is fixed, so an image's place never depends on who reads it.
     """
 
-    class_names: list[str]
+    class_names: list[str]  # the source's own; [] where it has none and open_source is to name them
+    highest: int | None = None  # the highest label of a source without names, where it can tell without reading images
     units: list[Unit]
-    files: list[str]  # of the listing, for the fingerprint
+    files: dict[str, int]  # of the listing, with their bytes, for the fingerprint
 
     def reader(self) -> ImageSource:
         """The source without its listing: small enough to send with every task that reads a unit."""
         clone = copy.copy(self)
-        clone.units, clone.files = [], []
+        clone.units, clone.files = [], {}
         return clone
 
     @abstractmethod
+    def _read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
+        """All images of a unit, in order. What cannot be read comes as BrokenImage; nothing is dropped silently."""
+
+    @abstractmethod
+    def _size(self, unit: Unit) -> int:
+        """The number of images of a unit, broken ones included as far as that can be known without decoding."""
+
     def read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
-        """The images of a unit, in order. What cannot be read comes as BrokenImage; nothing is dropped silently."""
+        """The images of a unit, in order, as far as `limit` leaves them."""
+        return itertools.islice(self._read(unit), unit.get("most"))
 
-    @abstractmethod
+    def size(self, unit: Unit) -> int:
+        """The number of images that `read` gives."""
+        size = self._size(unit)
+        return min(size, unit.get("most", size))
+
     def count(self) -> int:
-        """The number of images, broken ones included as far as that can be known without decoding."""
+        """The number of images of all units."""
+        with ThreadPoolExecutor(16) as pool:  # an archive must be walked through to be counted
+            return sum(pool.map(self.size, self.units))
 
-    @abstractmethod
+    def limit(self, images: int) -> None:
+        """Leave out all but the first so many images (a unit's `most` says how many of it are read)."""
+        units, left = [], images
+        for unit in self.units:
+            size = self.size(unit)
+            if left > 0:
+                units.append(unit if size <= left else unit | {"most": left})
+            left -= size
+            if left <= 0:
+                break
+        self.units = units
+
     def fingerprint(self) -> str:
-        """A hash of the listing (names and sizes) and labels: another set of images gives another one."""
+        """A hash of the listing (names and sizes): another set of images gives another one."""
+        return storage.fingerprint(self.files, storage.common_folder(self.files))
+
+
+def read_image(image_id: str, path: str, label: int) -> ImageRecord | BrokenImage:
+    """An image that is a file of its own. One that is gone or hurt is broken; a store that fails is an error, since
+    the images of an outage are not broken ones."""
+    try:
+        return ImageRecord(image_id, storage.read_bytes(path), label, path)
+    except OSError as error:
+        if is_outage(path, error):
+            raise
+        return BrokenImage(image_id, path, f"{type(error).__name__}: {error}")
+
+
+def is_outage(path: str, error: BaseException) -> bool:
+    """Whether an error is of the store (network, credentials) and not of the file that was read."""
+    hurt = (FileNotFoundError, IsADirectoryError, gzip.BadGzipFile)
+    return isinstance(error, OSError) and storage.is_url(path) and not isinstance(error, hurt)
 
 
 def shuffled(items: Sequence[Item]) -> list[Item]:

@@ -6,8 +6,10 @@ images, of the worker's rank. A resume reads on from any batch and sees what an 
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,24 +27,61 @@ BUFFER_BYTES = 256 * 2**20  # of images that are shuffled together
 BUFFER_ROWS = 8192
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One view of some consecutive images of a unit."""
+
+    number: int  # in the unit, from 0
+    last: bool  # whether it ends the unit
+    images: np.ndarray  # uint8 (n, S, S, C)
+    ids: list[str]
+    labels: list[int]
+    broken: list[BrokenImage]  # what stands among them and cannot be read
+
+
+def read_pieces(reader: ImageSource, unit: Unit, config: DataConfig, view: int, seed: int) -> Iterator[Piece]:
+    """One view of a unit's images, data.unit_images at a time: a tar shard of 10,000 images is never in memory whole.
+
+    Gives at least one piece; nearly every unit is just one.
+    """
+    records = reader.read(unit)
+    ahead = next(records, None)
+    for number in itertools.count():
+        images: list[np.ndarray] = []
+        ids: list[str] = []
+        labels: list[int] = []
+        broken: list[BrokenImage] = []
+        while ahead is not None and len(ids) + len(broken) < config.unit_images:
+            record, ahead = ahead, next(records, None)
+            if isinstance(record, BrokenImage):
+                broken.append(record)
+                continue
+            try:
+                image = decode_image(record.data, config.channels)
+            except BrokenImageError as error:
+                broken.append(BrokenImage(record.image_id, record.path, str(error)))
+                continue
+            images.append(make_view(image, config, view, seed, record.image_id))
+            ids.append(record.image_id)
+            labels.append(record.label)
+        shape = (len(ids), config.image_size, config.image_size, config.channels)
+        pixels = np.stack(images) if images else np.zeros(shape, np.uint8)
+        yield Piece(number, ahead is None, pixels, ids, labels, broken)
+        if ahead is None:
+            return
+
+
 def read_view(
     reader: ImageSource, unit: Unit, config: DataConfig, view: int, seed: int
 ) -> tuple[np.ndarray, list[str], list[int], list[BrokenImage]]:
-    """One view of a unit's images: uint8 (n, S, S, C), their ids and labels, and what could not be read."""
-    images, ids, labels, broken = [], [], [], []
-    for record in reader.read(unit):
-        if isinstance(record, BrokenImage):
-            broken.append(record)
-            continue
-        try:
-            images.append(make_view(decode_image(record.data, config.channels), config, view, seed, record.image_id))
-        except BrokenImageError as error:
-            broken.append(BrokenImage(record.image_id, record.path, str(error)))
-            continue
-        ids.append(record.image_id)
-        labels.append(record.label)
-    shape = (0, config.image_size, config.image_size, config.channels)
-    return (np.stack(images) if images else np.zeros(shape, np.uint8)), ids, labels, broken
+    """One view of a unit's images, whole: uint8 (n, S, S, C), their ids and labels, and what could not be read."""
+    pieces = list(read_pieces(reader, unit, config, view, seed))
+    return (
+        np.concatenate([piece.images for piece in pieces]),
+        [image_id for piece in pieces for image_id in piece.ids],
+        [label for piece in pieces for label in piece.labels],
+        [item for piece in pieces for item in piece.broken],
+    )
 
 
 def image_batches(
@@ -60,33 +99,45 @@ def image_batches(
     """A worker's batches of an epoch: images uint8 (b, S, S, C) and labels (b,) int64, b = batch_size / world.
 
     The units are shuffled by (seed, epoch), the worker reads every world-th of them, with views that differ from epoch
-    to epoch (random_views=False: centre crops), and mixes their images in a buffer. When its units end before the
-    caller has all the batches that it wants it goes on with the other workers' units. Broken images are left out here:
+    to epoch (random_views=False: centre crops), and mixes their images in a buffer: none comes twice. When its units
+    end before the caller has all the batches that it wants it goes on with the other workers' units, and ends after two
+    times the data. Broken images are left out here:
     build_tokens is what puts them on record. skip: batches to leave out, read but not returned.
     """
     data = config.data
     order = np.random.default_rng([seed, epoch]).permutation(len(source.units)).tolist()
-    order = [unit for shift in range(world) for unit in order[(rank + shift) % world :: world]]
-    items = [{"unit": json.dumps(source.units[unit])} for unit in order * 2]
+    rounds = [order[(rank + shift) % world :: world] for shift in range(world)] * 2  # the worker's own units first
     reader = source.reader()
     view = epoch + 1 if random_views else 0
     size = data.image_size * data.image_size * data.channels
 
-    def read(batch: dict[str, Any]) -> pa.Table:
-        images, _, labels, _ = read_view(reader, json.loads(batch["unit"][0]), data, view, seed)
-        pixels = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), size)
-        return pa.table({"images": pixels, "labels": pa.array(np.asarray(labels, np.int64))})
+    def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for piece in read_pieces(reader, json.loads(batch["unit"][0]), data, view, seed):
+            pixels = pa.FixedSizeListArray.from_arrays(pa.array(piece.images.reshape(-1)), size)
+            yield pa.table({"images": pixels, "labels": pa.array(np.asarray(piece.labels, np.int64))})
 
     def arrays(table: pa.Table) -> Arrays:
-        pixels = np.concatenate([chunk.flatten().to_numpy() for chunk in table["images"].chunks])
+        chunks = [chunk.flatten().to_numpy() for chunk in table["images"].chunks]
+        pixels = np.concatenate(chunks) if chunks else np.zeros(0, np.uint8)
         return {
             "images": pixels.reshape(-1, data.image_size, data.image_size, data.channels),
             "labels": table["labels"].to_numpy(),
         }
 
     rows = max(batch_size, min(BUFFER_ROWS, BUFFER_BYTES // size))
-    chunks = (arrays(table) for table in _in_order(items, read, rows, config.cluster.cpus_per_reader))
-    yield from _tensors(shuffled(chunks, batch_size // world, rows, [seed, epoch, rank]), skip)
+
+    def batches() -> Iterator[Arrays]:
+        left: list[Arrays] = []
+        for number, units in enumerate(rounds):
+            items = [{"unit": json.dumps(source.units[unit])} for unit in units]
+            if not items:
+                continue
+            chunks = (arrays(table) for table in _in_order(items, read, rows, config.cluster.cpus_per_reader))
+            mixed = shuffled(itertools.chain(left, chunks), batch_size // world, rows, [seed, epoch, rank, number])
+            rest = yield from mixed
+            left = [rest] if rest is not None else []
+
+    yield from _tensors(batches(), skip)
 
 
 def token_batches(
@@ -110,7 +161,7 @@ def token_batches(
     """
     about = read_metadata(folder)
     view = epoch % about["views"]
-    files = [path for (_, which), path in sorted(parts(folder).items()) if which == view]
+    files = [path for (_, which), pieces in sorted(parts(folder).items()) if which == view for path in pieces]
     order = np.random.default_rng([seed, epoch]).permutation(len(files))
     fingerprint = about["fingerprint"]
 
@@ -134,19 +185,20 @@ def _in_order(items: list[dict[str, Any]], read: Any, rows: int, cpus: float) ->
 
     if not items:
         raise DataError("nothing to read: the data set has no parts")
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False  # the training loop has its own
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         read, batch_size=1, num_cpus=cpus, zero_copy_batch=True
     )
+    dataset.context.execution_options.preserve_order = True  # of this data set alone
+    dataset.context.enable_progress_bars = False  # the training loop has its own
     yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1, drop_last=False)
 
 
-def shuffled(chunks: Iterator[Arrays], batch_size: int, keep: int, seed: list[int]) -> Iterator[Arrays]:
+def shuffled(
+    chunks: Iterable[Arrays], batch_size: int, keep: int, seed: list[int]
+) -> Generator[Arrays, None, Arrays | None]:
     """Batches of `batch_size` rows in random order: each chunk is mixed with the `keep` rows that were held back.
 
-    Drops the last short batch. The result follows from the rows, the chunks' sizes and the seed.
+    Returns the last short batch. The result follows from the rows, the chunks' sizes and the seed.
     """
     generator = np.random.default_rng(seed)
     held: Arrays | None = None
@@ -159,9 +211,12 @@ def shuffled(chunks: Iterator[Arrays], batch_size: int, keep: int, seed: list[in
             rows = order[start : start + batch_size]
             yield {name: values[rows] for name, values in pool.items()}
         held = {name: values[order[give:]] for name, values in pool.items()}
-    if held is not None:
-        for start in range(0, len(held["labels"]) - batch_size + 1, batch_size):
-            yield {name: values[start : start + batch_size] for name, values in held.items()}
+    if held is None:
+        return None
+    whole = len(held["labels"]) // batch_size * batch_size
+    for start in range(0, whole, batch_size):
+        yield {name: values[start : start + batch_size] for name, values in held.items()}
+    return {name: values[whole:] for name, values in held.items()}
 
 
 def _tensors(batches: Iterator[Arrays], skip: int) -> Iterator[dict[str, Tensor]]:

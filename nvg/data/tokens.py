@@ -4,9 +4,13 @@
     fixed_size_list<uint8 or uint16, L> | features fixed_size_list<float16, L * D> (with representation alignment alone)
 
 content holds the tokens of all stages side by side, coarse to fine; structure the K-bit codes in raster order. A part's
-schema metadata names the tokenizer, the sizes, the class names, and what of its unit could not be read. A part is
-written atomically under a name that follows from (unit, view): a restart writes the parts that are missing, and nothing
-can be there twice. `metadata.json` is written when all are there.
+schema metadata names the tokenizer, the sizes, the class names, the images, and what of its unit could not be read. A
+part is written atomically under a name that follows from (unit, view): a restart writes the parts that are missing, and
+nothing can be there twice. `metadata.json` is written when all are there.
+
+    part-000003-view0.parquet                a unit of at most data.unit_images images: nearly every one
+    part-000004-view0-0000.parquet ...       pieces of a larger unit (a tar shard, which cannot be cut beforehand), of
+    part-000004-view0-0002-last.parquet      which the last says that it is; without all of them the unit is not there
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,10 +28,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nvg import storage
-from nvg.data.records import BrokenImage, DataError
+from nvg.data.records import BrokenImage, DataError, is_outage
 
 COMPRESSION_LEVEL = 3
-PART = re.compile(r"part-(\d{6})-view(\d+)\.parquet$")
+PART = re.compile(r"part-(\d{6,})-view(\d+)(?:-(\d{4,})(-last)?)?\.parquet$")
+Place = tuple[int, int]  # unit, view
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class TokenFormat:
     codebook_size: int  # V
     class_names: list[str]
     feature_width: int | None = None  # D, of alignment features
+    source: str = ""  # what is tokenized and how it is cut: parts of other images do not belong together
 
     def schema(self) -> pa.Schema:
         """The Arrow schema of a part."""
@@ -56,36 +62,48 @@ class TokenFormat:
         return pa.schema(fields)
 
 
-def part_name(unit: int, view: int) -> str:
-    """The file of a unit's view."""
-    return f"part-{unit:06d}-view{view}.parquet"
+def part_name(unit: int, view: int, piece: int = 0, last: bool = True) -> str:
+    """The file of a unit's view, or of a piece of it."""
+    name = f"part-{unit:06d}-view{view}"
+    if piece or not last:
+        name += f"-{piece:04d}" + ("-last" if last else "")
+    return f"{name}.parquet"
 
 
-def parts(folder: str) -> dict[tuple[int, int], str]:
-    """The parts that are there: (unit, view) -> path or URL."""
-    found = {}
+def parts(folder: str) -> dict[Place, list[str]]:
+    """The units and views that are there whole: (unit, view) -> paths or URLs of the pieces, in order."""
+    found: dict[Place, dict[int, str]] = {}
+    ends: dict[Place, int] = {}
     for file in storage.list_files(folder, (".parquet",)):
         match = PART.search(file)
-        if match:
-            found[int(match[1]), int(match[2])] = file
-    return found
+        if match is None:
+            continue
+        place, piece = (int(match[1]), int(match[2])), int(match[3] or 0)
+        if match[3] is None or match[4]:
+            ends[place] = piece
+        found.setdefault(place, {})[piece] = file
+    return {
+        place: [found[place][piece] for piece in range(last + 1)]
+        for place, last in sorted(ends.items())
+        if set(range(last + 1)) <= set(found[place])
+    }
 
 
 def write_part(
-    folder: str, form: TokenFormat, unit: int, view: int, columns: dict[str, Any], broken: Sequence[BrokenImage]
+    folder: str, form: TokenFormat, name: str, view: int, columns: Mapping[str, Any], broken: Sequence[BrokenImage]
 ) -> int:
     """Write a part atomically; returns its bytes.
 
-    columns: image_id (list), label (n,), content (n, 2L - 1), structure (n, L) and, where the format has them,
-    features (n, L * D). The same columns give the same bytes.
+    name: of part_name. columns: image_id (list), label (n,), content (n, 2L - 1), structure (n, L) and, where the
+    format has them, features (n, L * D). The same columns give the same bytes.
     """
     schema = form.schema()
     count = len(columns["image_id"])
     arrays = [pa.array(columns["image_id"], pa.string()), pa.array(np.full(count, view, np.int8))]
     arrays.append(pa.array(np.asarray(columns["label"], np.int16)))
-    for name in schema.names[3:]:
-        kind = schema.field(name).type
-        flat = np.ascontiguousarray(columns[name]).astype(kind.value_type.to_pandas_dtype(), copy=False).reshape(-1)
+    for column in schema.names[3:]:
+        kind = schema.field(column).type
+        flat = np.ascontiguousarray(columns[column]).astype(kind.value_type.to_pandas_dtype(), copy=False).reshape(-1)
         arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size))
     metadata = {
         "nvg": json.dumps(asdict(form), sort_keys=True),
@@ -94,7 +112,7 @@ def write_part(
     table = pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", compression_level=COMPRESSION_LEVEL)
-    storage.write_bytes(storage.join(folder, part_name(unit, view)), buffer.getvalue())
+    storage.write_bytes(storage.join(folder, name), buffer.getvalue())
     return buffer.tell()
 
 
@@ -104,12 +122,14 @@ def read_part(path: str, fingerprint: str | None = None) -> pa.Table:
         with storage.open(path) as file:
             table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) or is_outage(path, error):
             raise
         raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
     form = part_format(table.schema, path)
     if fingerprint is not None and form.fingerprint != fingerprint:
-        raise DataError(f"{path} holds tokens of tokenizer {form.fingerprint}, not of {fingerprint}")
+        raise DataError(
+            f"{path} holds tokens of tokenizer {form.fingerprint}, not of {fingerprint}: run build_tokens for this one"
+        )
     return table
 
 
@@ -148,36 +168,63 @@ def read_metadata(folder: str) -> dict[str, Any]:
     return storage.read_json(path)
 
 
-def finish(folder: str, form: TokenFormat, about: dict[str, Any]) -> dict[str, Any]:
-    """Count the parts, write quarantine.parquet and, last, metadata.json; returns what metadata.json holds."""
+@dataclass(frozen=True)
+class PartSummary:
+    """What the footer of a part says."""
 
-    def look(item: tuple[tuple[int, int], str]) -> tuple[int, int, list[dict[str, str]]]:
-        (_, view), path = item
-        with storage.open(path) as file:
-            metadata = pq.read_metadata(file)
+    rows: int
+    broken: list[BrokenImage]
+
+
+def look(files: Iterable[str], form: TokenFormat, folder: str) -> list[PartSummary]:
+    """The footers of parts, in order. Raises DataError where one is damaged, or made of something else than `form`."""
+
+    def read(path: str) -> PartSummary:
+        try:
+            with storage.open(path) as file:
+                metadata = pq.read_metadata(file)
+        except pa.ArrowException as error:
+            raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
         schema = metadata.schema.to_arrow_schema()
         found = part_format(schema, path)
-        if found != form:
-            raise DataError(f"{path} is of another tokenizer or data set: remove {folder} and run build_tokens again")
-        return view, metadata.num_rows, json.loads(schema.metadata[b"quarantine"])
+        if found.fingerprint != form.fingerprint:
+            what = f"of tokenizer {found.fingerprint}, not of {form.fingerprint}"
+        elif found != form:
+            what = "of other images or settings"
+        else:
+            broken = [BrokenImage(**item) for item in json.loads(schema.metadata[b"quarantine"])]
+            return PartSummary(metadata.num_rows, broken)
+        raise DataError(f"{path} is {what}: remove {folder}, or give another output, and run build_tokens again")
 
     with ThreadPoolExecutor(16) as pool:
-        looks = list(pool.map(look, sorted(parts(folder).items())))
-    images = sum(rows for view, rows, _ in looks if view == 0)
-    broken = {(item["image_id"], item["path"], item["reason"]) for _, _, items in looks for item in items}
+        return list(pool.map(read, files))
+
+
+def finish(folder: str, form: TokenFormat, wanted: set[Place], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that the units and views that are wanted are there, write quarantine.parquet (one row a broken image,
+    whatever the views) and, last, metadata.json; returns what metadata.json holds. Raises DataError."""
+    there = parts(folder)
+    if set(there) != wanted:
+        odd = sorted(set(there) ^ wanted)[:3]
+        raise DataError(
+            f"{folder} holds {len(there)} parts where {len(wanted)} belong (unit, view: {odd}, ...): remove what "
+            "does not belong and run build_tokens again"
+        )
+    found = iter(look([path for paths in there.values() for path in paths], form, folder))
+    files = {place: [next(found) for _ in paths] for place, paths in there.items()}
+    images = sum(part.rows for (_, view), pieces in files.items() for part in pieces if view == 0)
+    total = sum(part.rows for pieces in files.values() for part in pieces)
+    everything = [item for pieces in files.values() for part in pieces for item in part.broken]
+    broken = sorted({(item.image_id, item.path, item.reason) for item in everything})
     names = ("image_id", "path", "reason")
-    rows = sorted(broken)
-    table = pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)})
+    table = pa.table({name: pa.array([row[i] for row in broken], pa.string()) for i, name in enumerate(names)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     storage.write_bytes(storage.join(folder, "quarantine.parquet"), buffer.getvalue())
     if images == 0:
-        first = f" The first of {len(rows)} reasons: {rows[0][1]}: {rows[0][2]}" if rows else ""
+        first = f" The first of {len(broken)} reasons: {broken[0][1]}: {broken[0][2]}" if broken else ""
         raise DataError(f"no image could be read, see {folder}/quarantine.parquet.{first}")
-    result = (
-        asdict(form)
-        | about
-        | {"images": images, "rows": sum(rows for _, rows, _ in looks), "parts": len(looks), "quarantined": len(rows)}
-    )
+    counts = {"images": images, "rows": total, "parts": sum(map(len, there.values())), "quarantined": len(broken)}
+    result = asdict(form) | dict(about) | counts
     storage.write_json(storage.join(folder, storage.LAST_FILE), result)
     return result

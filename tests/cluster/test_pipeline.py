@@ -143,7 +143,7 @@ def test_token_rows_are_what_the_tokenizer_makes_of_the_images(done, arguments):
     tokenizer = nvg.load(done["generators"].folder).tokenizer
     source = open_source(settings.data, "train")
     for unit, view in ((0, 0), (1, 1)):
-        table = read_part(parts(done["tokens"].folder)[unit, view])
+        table = read_part(parts(done["tokens"].folder)[unit, view][0])
         images, ids, labels, _ = read_view(source, source.units[unit], settings.data, view, settings.seed)
         sequence = tokenizer.encode(to_float(images))
         arrays = to_arrays(table)
@@ -154,7 +154,7 @@ def test_token_rows_are_what_the_tokenizer_makes_of_the_images(done, arguments):
 
 
 def test_tokens_of_another_tokenizer_are_refused(done):
-    path = next(iter(parts(done["tokens"].folder).values()))
+    path = parts(done["tokens"].folder)[0, 0][0]
     with pytest.raises(DataError, match="not of abc"):
         read_part(path, "abc")
 

@@ -121,3 +121,14 @@ def test_pixels_go_to_floats_and_back_unchanged():
     floats = to_float(images)
     assert floats.shape == (1, 1, 16, 16) and floats.min() == -1 and floats.max() == 1
     assert np.array_equal(to_uint8(floats).numpy(), images)
+
+
+def test_a_long_and_thin_image_is_cropped_before_it_is_enlarged():
+    image = Image.fromarray(np.zeros((1, 60000, 3), np.uint8))
+    assert make_view(image, config(image_size=256), 1, 0, "x").shape == (256, 256, 3)
+    assert make_view(image, config(image_size=256), 0, 0, "x").shape == (256, 256, 3)
+
+
+def test_a_damaged_exif_block_hurts_no_pixels():
+    data = encode(pixels(0), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xffjunk")
+    assert decode_image(data, 3).size == (24, 20)

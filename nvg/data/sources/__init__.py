@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from nvg import storage
 from nvg.config import DataConfig
 from nvg.data.records import DataError, ImageSource
 from nvg.data.sources.folder import FolderSource
@@ -26,29 +27,58 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
     """The images of a split, "train" or "test", as the configuration names them.
 
     Raises DataError when the split is not configured, holds no images, or another number of classes than
-    data.num_classes.
+    data.num_classes; FileNotFoundError when the path is not there.
     """
     path = config.train if split == "train" else config.test
     if path is None:
         raise DataError(f"data.{split} is not set: give the path or URL of the {split} images")
-    source = SOURCES[config.source](config, path)
+    where = f"data.{split}={path}"
+    try:
+        source = SOURCES[config.source](config, path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: {error}") from None
     if not source.units:
-        raise DataError(f"data.{split}={path} holds no images that data.source={config.source} can read")
-    if len(source.class_names) != config.num_classes:
-        names = ", ".join(source.class_names[:10]) + (", ..." if len(source.class_names) > 10 else "")
-        raise DataError(
-            f"data.{split}={path} has {len(source.class_names)} classes ({names}), but "
-            f"data.num_classes={config.num_classes}: set data.num_classes={len(source.class_names)}"
-        )
-    if config.class_names is not None:
-        source.class_names = list(config.class_names)
+        reason = f"holds no images that data.source={config.source} can read"
+        raise DataError(f"{where} {reason if storage.exists(path) else 'is not there'}")
+    _name_classes(source, config, split, where)
     if split == "train" and config.limit is not None:
-        source.units = source.units[: max(1, -(-config.limit // config.unit_images))]
+        source.limit(config.limit)
     return source
 
 
+def _name_classes(source: ImageSource, config: DataConfig, split: str, where: str) -> None:
+    """Set and check the source's class names. Raises DataError."""
+    given, own = config.class_names, source.class_names
+    if own:
+        if len(own) != config.num_classes:
+            names = ", ".join(own[:10]) + (", ..." if len(own) > 10 else "")
+            empty = set(storage.list_folders(source.root)) - set(own) if isinstance(source, FolderSource) else set()
+            hint = f"; without images: {', '.join(sorted(empty)[:10])}" if empty else ""
+            raise DataError(
+                f"{where} has {len(own)} classes ({names}{hint}), but data.num_classes={config.num_classes}: "
+                f"set data.num_classes={len(own)}"
+            )
+        if given is not None and given != own and sorted(given) == sorted(own):
+            raise DataError(
+                f"{where} has the classes of data.class_names in another order ({', '.join(own[:10])}, ...), which is "
+                "the order of its labels: leave data.class_names out"
+            )
+        source.class_names = list(given or own)
+        return
+    if source.highest is not None:
+        classes = source.highest + 1
+        # Held-out images need not show every class, and class_names say how many there are.
+        fewer = classes < config.num_classes and split == "train" and given is None
+        if classes > config.num_classes or fewer:
+            raise DataError(
+                f"{where} has the labels 0 ... {source.highest}, but data.num_classes={config.num_classes}: set "
+                f"data.num_classes={classes}" + (", or name all classes in data.class_names" if fewer else "")
+            )
+    source.class_names = list(given or map(str, range(config.num_classes)))
+
+
 def with_split(config: DataConfig, split: str) -> DataConfig:
-    """A data section whose training images are those of a split: test images are streamed as training images are."""
+    """A data section whose training images are those of a split: to stream the test images as training's are."""
     if split == "train":
         return config
     return dataclasses.replace(config, train=config.test or config.train, limit=None)

@@ -6,9 +6,23 @@ from collections.abc import Iterator
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit, chunks, shuffled
+from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit, chunks, read_image, shuffled
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+)
 
 
 class FolderSource(ImageSource):
@@ -16,9 +30,9 @@ class FolderSource(ImageSource):
 
     def __init__(self, config: DataConfig, root: str) -> None:
         self.root = root.rstrip("/")
-        self.files = files = storage.list_files(self.root, IMAGE_SUFFIXES)
-        self.prefix = common_root(self.root, files)
-        names = [file.removeprefix(self.prefix) for file in files]
+        self.files = storage.list_sizes(self.root, IMAGE_SUFFIXES)
+        self.prefix = storage.absolute(self.root) + "/"
+        names = [file.removeprefix(self.prefix) for file in self.files]
         loose = [name for name in names if "/" not in name]
         if loose:
             raise DataError(
@@ -29,27 +43,12 @@ class FolderSource(ImageSource):
         labelled = [(name, index[name.split("/")[0]]) for name in names]
         self.units: list[Unit] = [{"files": chunk} for chunk in chunks(shuffled(labelled), config.unit_images)]
 
-    def read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
+    def _read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
         for name, label in unit["files"]:
-            path = self.prefix + name
-            try:
-                yield ImageRecord(name, storage.read_bytes(path), label, path)
-            except OSError as error:
-                yield BrokenImage(name, path, f"{type(error).__name__}: {error}")
+            yield read_image(name, self.prefix + name, label)
 
-    def count(self) -> int:
-        return sum(len(unit["files"]) for unit in self.units)
+    def _size(self, unit: Unit) -> int:
+        return len(unit["files"])
 
     def fingerprint(self) -> str:
-        return storage.fingerprint(self.files, self.prefix)
-
-
-def common_root(root: str, files: list[str]) -> str:
-    """The root as it stands in the listed files (a file system may write paths its own way), with its slash."""
-    if not files:
-        return root + "/"
-    tail = root.split("://")[-1].strip("/")
-    place = files[0].find(tail)
-    if place < 0:
-        raise DataError(f"{files[0]} is not below {root}")
-    return files[0][: place + len(tail)] + "/"
+        return storage.fingerprint(self.files, self.prefix)  # the names of the classes count, be it only one

@@ -6,7 +6,6 @@ The format holds no class names: give data.class_names.
 
 from __future__ import annotations
 
-import gzip
 import struct
 import zlib
 from collections.abc import Iterator
@@ -23,59 +22,81 @@ class IdxSource(ImageSource):
     """Images and labels of one pair of idx files; an image's id is its number."""
 
     def __init__(self, config: DataConfig, path: str) -> None:
-        self.path = path
-        self.labels_path = path.replace("images-idx3", "labels-idx1")
-        if self.labels_path == path:
+        self.path = storage.absolute(path)
+        folder, _, name = self.path.rpartition("/")
+        labels_name = name.replace("images-idx3", "labels-idx1")
+        if labels_name == name:
             raise DataError(f"{path}: data.source=idx takes the images file, named ...-images-idx3-ubyte(.gz)")
-        self.files = [self.path, self.labels_path]
-        labels = _read(self.labels_path, dimensions=1).tolist()
-        classes = max(labels, default=-1) + 1
-        names = config.class_names
-        self.class_names = list(names) if names and len(names) >= classes else [str(label) for label in range(classes)]
+        self.labels_path = f"{folder}/{labels_name}"
+        self.files = {}
+        for file in (self.path, self.labels_path):
+            self.files |= storage.expand_sizes(file, (name.rpartition("-")[2],))
+        (wanted,), labels = _read(self.labels_path, dimensions=1)
+        (images, *_), _ = _read(self.path, dimensions=3, head=True)
+        if len(labels) < wanted or images != wanted:
+            raise DataError(
+                f"{self.labels_path} holds {len(labels)} of its {wanted} labels, for the {images} images of "
+                f"{self.path}: fetch both files again"
+            )
+        self.class_names = []
+        self.highest = int(labels.max()) if len(labels) else None
         self.units: list[Unit] = [
-            {"start": start, "labels": labels[start : start + config.unit_images]}
+            {"start": start, "labels": labels[start : start + config.unit_images].tolist()}
             for start in range(0, len(labels), config.unit_images)
         ]
 
-    def read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
-        try:
-            images = _images(self.path)
-        except DataError as error:
-            yield BrokenImage(f"{unit['start']}", self.path, str(error))
-            return
+    def _read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
+        images = _images(self.path)
         for number, label in enumerate(unit["labels"], start=unit["start"]):
-            place = f"{self.path}#{number}"
-            if number >= len(images):
-                yield BrokenImage(str(number), place, "the images file ends before the labels file")
-            else:
-                yield ImageRecord(str(number), images[number], label, place)
+            if number >= len(images):  # the same row from every unit: it is counted once
+                reason = f"the file is cut off or damaged after {len(images)} images: fetch it again"
+                yield BrokenImage(self.path.rpartition("/")[2], self.path, reason)
+                return
+            yield ImageRecord(str(number), images[number], label, f"{self.path}#{number}")
 
-    def count(self) -> int:
-        return sum(len(unit["labels"]) for unit in self.units)
-
-    def fingerprint(self) -> str:
-        return storage.fingerprint(self.files, self.path.rsplit("/", 1)[0])
+    def _size(self, unit: Unit) -> int:
+        return len(unit["labels"])
 
 
 @lru_cache(maxsize=2)
 def _images(path: str) -> np.ndarray:
     """All images of a file: kept, since a process reads many units of it and gzip has no way to its middle."""
-    return _read(path, dimensions=3)
+    return _read(path, dimensions=3)[1]
 
 
-def _read(path: str, dimensions: int) -> np.ndarray:
-    """The array of an idx file, as many whole rows as it holds. Raises DataError naming the file."""
-    raw = storage.read_bytes(path)
-    if path.endswith(".gz"):
-        stream = zlib.decompressobj(zlib.MAX_WBITS | 16)  # gives what there is of a truncated file
-        try:
-            raw = stream.decompress(raw)
-        except (zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{path} is not a gzip file: {error}") from None
+def _read(path: str, dimensions: int, *, head: bool = False) -> tuple[tuple[int, ...], np.ndarray]:
+    """The shape that an idx file names, and its array: as many whole rows as it holds (head: none).
+
+    Raises DataError naming the file.
+    """
     header = 4 + 4 * dimensions
+    if path.endswith(".gz"):
+        raw = _unzip(path, header if head else None)
+    else:
+        raw = storage.read_bytes(path)
     if len(raw) < header or raw[:3] != b"\0\0\x08" or raw[3] != dimensions:
         raise DataError(f"{path} is not an idx file of {dimensions} dimensions of bytes")
     shape = struct.unpack(f">{dimensions}I", raw[4:header])
     row = int(np.prod(shape[1:], dtype=np.int64))
-    rows = min(shape[0], (len(raw) - header) // row)
-    return np.frombuffer(raw, np.uint8, rows * row, header).reshape(rows, *shape[1:])
+    rows = 0 if head or not row else min(shape[0], (len(raw) - header) // row)
+    return shape, np.frombuffer(raw, np.uint8, rows * row, header).reshape(rows, *shape[1:])
+
+
+def _unzip(path: str, most: int | None) -> bytes:
+    """What can be unzipped of a file, its first `most` bytes at least: a cut or damaged one gives what comes before."""
+    pieces: list[bytes] = []
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    with storage.open(path) as file:
+        while piece := file.read(1 << 16):
+            try:
+                pieces.append(stream.decompress(piece))
+                while stream.unused_data:  # a file may be several streams, one after the other
+                    rest, stream = stream.unused_data, zlib.decompressobj(zlib.MAX_WBITS | 16)
+                    pieces.append(stream.decompress(rest))
+            except zlib.error as error:
+                if not pieces:
+                    raise DataError(f"{path} is not a gzip file: {error}") from None
+                break
+            if most is not None and sum(map(len, pieces)) >= most:
+                break
+    return b"".join(pieces)

@@ -1,8 +1,10 @@
 """ILSVRC (ImageNet) as its archives unpack: synset folders, or a flat validation folder with its ground truth.
 
-train: <root>/n01440764/*.JPEG, or <root>/n01440764.tar as the training archive holds them.
-val:   the same, or flat ILSVRC2012_val_*.JPEG with LOC_val_solution.csv or ILSVRC2012_validation_ground_truth.txt (and
-       then LOC_synset_mapping.txt in the order of its numbers) in the folder, its parent, or a `devkit/data` there.
+train: <root>/n01440764/*.JPEG, or <root>/n01440764.tar as the training archive holds them. A class archive is a unit,
+       so unpacked images are mixed better.
+val:   the same, or flat ILSVRC2012_val_*.JPEG with LOC_val_solution.csv, or with ILSVRC2012_validation_ground_truth.txt
+       (synset ids, or the devkit's class numbers and then its meta.mat).
+The tables stand in the folder, in its parent, or in a `devkit/data` or `ILSVRC2012_devkit_t12/data` of these.
 Class = rank of the synset id, the usual order. Names come from LOC_synset_mapping.txt, else they are the synset ids.
 """
 
@@ -11,15 +13,18 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit, chunks, shuffled
-from nvg.data.sources.folder import IMAGE_SUFFIXES, common_root
+from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit, chunks, read_image, shuffled
+from nvg.data.sources.folder import IMAGE_SUFFIXES
 from nvg.data.sources.tar import count_members, read_members
 
 SYNSET = re.compile(r"n\d{8}")
+DEVKIT_CLASSES = 1000
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 class IlsvrcSource(ImageSource):
@@ -27,99 +32,133 @@ class IlsvrcSource(ImageSource):
 
     def __init__(self, config: DataConfig, root: str) -> None:
         self.root = root.rstrip("/")
-        files = storage.list_files(self.root, (*IMAGE_SUFFIXES, ".tar"))
-        self.prefix = common_root(self.root, files)
-        self.names = self._synset_names()
-        synsets, labelled, archives = self._labels(files)
-        self.class_names = [self.names.get(synset, synset) for synset in synsets]
+        self.prefix = storage.absolute(root) + "/"
+        self.files = storage.list_sizes(root, (*IMAGE_SUFFIXES, ".tar"))
+        names = self._synset_names()
+        labelled, archives = self._labels(list(self.files), names)
+        found = sorted({synset for _, synset in labelled + archives})
+        # With the mapping at hand, a split that lacks a class keeps the numbers of the others; but a mapping of all of
+        # ImageNet may lie beside a part of it.
+        whole = set(found) <= set(names) and len(found) != config.num_classes == len(names)
+        synsets = sorted(names) if whole else found
+        twice = {name for name, count in Counter(names.get(item, item) for item in synsets).items() if count > 1}
+        self.class_names = [  # ImageNet has two classes "crane"
+            f"{names[item]} ({item})" if names.get(item) in twice else names.get(item, item) for item in synsets
+        ]
         index = {synset: label for label, synset in enumerate(synsets)}
-        self.files = files
+        self.labels = [f"{name} {label}" for name, label in sorted(labelled)]
         self.units: list[Unit] = [
-            {"files": [(file, index[synset]) for file, synset in chunk]}
+            {"files": [(name, index[synset]) for name, synset in chunk]}
             for chunk in chunks(shuffled(labelled), config.unit_images)
         ]
-        self.units += [{"archive": file, "label": index[synset]} for file, synset in archives]
+        self.units += [{"archive": name, "label": index[synset]} for name, synset in archives]
 
-    def _labels(self, files: list[str]) -> tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]:
-        """Sorted synsets, (image, synset) pairs and (class archive, synset) pairs."""
+    def reader(self) -> ImageSource:
+        clone = super().reader()
+        assert isinstance(clone, IlsvrcSource)
+        clone.labels = []
+        return clone
+
+    def _labels(self, files: list[str], names: dict[str, str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """(image, synset) pairs and (class archive, synset) pairs; images and archives by their path below the root."""
         labelled, archives, flat = [], [], []
         for file in files:
-            parts = file.removeprefix(self.prefix).split("/")
+            name = file.removeprefix(self.prefix)
+            parts = name.split("/")
             stem = parts[-1].rsplit(".", 1)[0]
-            if file.endswith(".tar"):
+            if name.endswith(".tar"):
                 if not SYNSET.fullmatch(stem):
                     raise DataError(f"{file}: a class archive is named by its synset (n01440764.tar)")
-                archives.append((file, stem))
+                archives.append((name, stem))
             elif len(parts) > 1 and SYNSET.fullmatch(parts[0]):
-                labelled.append((file, parts[0]))
+                labelled.append((name, parts[0]))
             elif len(parts) == 1:
-                flat.append(file)
+                flat.append(name)
             else:
-                raise DataError(f"{file} lies in a folder that is no synset (n01440764)")
+                raise DataError(
+                    f"{file} lies in a folder that is no synset (n01440764): data.source=ilsvrc takes the folder that "
+                    "holds the synset folders"
+                )
         if flat:
-            truth = self._ground_truth()
-            for number, file in enumerate(flat, start=1):
-                stem = file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+            truth = self._ground_truth(names)
+            for name in flat:
+                stem = name.rsplit(".", 1)[0]
                 digits = re.search(r"(\d+)$", stem)
-                key = stem if stem in truth else str(int(digits[1]) if digits else number)
+                key = stem if stem in truth else str(int(digits[1])) if digits else ""
                 if key not in truth:
-                    raise DataError(f"{file} is not in the validation ground truth")
-                labelled.append((file, truth[key]))
-        found = {synset for _, synset in labelled + archives}
-        # With the mapping at hand, a split that lacks a class keeps the numbers of the others.
-        synsets = sorted(self.names) if found <= set(self.names) and self.names else sorted(found)
-        return synsets, labelled, archives
+                    raise DataError(f"{self.prefix}{name} is not in the validation ground truth ({len(truth)} images)")
+                labelled.append((name, truth[key]))
+        return labelled, archives
 
     def _find(self, name: str) -> str | None:
-        parent = self.root.rsplit("/", 1)[0]
-        for folder in (self.root, parent, f"{parent}/devkit/data", f"{self.root}/devkit/data"):
-            if storage.exists(f"{folder}/{name}"):
-                return f"{folder}/{name}"
+        root = self.prefix.rstrip("/")
+        for folder in (root, root.rpartition("/")[0]):
+            for place in ("", "devkit/data/", "ILSVRC2012_devkit_t12/data/"):
+                if storage.exists(f"{folder}/{place}{name}"):
+                    return f"{folder}/{place}{name}"
         return None
 
     def _synset_names(self) -> dict[str, str]:
+        """synset -> name, in the order of LOC_synset_mapping.txt; {} without it."""
         file = self._find("LOC_synset_mapping.txt")
         if file is None:
             return {}
         lines = storage.read_bytes(file).decode().splitlines()
-        return {line[:9]: line[10:].strip() for line in lines if SYNSET.match(line)}
+        return {line[:9]: line[10:].strip() or line[:9] for line in lines if SYNSET.match(line)}
 
-    def _ground_truth(self) -> dict[str, str]:
-        """File stem, or number as text, -> synset."""
+    def _ground_truth(self, names: dict[str, str]) -> dict[str, str]:
+        """File stem, or number as text, -> synset. Raises DataError where the tables do not say it."""
         solution = self._find("LOC_val_solution.csv")
         if solution is not None:
             rows = csv.reader(io.StringIO(storage.read_bytes(solution).decode()))
             return {row[0]: row[1][:9] for row in rows if len(row) == 2 and SYNSET.match(row[1])}
-        numbers = self._find("ILSVRC2012_validation_ground_truth.txt")
-        if numbers is not None and self.names:
-            order = list(self.names)  # the devkit numbers classes from 1 in the order of its own list
-            lines = storage.read_bytes(numbers).decode().split()
-            return {str(index): order[int(line) - 1] for index, line in enumerate(lines, start=1)}
-        raise DataError(
-            f"{self.root} holds validation images without class folders: put LOC_val_solution.csv, or "
-            "ILSVRC2012_validation_ground_truth.txt and LOC_synset_mapping.txt, beside them"
-        )
+        table = self._find(GROUND_TRUTH)
+        if table is None:
+            raise DataError(
+                f"{self.root} holds images without class folders: put LOC_val_solution.csv, or {GROUND_TRUTH} and the "
+                "devkit's meta.mat, beside them"
+            )
+        lines = storage.read_bytes(table).decode().split()
+        if all(SYNSET.fullmatch(line) for line in lines):
+            return {str(number): line for number, line in enumerate(lines, start=1)}
+        order = self._devkit_order(names, table)
+        wrong = [line for line in lines if not line.isdigit() or int(line) not in order]
+        if wrong:
+            raise DataError(f"{table} holds {wrong[0]!r}, which is none of the {len(order)} classes (1, 2, ...)")
+        return {str(number): order[int(line)] for number, line in enumerate(lines, start=1)}
 
-    def read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
+    def _devkit_order(self, names: dict[str, str], table: str) -> dict[int, str]:
+        """The devkit's class number -> synset. Its numbers are no ranks: number 1 is a fox, and rank 0 is a fish."""
+        meta = self._find("meta.mat")
+        if meta is not None:
+            from scipy.io import loadmat
+
+            synsets = loadmat(io.BytesIO(storage.read_bytes(meta)), squeeze_me=True)["synsets"]
+            return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        ranks = list(names) == sorted(names) and len(names) == DEVKIT_CLASSES
+        if not names or ranks:
+            raise DataError(
+                f"{table} numbers the classes in the devkit's own order, which is not that of the synset ids: put the "
+                "devkit's data/meta.mat, or LOC_val_solution.csv, beside it"
+            )
+        return dict(enumerate(names, start=1))
+
+    def _read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
         if "archive" in unit:
-            synset = unit["archive"].rsplit("/", 1)[-1].removesuffix(".tar")
-            for name, data in read_members(unit["archive"]):
+            path, synset = self.prefix + unit["archive"], unit["archive"].removesuffix(".tar")
+            for name, data in read_members(path):
                 if isinstance(data, BrokenImage):
                     yield data
-                else:
-                    yield ImageRecord(
-                        f"{synset}/{name.rsplit('.', 1)[0]}", data, unit["label"], f"{unit['archive']}#{name}"
-                    )
+                elif name.lower().endswith(IMAGE_SUFFIXES):
+                    yield ImageRecord(f"{synset}/{name.rsplit('.', 1)[0]}", data, unit["label"], f"{path}#{name}")
             return
-        for file, label in unit["files"]:
-            image_id = file.removeprefix(self.prefix).rsplit(".", 1)[0]
-            try:
-                yield ImageRecord(image_id, storage.read_bytes(file), label, file)
-            except OSError as error:
-                yield BrokenImage(image_id, file, f"{type(error).__name__}: {error}")
+        for name, label in unit["files"]:
+            yield read_image(name.rsplit(".", 1)[0], self.prefix + name, label)
 
-    def count(self) -> int:
-        return sum(count_members(unit["archive"]) if "archive" in unit else len(unit["files"]) for unit in self.units)
+    def _size(self, unit: Unit) -> int:
+        if "archive" in unit:
+            return count_members(self.prefix + unit["archive"], IMAGE_SUFFIXES)
+        return len(unit["files"])
 
     def fingerprint(self) -> str:
-        return storage.fingerprint(self.files, self.prefix)
+        return storage.fingerprint(self.files, self.prefix, *self.labels)

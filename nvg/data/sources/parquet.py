@@ -1,100 +1,161 @@
 """Parquet with image bytes and labels: the layout that dataset hubs use.
 
-`data.train` is a file, a folder or a pattern (`.../train-*.parquet`). data.image_column is a struct
-{bytes, path} or plain
-bytes, data.label_column an integer or a string. Class names come from the hub's schema metadata (`huggingface` →
-features → names), from string labels (sorted), else data.class_names or the numbers. A row group is a unit.
+`data.train` is a file, a folder or a pattern (`.../train-*.parquet`). data.image_column is a struct {bytes, path} or
+plain bytes, data.label_column an integer or a string. Class names come from the hub's schema metadata (`huggingface` →
+features → names), from string labels (sorted), else data.class_names or the numbers. A unit is a run of row groups of
+one file that hold about data.unit_images rows, or a piece of a row group that holds more.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit
+from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit, is_outage
+
+READ_ROWS = 32  # rows whose images are in memory at once
 
 
 class ParquetSource(ImageSource):
-    """An image's id is its file's name and its row."""
+    """An image's id is its file's path below the set's folder, and its row."""
 
     def __init__(self, config: DataConfig, path: str) -> None:
         self.image_column, self.label_column = config.image_column, config.label_column
-        self.files = storage.expand(path, (".parquet",))
-        self.broken: list[str] = []
+        self.files = storage.expand_sizes(path, (".parquet",))
+        self.prefix = storage.common_folder(self.files)
         self.units: list[Unit] = []
-        names: list[str] | None = None
-        strings: set[str] = set()
-        for file in self.files:
-            try:
-                with storage.open(file) as stream, pq.ParquetFile(stream) as table:
-                    schema = table.schema_arrow
-                    for column, key in ((self.image_column, "image_column"), (self.label_column, "label_column")):
-                        if column not in schema.names:
-                            raise DataError(
-                                f"{file} has no column {column!r} but {schema.names}: set data.{key} to one of them"
-                            )
-                    names = names or _hub_names(schema, self.label_column)
-                    if pa.types.is_string(schema.field(self.label_column).type):
-                        strings |= set(table.read(columns=[self.label_column])[self.label_column].unique().to_pylist())
-                    start = 0
-                    for group in range(table.num_row_groups):
-                        rows = table.metadata.row_group(group).num_rows
-                        for first in range(0, rows, config.unit_images):
-                            stop = min(first + config.unit_images, rows)
-                            self.units.append(
-                                {"file": file, "group": group, "first": first, "stop": stop, "row": start + first}
-                            )
-                        start += rows
-            except (pa.ArrowException, OSError) as error:
-                if isinstance(error, FileNotFoundError):
-                    raise
-                self.units.append({"file": file, "broken": f"not a readable Parquet file: {error}"})
-        text = sorted(strings - {None})  # type: ignore[arg-type]
-        self.label_of = {name: label for label, name in enumerate(text)}
-        self.class_names = text or names or list(config.class_names or map(str, range(config.num_classes)))
+        with ThreadPoolExecutor(16) as pool:
+            tables = list(pool.map(lambda file: _look(file, self.image_column, self.label_column), self.files))
+        for file, table in zip(self.files, tables, strict=True):
+            self.units += [{"file": file, **piece} for piece in _pieces(table.groups, config.unit_images)]
+            if table.broken:
+                self.units.append({"file": file, "broken": table.broken})
+        strings = sorted(set().union(*(table.strings for table in tables)))
+        highest: list[int] = [table.highest for table in tables if table.highest is not None]
+        if strings and highest:
+            raise DataError(f"{path}: column {self.label_column!r} holds numbers in some files and strings in others")
+        self.label_of = {name: label for label, name in enumerate(strings)}
+        self.class_names = strings or next((table.names for table in tables if table.names), [])
+        self.highest = max(highest) if highest else None
+        self.classes = len(self.class_names) or config.num_classes
 
-    def read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
-        file = unit["file"]
-        short = file.rsplit("/", 1)[-1]
+    def _read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
+        short = unit["file"].removeprefix(self.prefix)
         if "broken" in unit:
-            yield BrokenImage(short, file, unit["broken"])
+            yield BrokenImage(short, unit["file"], unit["broken"])
             return
-        try:
-            with storage.open(file) as stream, pq.ParquetFile(stream) as table:
-                group = table.read_row_group(unit["group"], columns=[self.image_column, self.label_column])
-                rows = group.slice(unit["first"], unit["stop"] - unit["first"])
-        except (pa.ArrowException, OSError) as error:
-            yield BrokenImage(f"{short}/{unit['row']}", file, f"row group {unit['group']} cannot be read: {error}")
-            return
-        images, labels = rows[self.image_column], rows[self.label_column]
-        for number in range(rows.num_rows):
-            place = f"{file}#{unit['row'] + number}"
-            image_id = f"{short}/{unit['row'] + number}"
-            image, label = images[number].as_py(), self._label(labels[number].as_py())
-            data = image.get("bytes") if isinstance(image, dict) else image
-            if not isinstance(data, bytes):
-                yield BrokenImage(image_id, place, f"column {self.image_column!r} holds no bytes")
-            elif label is None or not 0 <= label < len(self.class_names):
-                yield BrokenImage(image_id, place, f"class {label} is none of 0 ... {len(self.class_names) - 1}")
-            else:
-                yield ImageRecord(image_id, data, label, place)
+        row: int = unit["row"]  # of the file, at the beginning of a row group
+        for group, rows in unit["groups"]:
+            try:
+                yield from self._group(unit, group, row)
+            except (pa.ArrowException, OSError) as error:
+                if is_outage(unit["file"], error):
+                    raise
+                yield BrokenImage(f"{short}/{row}", unit["file"], f"row group {group} cannot be read on: {error}")
+            row += rows
 
-    def _label(self, value: Any) -> int | None:
-        if isinstance(value, str):
-            return self.label_of.get(value)
-        return int(value) if value is not None else None
+    def _group(self, unit: Unit, group: int, row: int) -> Iterator[ImageRecord | BrokenImage]:
+        first = row + (unit["first"] if "first" in unit else 0)
+        stop = row + (unit["stop"] if "stop" in unit else unit["rows"])
+        columns = [self.image_column, self.label_column]
+        with storage.open(unit["file"]) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
+            for batch in table.iter_batches(READ_ROWS, row_groups=[group], columns=columns):
+                if row >= stop:
+                    return
+                for image, label in zip(batch[self.image_column], batch[self.label_column], strict=True):
+                    if first <= row < stop:
+                        yield self._record(unit["file"], row, image.as_py(), label.as_py())
+                    row += 1
 
-    def count(self) -> int:
-        return sum(unit["stop"] - unit["first"] for unit in self.units if "broken" not in unit)
+    def _record(self, file: str, row: int, image: Any, value: Any) -> ImageRecord | BrokenImage:
+        image_id, place = f"{file.removeprefix(self.prefix)}/{row}", f"{file}#{row}"
+        data = image.get("bytes") if isinstance(image, dict) else image
+        label = self.label_of.get(value) if isinstance(value, str) else value
+        if not isinstance(data, bytes):
+            return BrokenImage(image_id, place, f"column {self.image_column!r} holds no bytes")
+        if label is None or not 0 <= label < self.classes:
+            return BrokenImage(image_id, place, f"class {value} is none of 0 ... {self.classes - 1}")
+        return ImageRecord(image_id, data, int(label), place)
 
-    def fingerprint(self) -> str:
-        return storage.fingerprint(self.files)
+    def _size(self, unit: Unit) -> int:
+        return 0 if "broken" in unit else unit["stop"] - unit["first"] if "stop" in unit else unit["rows"]
+
+
+@dataclass
+class _Table:
+    """What the footer of a file, and its labels, tell."""
+
+    groups: list[int] = field(default_factory=list)  # rows of each row group
+    names: list[str] | None = None
+    strings: set[str] = field(default_factory=set)
+    highest: int | None = None
+    broken: str = ""
+
+
+def _look(file: str, image_column: str, label_column: str) -> _Table:
+    """Raises DataError for columns that are not there or of another type."""
+    result = _Table()
+    try:
+        with storage.open(file) as stream, pq.ParquetFile(stream) as table:
+            schema = table.schema_arrow
+            for column, key in ((image_column, "image_column"), (label_column, "label_column")):
+                if column not in schema.names:
+                    raise DataError(
+                        f"{file} has no column {column!r} but {schema.names}: set data.{key} to one of them"
+                    )
+            kind, image = schema.field(label_column).type, schema.field(image_column).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
+                image = image.field("bytes").type
+            if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+                raise DataError(f"{file}: column {image_column!r} is {image}, not bytes: set data.image_column")
+            text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            if not (text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+                raise DataError(f"{file}: column {label_column!r} is {kind}, no class: set data.label_column")
+            result.groups = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+            result.names = None if text else _hub_names(schema, label_column)
+            if text:
+                values = table.read(columns=[label_column])[label_column]
+                result.strings = {str(value) for value in values.unique().to_pylist() if value is not None}
+            elif result.names is None:
+                values = table.read(columns=[label_column])[label_column]
+                highest = pc.max(values.cast(pa.int64())).as_py() if len(values) else None
+                result.highest = highest if highest is not None and highest >= 0 else None
+    except (pa.ArrowException, OSError) as error:
+        if is_outage(file, error):
+            raise
+        result = _Table(broken=f"not a readable Parquet file: {error}")
+    return result
+
+
+def _pieces(groups: list[int], wanted: int) -> Iterator[Unit]:
+    """Row groups (given their rows) as units of about `wanted` rows: row of the file, groups, and rows or a piece."""
+    row = 0
+    taken: list[tuple[int, int]] = []
+    for group, rows in enumerate(groups):
+        size = sum(count for _, count in taken)
+        if taken and size + rows > wanted:
+            yield {"row": row - size, "groups": taken, "rows": size}
+            taken = []
+        if rows > wanted:
+            for first in range(0, rows, wanted):
+                piece = {"first": first, "stop": min(first + wanted, rows)}
+                yield {"row": row, "groups": [(group, rows)], "rows": rows, **piece}
+        elif rows:
+            taken.append((group, rows))
+        row += rows
+    if taken:
+        size = sum(count for _, count in taken)
+        yield {"row": row - size, "groups": taken, "rows": size}
 
 
 def _hub_names(schema: pa.Schema, column: str) -> list[str] | None:

@@ -4,29 +4,49 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from typing import Any
 
 from nvg import storage
-from nvg.data.records import BrokenImage
+from nvg.data.records import BrokenImage, is_outage
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is strict: tarfile takes a damaged or missing one in the middle for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: Any) -> Any:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end as it should be
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.SubsequentHeaderError(str(error)) from None  # type: ignore[attr-defined]
 
 
 def read_members(path: str) -> Iterator[tuple[str, bytes | BrokenImage]]:
-    """(name, bytes) of every regular file. A truncated or damaged archive ends with one BrokenImage naming it."""
+    """(name, bytes) of every regular file, hidden ones (`._x.jpg`) passed over.
+
+    A truncated or damaged archive ends with one BrokenImage naming it. A store that fails raises its error.
+    """
     last = ""
     try:
-        with storage.open(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with storage.open(path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
             for member in archive:
-                if not member.isfile():
+                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
                     continue
-                last = member.name
                 stream = archive.extractfile(member)
                 assert stream is not None
                 data = stream.read()
                 if len(data) < member.size:
                     raise tarfile.ReadError("unexpected end of data")
+                last = member.name
+                archive.members.clear()  # type: ignore[attr-defined]  # else it keeps the header of every member
                 yield member.name, data
     except (tarfile.TarError, OSError, EOFError) as error:
+        if is_outage(path, error):
+            raise
         place = f"after {last}" if last else "at its beginning"
-        yield last, BrokenImage(path, path, f"the archive cannot be read on {place}: {error}")
+        yield last, BrokenImage(path.rpartition("/")[2], path, f"the archive cannot be read on {place}: {error}")
 
 
 def count_members(path: str, suffixes: tuple[str, ...] = ()) -> int:

@@ -20,57 +20,60 @@ class WebDatasetSource(ImageSource):
     """An image's id is its shard's name and its key."""
 
     def __init__(self, config: DataConfig, path: str) -> None:
-        self.path = path
-        self.files = storage.expand(path, (".tar", ".tar.gz", ".tgz"))
-        self.class_names = list(config.class_names or [str(label) for label in range(config.num_classes)])
+        self.files = storage.expand_sizes(path, (".tar", ".tar.gz", ".tgz"))
+        self.prefix = storage.common_folder(self.files)
+        self.class_names = []
+        self.classes = config.num_classes
         self.units: list[Unit] = [{"shard": file} for file in self.files]
 
-    def read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
+    def _read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
         shard = unit["shard"]
-        parts: dict[str, dict[str, bytes]] = {}
+        last = ""  # the key that is being read, and its members by suffix
+        parts: dict[str, bytes] = {}
         for name, data in read_members(shard):
             if isinstance(data, BrokenImage):
+                sample = list(self._sample(shard, last, parts))  # whole, or a part of what is lost
+                yield from (record for record in sample if isinstance(record, ImageRecord))
                 yield data
-                break
+                return
             folder, _, file = name.rpartition("/")
             stem, _, suffix = file.partition(".")  # a key ends at the first dot of the file name
             key = f"{folder}/{stem}" if folder else stem
-            if parts and key not in parts:  # members of one key stand together
-                yield from self._sample(shard, parts)
-                parts = {}
-            parts.setdefault(key, {})["." + suffix.lower()] = data
-        yield from self._sample(shard, parts)
+            if key != last:  # members of one key stand together
+                yield from self._sample(shard, last, parts)
+                last, parts = key, {}
+            parts["." + suffix.lower()] = data
+        yield from self._sample(shard, last, parts)
 
-    def _sample(self, shard: str, parts: dict[str, dict[str, bytes]]) -> Iterator[ImageRecord | BrokenImage]:
-        for key, members in parts.items():
-            image_id, place = f"{shard.rsplit('/', 1)[-1]}/{key}", f"{shard}#{key}"
-            images = [data for suffix, data in members.items() if suffix.endswith(IMAGE_SUFFIXES)]
-            if not images:
-                yield BrokenImage(image_id, place, f"no image member among {sorted(members)}")
-                continue
-            try:
-                label = _label(members)
-            except (ValueError, KeyError, TypeError) as error:
-                yield BrokenImage(image_id, place, f"no class: {error}")
-                continue
-            if not 0 <= label < len(self.class_names):
-                yield BrokenImage(image_id, place, f"class {label} is none of 0 ... {len(self.class_names) - 1}")
-                continue
-            yield ImageRecord(image_id, images[0], label, place)
+    def _sample(self, shard: str, key: str, members: dict[str, bytes]) -> Iterator[ImageRecord | BrokenImage]:
+        if not members:
+            return
+        image_id, place = f"{shard.removeprefix(self.prefix)}/{key}", f"{shard}#{key}"
+        images = [data for suffix, data in members.items() if suffix.endswith(IMAGE_SUFFIXES)]
+        if not images:
+            yield BrokenImage(image_id, place, f"no image member among {sorted(members)}")
+            return
+        try:
+            label = _label(members)
+        except (ValueError, KeyError, TypeError) as error:
+            yield BrokenImage(image_id, place, f"no class: {error}")
+            return
+        if not 0 <= label < self.classes:
+            yield BrokenImage(image_id, place, f"class {label} is none of 0 ... {self.classes - 1}")
+            return
+        yield ImageRecord(image_id, images[0], label, place)
 
-    def count(self) -> int:
-        return sum(count_members(file, IMAGE_SUFFIXES) for file in (unit["shard"] for unit in self.units))
-
-    def fingerprint(self) -> str:
-        return storage.fingerprint(self.files)
+    def _size(self, unit: Unit) -> int:
+        return count_members(unit["shard"], IMAGE_SUFFIXES)
 
 
 def _label(members: dict[str, bytes]) -> int:
+    """The class number of a sample. Raises ValueError where there is none."""
     if ".cls" in members:
         return int(members[".cls"].decode().strip())
     if ".json" in members:
         content = json.loads(members[".json"])
         for key in ("label", "cls", "class"):
-            if key in content:
+            if isinstance(content, dict) and key in content:
                 return int(content[key])
     raise ValueError("neither a .cls member nor a .json member with `label`")
