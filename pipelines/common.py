@@ -161,8 +161,8 @@ def plan(config: Config) -> dict[str, Artifact]:
     from nvg.data import open_source
 
     data = dataclasses.asdict(config.data)
-    test = data.pop("test")
-    views = data.pop("views")
+    test, views = data.pop("test"), data.pop("views")
+    data.pop("train")  # the fingerprint tells the images, wherever they are
     train_images = open_source(config.data, split="train").fingerprint()
     test_images = open_source(config.data, split="test").fingerprint() if test else None
     training = dataclasses.asdict(config.train)

@@ -25,7 +25,6 @@ from nvg import storage, tracking
 from nvg.config import Config, ConfigError
 from nvg.data import DataError, image_batches, open_source
 from nvg.data.images import to_float, to_uint8
-from nvg.data.sources import with_split
 from pipelines import common
 
 if TYPE_CHECKING:
@@ -238,14 +237,13 @@ def _reconstructions(
     tokenizer = sampler.tokenizer
     classifier = _load_classifier(classifier_file, device)
     split = "test" if config.data.test is not None else "train"
-    held_out = dataclasses.replace(config, data=with_split(config.data, split))
-    source = open_source(held_out.data, "train")
+    source = open_source(config.data, split)
     wanted = min(config.evaluate.reconstructions, source.count())
     meter = ReconstructionMeter(tokenizer.config.codebook_size, sampler.last_stage)
     shown: tuple[np.ndarray, np.ndarray] | None = None
     judged = []
     for batch in image_batches(
-        held_out,
+        config,
         source,
         epoch=0,
         rank=0,

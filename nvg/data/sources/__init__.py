@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from nvg import storage
@@ -75,10 +74,3 @@ def _name_classes(source: ImageSource, config: DataConfig, split: str, where: st
                 f"data.num_classes={classes}" + (", or name all classes in data.class_names" if fewer else "")
             )
     source.class_names = list(given or map(str, range(config.num_classes)))
-
-
-def with_split(config: DataConfig, split: str) -> DataConfig:
-    """A data section whose training images are those of a split: to stream the test images as training's are."""
-    if split == "train":
-        return config
-    return dataclasses.replace(config, train=config.test or config.train, limit=None)

@@ -1,0 +1,129 @@
+"""The order of rows, and the tokens' Parquet, without Ray (tests/cluster has the rest)."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvg.data import BrokenImage, DataError, open_source
+from nvg.data.stream import read_pieces, shuffled
+from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, read_part, to_arrays, write_part
+from tests.data.pictures import config, encode, pixels, write_folder
+
+FORM = TokenFormat("mark", last_stage=2, positions=4, codebook_size=300, class_names=["a", "b"])
+
+
+def chunks_of(sizes):
+    starts = np.cumsum([0, *sizes])
+    return [{"labels": np.arange(a, b)} for a, b in zip(starts[:-1], starts[1:], strict=True)]
+
+
+def drain(generator):
+    """(what it yields, what it returns)"""
+    given = []
+    while True:
+        try:
+            given.append(next(generator))
+        except StopIteration as end:
+            return given, end.value
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=6), st.integers(1, 7), st.integers(0, 40), st.integers(0, 3))
+def test_mixing_loses_no_row_and_doubles_none(sizes, batch_size, keep, seed):
+    batches, rest = drain(shuffled(iter(chunks_of(sizes)), batch_size, keep, [seed]))
+    assert all(len(batch["labels"]) == batch_size for batch in batches)
+    left = rest["labels"].tolist() if rest is not None else []
+    assert len(left) < batch_size
+    assert sorted(sum((batch["labels"].tolist() for batch in batches), left)) == list(range(sum(sizes)))
+    again, _ = drain(shuffled(iter(chunks_of(sizes)), batch_size, keep, [seed]))
+    assert all(np.array_equal(a["labels"], b["labels"]) for a, b in zip(batches, again, strict=True))
+
+
+def test_pieces_hold_at_most_unit_images_and_the_last_says_so(tmp_path):
+    settings = config(train=write_folder(tmp_path, each=3), unit_images=9)
+    source = open_source(settings, "train")
+    for size, counts in ((4, [4, 4, 1]), (9, [9]), (3, [3, 3, 3])):
+        settings.unit_images = size
+        found = list(read_pieces(source.reader(), source.units[0], settings, 0, 0))
+        assert [len(piece.ids) for piece in found] == counts
+        assert [piece.number for piece in found] == list(range(len(counts)))
+        assert [piece.last for piece in found] == [False] * (len(counts) - 1) + [True]
+
+
+def test_a_unit_without_a_readable_image_is_one_empty_piece(tmp_path):
+    for name in ("ant", "bee", "cow"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(encode(pixels(0))[:50])
+    source = open_source(config(train=str(tmp_path)), "train")
+    (piece,) = read_pieces(source.reader(), source.units[0], config(), 0, 0)
+    assert piece.images.shape == (0, 16, 16, 3) and piece.last and len(piece.broken) == 3
+
+
+def columns(count, seed=0):
+    generator = np.random.default_rng(seed)
+    return {
+        "image_id": [f"{n}.png" for n in range(count)],
+        "label": [n % 2 for n in range(count)],
+        "content": generator.integers(0, 300, (count, 7)),
+        "structure": generator.integers(0, 4, (count, 4)),
+    }
+
+
+def test_a_part_is_read_as_it_was_written_and_is_the_same_bytes_each_time(tmp_path):
+    for folder in ("one", "two"):
+        write_part(str(tmp_path / folder), FORM, part_name(3, 1), 1, columns(5), [BrokenImage("x", "y", "z")])
+    (path,) = parts(str(tmp_path / "one"))[3, 1]
+    assert (tmp_path / "one" / "part-000003-view1.parquet").read_bytes() == (
+        tmp_path / "two" / "part-000003-view1.parquet"
+    ).read_bytes()
+    table = read_part(path, "mark")
+    assert [str(field.type) for field in table.schema] == [
+        "string",
+        "int8",
+        "int16",
+        "fixed_size_list<element: uint16>[7]",
+        "fixed_size_list<element: uint8>[4]",
+    ]
+    arrays = to_arrays(table)
+    assert np.array_equal(arrays["content"], columns(5)["content"])
+    assert np.array_equal(arrays["codes"], columns(5)["structure"]) and arrays["labels"].tolist() == [0, 1, 0, 1, 0]
+    with pytest.raises(DataError, match="tokenizer mark, not of other: run build_tokens"):
+        read_part(path, "other")
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_an_empty_part_is_a_part(count, tmp_path):
+    empty = columns(0) | {"content": np.zeros((0, 7), np.uint16), "structure": np.zeros((0, 4), np.uint16)}
+    write_part(str(tmp_path), FORM, part_name(0, 0), 0, empty, [BrokenImage("x", "y", "z")])
+    write_part(str(tmp_path), FORM, part_name(1, 0), 0, columns(count), [BrokenImage("x", "y", "z")])
+    if not count:
+        with pytest.raises(DataError, match="no image could be read.*y: z"):
+            finish(str(tmp_path), FORM, {(0, 0), (1, 0)}, {})
+        assert not (tmp_path / "metadata.json").exists()
+        return
+    about = finish(str(tmp_path), FORM, {(0, 0), (1, 0)}, {"views": 1})
+    assert (about["images"], about["quarantined"], about["parts"], about["views"]) == (3, 1, 2, 1)
+    with pytest.raises(DataError, match="holds 2 parts where 3 belong"):
+        finish(str(tmp_path), FORM, {(0, 0), (1, 0), (2, 0)}, {})
+
+
+def test_a_unit_with_a_missing_piece_is_not_there(tmp_path):
+    names = [part_name(0, 0, piece, piece == 2) for piece in range(3)]
+    for name in names:
+        write_part(str(tmp_path), FORM, name, 0, columns(2), [])
+    assert [path.rsplit("/", 1)[-1] for path in parts(str(tmp_path))[0, 0]] == names
+    for missing in names:
+        data = (tmp_path / missing).read_bytes()
+        (tmp_path / missing).unlink()
+        assert parts(str(tmp_path)) == {}
+        (tmp_path / missing).write_bytes(data)
+
+
+def test_a_damaged_or_foreign_part_is_named(tmp_path):
+    write_part(str(tmp_path), FORM, part_name(0, 0), 0, columns(2), [])
+    path = str(tmp_path / part_name(0, 0))
+    (tmp_path / part_name(0, 0)).write_bytes((tmp_path / part_name(0, 0)).read_bytes()[:-30])
+    for read in (lambda: read_part(path), lambda: look([path], FORM, str(tmp_path))):
+        with pytest.raises(DataError, match="part-000000-view0.parquet is damaged"):
+            read()
