@@ -54,6 +54,7 @@ class IlsvrcSource(ImageSource):
         self.units += [{"archive": name, "label": index[synset]} for name, synset in archives]
 
     def reader(self) -> ImageSource:
+        """As of every source; the labels of the listing stay behind too."""
         clone = super().reader()
         assert isinstance(clone, IlsvrcSource)
         clone.labels = []
