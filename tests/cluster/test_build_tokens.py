@@ -18,6 +18,8 @@ from nvg.training.checkpoint import load_tokenizer, save_tokenizer
 from pipelines.build_tokens import build_tokens
 from tests.data.pictures import encode, pixels, write_tar
 
+pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
+
 SMOKE = Path(__file__).parents[2] / "conf" / "smoke.yaml"
 
 

@@ -20,6 +20,8 @@ from pipelines import common, run
 from tests.data.pictures import encode, pixels
 from tests.synthetic import write_images
 
+pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
+
 ROOT = Path(__file__).parents[2]
 EACH = 20  # images a class
 

@@ -13,6 +13,8 @@ from nvg import storage
 from nvg.data import DataError, open_source
 from tests.data.pictures import config, encode, pixels, write_tar
 
+pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
+
 SETTINGS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
