@@ -10,6 +10,7 @@ class that was asked for?
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import tempfile
 import time
@@ -108,22 +109,21 @@ def _classifier(config: Config) -> str:
     images = source.count()
     bar = common.progress(round(images * settings.classifier_epochs), "classifier", "image")
 
+    batch_size = min(CLASSIFIER_BATCH, max(2, images // 4))
+
     def batches(epoch: int) -> Iterator[dict[str, Any]]:
-        seen = 0
-        for batch in image_batches(
+        stream = image_batches(
             config,
             source,
             epoch=epoch,
             rank=0,
             world=1,
-            batch_size=min(CLASSIFIER_BATCH, max(2, images // 4)),
+            batch_size=batch_size,
             seed=settings.seed,
             random_views=False,
-        ):
-            yield batch
-            seen += len(batch["labels"])
-            if seen >= images:
-                return
+        )
+        # No more than the epoch holds: for one batch beyond it the stream would begin to read the images again.
+        return itertools.islice(stream, max(1, images // batch_size))
 
     def on_step(seen: int, loss: float) -> None:
         bar.update(seen - on_step.before)  # type: ignore[attr-defined]
