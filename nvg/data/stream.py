@@ -25,6 +25,7 @@ from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
 Arrays = dict[str, np.ndarray]
 BUFFER_BYTES = 256 * 2**20  # of images that are shuffled together
 BUFFER_ROWS = 8192
+ITEM_BYTES = 32 * 2**20  # of token parts that one task reads: on a small part a task's own cost is many times the reading
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def image_batches(
     The units are shuffled by (seed, epoch), the worker reads every world-th of them, with views that differ from epoch
     to epoch (random_views=False: centre crops), and mixes their images in a buffer: none comes twice. When its units
     end before the caller has all the batches that it wants it goes on with the other workers' units, and ends after two
-    times the data. Broken images are left out here:
-    build_tokens is what puts them on record. skip: batches to leave out, read but not returned.
+    times the data. Broken images are left out here: build_tokens is what puts them on record. skip: batches to leave
+    out, read but not returned.
     """
     data = config.data
     order = np.random.default_rng([seed, epoch]).permutation(len(source.units)).tolist()
@@ -166,10 +167,13 @@ def token_batches(
     fingerprint = about["fingerprint"]
 
     def read(batch: dict[str, Any]) -> pa.Table:
-        return read_part(str(batch["path"][0]), fingerprint).drop_columns(["image_id", "view"])
+        tables = [read_part(path, fingerprint) for path in json.loads(batch["paths"][0])]
+        return pa.concat_tables(table.drop_columns(["image_id", "view"]).replace_schema_metadata() for table in tables)
 
-    items = [{"path": files[index]} for index in order]
     rows = max(batch_size, shuffle_rows // 2)
+    together = parts_together(about, rows)
+    paths = [files[index] for index in order]
+    items = [{"paths": json.dumps(paths[first : first + together])} for first in range(0, len(paths), together)]
     chunks = (to_arrays(table) for table in _in_order(items, read, rows, cpus))
     share = batch_size // world
     for batch in _tensors(shuffled(chunks, batch_size, rows, [seed, epoch]), skip):
@@ -177,6 +181,13 @@ def token_batches(
         if "features" in mine:
             mine["features"] = mine["features"].unflatten(1, (about["positions"], about["feature_width"]))
         yield mine
+
+
+def parts_together(about: dict[str, Any], rows: int) -> int:
+    """How many parts one task reads: at most `rows` rows and ITEM_BYTES, at least one part. about: metadata.json."""
+    row_bytes = 5 * about["positions"] + 2 * about["positions"] * (about["feature_width"] or 0)
+    part_rows = max(1, about["rows"] // max(1, about["parts"]))
+    return max(1, min(rows, ITEM_BYTES // row_bytes) // part_rows)
 
 
 def _in_order(items: list[dict[str, Any]], read: Any, rows: int, cpus: float) -> Iterator[pa.Table]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvg.data import BrokenImage, DataError, open_source
-from nvg.data.stream import read_pieces, shuffled
+from nvg.data.stream import parts_together, read_pieces, shuffled
 from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, read_part, to_arrays, write_part
 from tests.data.pictures import config, encode, pixels, write_folder
 
@@ -127,3 +127,12 @@ def test_a_damaged_or_foreign_part_is_named(tmp_path):
     for read in (lambda: read_part(path), lambda: look([path], FORM, str(tmp_path))):
         with pytest.raises(DataError, match="part-000000-view0.parquet is damaged"):
             read()
+
+
+def test_a_task_reads_many_small_parts_and_few_large_ones():
+    about = {"rows": 60_000, "parts": 60, "positions": 16, "feature_width": None}
+    assert parts_together(about, 8192) == 8
+    assert parts_together(about, 100) == 1  # never less than a part
+    # 0.4 MB a row with features of 16 x 16 x 768: 32 MiB are 85 rows.
+    assert parts_together(about | {"positions": 256, "feature_width": 768}, 8192) == 1
+    assert parts_together(about | {"parts": 6000, "positions": 256, "feature_width": 768}, 8192) == 8
