@@ -7,6 +7,8 @@ CONFIG ?= conf/fashion_mnist.yaml
 SETTINGS ?=
 TESTS ?=
 export PYTHON
+# Where bytecode is not kept (container images often say so) each of Ray's processes compiles torch anew: 3 s of a core.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test setup data lint lock
 .NOTPARALLEL:
