@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nvg.generator import Sampler
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["load", "sampler_folder"]
 
 _MODULES = (
     "autoencoder", "config", "data", "evaluation", "generator", "granularity", "serving", "storage", "tracking",
@@ -32,16 +32,22 @@ def load(name: str, settings: SamplerConfig | None = None) -> Sampler:
     settings replace the sampling settings it was trained with. Raises ValueError, naming what there is, for a name
     that is none of these, and nvg.training.checkpoint.CheckpointError for a folder that cannot be used.
     """
-    from nvg import storage, tracking
     from nvg.training.checkpoint import load_sampler
+
+    return load_sampler(sampler_folder(name), settings)
+
+
+def sampler_folder(name: str) -> str:
+    """The folder (path or URL) of a sampler's name, as for `load`. Raises ValueError for a name that is none."""
+    from nvg import storage, tracking
 
     name = str(name)
     if name.startswith("models:/"):
-        return load_sampler(tracking.registered_folder(name), settings)
+        return tracking.registered_folder(name)
     if (_ASSETS / name / "metadata.json").is_file():
-        return load_sampler(str(_ASSETS / name), settings)
+        return str(_ASSETS / name)
     if storage.is_url(name) or Path(name).is_dir():
-        return load_sampler(name, settings)
+        return name
     shipped = sorted(path.parent.name for path in _ASSETS.glob("*/metadata.json"))
     raise ValueError(
         f"no sampler {name!r}: neither a folder nor one of those that ship with nvg "

@@ -186,11 +186,16 @@ class SamplerConfig:
 
 @dataclass
 class EvaluateConfig:
-    """What is measured of a trained sampler."""
+    """What is measured of a trained sampler (docs/evaluation.md)."""
 
-    samples: int = 1000  # generated images for the classifier's figure
-    batch_size: int = 100
-    reconstructions: int = 1000  # held-out images for the reconstruction figures
+    samples_per_class: int = 100
+    batch_size: int = 100  # images that an actor draws at once
+    reference: str = "test"  # test | train | an .npz of the ADM evaluation suite (path or URL)
+    train_distance: bool = True  # also the distance of the training images to the held-out ones
+    reconstructions: int = 1000  # held-out images to encode and decode; 0 = none
+    inception_weights: str | None = None  # Inception-v3 .safetensors, path or URL; None = the data set's classifier
+    bootstrap: int = 100  # resamplings behind an interval
+    save_samples: bool = True  # samples.npz, as the ADM evaluation suite reads it
     classifier_epochs: float = 3.0
     classifier_size: int = 32  # pixels a side that the classifier sees
     seed: int = 0
@@ -270,6 +275,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError with the key's name for an unknown key, a wrong type, a missing value or values that do not
     fit together.
     """
+    return from_dict(read(path), overrides, where=str(path))
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """Nested dictionaries, the second one winning."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = merged(base[key], value) if both else value
+    return result
+
+
+def read(path: str | Path) -> dict:
+    """A YAML file (path or URL) as it is. Raises ConfigError when it is not there or no mapping."""
     import fsspec
     import yaml
 
@@ -282,7 +301,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys: expected a mapping such as `name: my_experiment`")
-    return from_dict(content, overrides, where=str(path))
+    return content
 
 
 def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> Config:
@@ -418,6 +437,14 @@ def validate(config: Config, where: str = "configuration") -> None:
         )
         check(len(section.betas) == 2, f"{name}.betas={section.betas} must be two numbers")
         check(section.checkpoint_every >= 1, f"{name}.checkpoint_every={section.checkpoint_every}: at least 1")
+    evaluate = config.evaluate
+    for name, least in (("samples_per_class", 1), ("batch_size", 1), ("reconstructions", 0), ("bootstrap", 2)):
+        value = getattr(evaluate, name)
+        check(value >= least, f"evaluate.{name}={value} must be at least {least}")
+    check(
+        evaluate.reference in ("test", "train") or evaluate.reference.endswith(".npz"),
+        f"evaluate.reference={evaluate.reference!r} is none of test, train, or the path or URL of an .npz file",
+    )
     check(config.sampler.flow_steps >= 1, f"sampler.flow_steps={config.sampler.flow_steps} must be at least 1")
     check(0 < config.sampler.top_p <= 1, f"sampler.top_p={config.sampler.top_p} must be in (0, 1]")
 

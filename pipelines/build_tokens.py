@@ -187,8 +187,10 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
 
 def token_format(config: Config, tokenizer_folder: str, source: ImageSource) -> TokenFormat:
     """What the parts will be made of. Raises ConfigError when the tokenizer is of another configuration."""
+    from nvg.training.checkpoint import model_config
+
     tokenizer = storage.read_json(storage.join(tokenizer_folder, storage.LAST_FILE))
-    trained = configuration.load(storage.join(tokenizer_folder, "config.yaml")).tokenizer
+    trained = model_config(tokenizer_folder).tokenizer
     if trained != config.tokenizer:
         raise ConfigError(
             f"{tokenizer_folder} was trained with {trained}, and the configuration says {config.tokenizer}: change "

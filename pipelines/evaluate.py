@@ -1,303 +1,363 @@
-"""Measure a trained sampler: sample grids, a classifier's verdict on samples, reconstruction figures.
+"""Measure a trained sampler: distances to real images, a classifier's verdict, reconstructions, sample grids.
 
     python pipelines/evaluate.py --config conf/fashion_mnist.yaml key=value ...
+    python pipelines/evaluate.py --config conf/eval/imagenet_fid50k.yaml --sampler s3://.../generators-... key=value ...
 
-Samples are drawn by Ray Data on cluster.encoders actors: image j has class j mod classes, seed evaluate.seed + j. The
-classifier is a small network trained here on the training images, once a data set: is a generated image taken for the
-class that was asked for?
+The first form measures the sampler that train.py made with this configuration. With --sampler it is any other one, by
+name, folder or URL: the configuration then only changes the settings that the sampler was trained with.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+import nvg
 from nvg import config as configuration
 from nvg import storage, tracking
 from nvg.config import Config, ConfigError
-from nvg.data import DataError, image_batches, open_source
-from nvg.data.images import to_float, to_uint8
+from nvg.data import DataError, ImageSource, open_source
+from nvg.evaluation import metrics
+from nvg.evaluation.data_classifier import classifier_place, train_data_classifier
+from nvg.evaluation.features import network_name
+from nvg.evaluation.measure import image_rows, measure, npz_rows, sample_rows, stage_rows, unpack
+from nvg.evaluation.metrics import Figure, Moments
+from nvg.evaluation.npz import ImageWriter, read_moments
+from nvg.evaluation.pictures import MAXIMUM_CLASSES, reconstruction_picture, sample_grid, stages_picture
+from nvg.evaluation.reconstruction import ReconstructionFigures
+from nvg.evaluation.reference import Reference, ReferenceMeter, load_reference
+from nvg.training.checkpoint import CheckpointError, model_settings, read_metadata
 from pipelines import common
-
-if TYPE_CHECKING:
-    from nvg.evaluation.classifier import Classifier
 
 GRID_COLUMNS = 10  # samples a class in samples.png
 STAGE_ROWS = 6  # images in stages.png
-CLASSIFIER_BATCH = 128
-PICTURES = ("samples.png", "stages.png", "reconstruction.png")
+SAMPLES_FILE = "samples.npz"
+RESULT = "evaluation.json"
+FINAL = (ConfigError, DataError, CheckpointError, FileNotFoundError)  # of the caller's making: one line, no traceback
 
 
 def evaluate(config: Config, sampler_folder: str, output_folder: str) -> dict[str, Any]:
     """Evaluate the sampler of a folder (path or URL) on the running Ray; returns what evaluation.json holds.
 
-    Writes evaluation.json, samples.png, stages.png, reconstruction.png and, last, metadata.json; logs all to MLflow.
+    Writes samples.npz, pictures, evaluation.json and, last, metadata.json into `output_folder`, evaluation.json beside
+    the sampler too; logs all to MLflow.
     """
-    import ray
-
     begun = time.time()
-    resources = {"num_cpus": config.cluster.cpus_per_worker, "num_gpus": 1 if config.cluster.use_gpu else 0}
-    classifier_file = ray.get(ray.remote(_classifier).options(**resources).remote(config))
-    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        figures |= _samples(config, sampler_folder, classifier_file, Path(scratch))
-        name = ray.remote(_reconstructions).options(**resources)
-        reconstruction, pictures = ray.get(name.remote(config, sampler_folder, classifier_file))
-        figures |= reconstruction
-        for file, data in pictures.items():
-            (Path(scratch) / file).write_bytes(data)
-        for file in PICTURES:
-            storage.write_bytes(storage.join(output_folder, file), (Path(scratch) / file).read_bytes())
+        evaluation = _Evaluation(config, sampler_folder, Path(scratch))
+        evaluation.run()
         result = {
-            "figures": figures,
+            "figures": {name: _plain(value) for name, value in evaluation.figures.items()},
+            "intervals": {
+                name: [value.low, value.high] for name, value in evaluation.figures.items() if isinstance(value, Figure)
+            },
+            "protocol": evaluation.protocol,
             "sampler": sampler_folder,
-            "settings": dataclasses.asdict(config.sampler),
             "evaluate": dataclasses.asdict(config.evaluate),
             "seconds": round(time.time() - begun, 1),
         }
-        storage.write_json(storage.join(output_folder, "evaluation.json"), result)
-        run = tracking.start(config, "evaluate")
-        run.log_params(config)
-        run.set_tags({"artifact": output_folder, "sampler": sampler_folder})
-        run.log_metrics({name: value for name, value in figures.items() if isinstance(value, int | float)}, 0)
-        for file in PICTURES:
-            run.log_artifact(Path(scratch) / file)
-        run.end()
-    storage.write_json(storage.join(output_folder, storage.LAST_FILE), {"kind": "evaluation", "run_id": run.id})
-    print(
-        f"evaluation: classifier accuracy {figures['accuracy_on_samples']:.3f} on {figures['samples']} samples "
-        f"({figures['accuracy_on_test']:.3f} on test images), reconstruction MSE {figures['reconstruction_mse']:.4f}, "
-        f"codebook use {figures['codebook_use']:.1%}, {result['seconds']} s, {output_folder}",
-        flush=True,
-    )
+        for path in sorted(Path(scratch).iterdir()):
+            storage.write_bytes(storage.join(output_folder, path.name), path.read_bytes())
+        storage.write_json(storage.join(output_folder, RESULT), result)
+        run = _track(config, sampler_folder, output_folder, result, Path(scratch))
+    storage.write_json(storage.join(output_folder, storage.LAST_FILE), {"kind": "evaluation", "run_id": run})
+    try:
+        storage.write_json(storage.join(sampler_folder, RESULT), result)
+    except OSError as error:  # a sampler that others own, for reading alone
+        print(f"evaluation: not written beside the sampler: {error}", flush=True)
+    print(summary(result, output_folder), flush=True)
     return result
 
 
-def _threads(config: Config) -> None:
-    torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
+class _Evaluation:
+    """One evaluation, from the work to the figures."""
+
+    def __init__(self, config: Config, sampler_folder: str, scratch: Path) -> None:
+        self.config, self.sampler_folder, self.scratch = config, sampler_folder, scratch
+        self.metadata = read_metadata(sampler_folder)
+        self.class_names: list[str] = self.metadata["class_names"]
+        self.figures: dict[str, Any] = {}
+        self.held_out = "test" if config.data.test is not None else "train"
+        self.sources: dict[str, ImageSource] = {}
+
+    def run(self) -> None:
+        """All figures and pictures."""
+        config, settings = self.config, self.config.evaluate
+        self.network = self._network()
+        mark = network_name(*self.network)
+        compared = self.held_out if settings.reference == "test" else settings.reference
+        wanted = [compared]
+        if settings.reconstructions:
+            wanted.append(self.held_out)
+        if settings.train_distance and config.data.test is not None:
+            wanted += ["test", "train"]
+        places = {name: self._reference_place(name, mark) for name in dict.fromkeys(wanted)}
+        references = {name: load_reference(place[0]) for name, place in places.items() if storage.exists(place[0])}
+        missing = [name for name in places if name not in references]
+
+        rows = sample_rows(config, len(self.class_names)) + stage_rows(config, len(self.class_names), STAGE_ROWS)
+        total = settings.samples_per_class * len(self.class_names) + min(STAGE_ROWS, len(self.class_names))
+        for name in missing:
+            found = list(npz_rows(name)) if name.endswith(".npz") else image_rows("features", name, self._source(name))
+            rows += found
+            total += sum(_count(row) for row in found) if name.endswith(".npz") else self._source(name).count()
+        if settings.reconstructions:
+            some = open_source(config.data, self.held_out)
+            some.limit(settings.reconstructions)
+            rows += image_rows("reconstruct", self.held_out, some)
+            total += some.count()
+
+        answers = measure(config, rows, self.sources, self.sampler_folder, self.network, total)
+        collected = self._collect(answers, missing)
+        for name in missing:
+            path, print_of_images = places[name]
+            moments = _published_moments(name) if name.endswith(".npz") else None
+            what = "reference" if name.endswith(".npz") else name
+            references[name] = collected.references[name].reference(
+                what, print_of_images, mark, labelled=not name.endswith(".npz") and self.knows_classes,
+                all_images=moments,
+            )
+            references[name].save(path)
+        self.protocol = {
+            "samples": len(collected.labels),
+            "reference": references[compared].name,
+            "reference_images": references[compared].images,
+            "reference_fingerprint": references[compared].fingerprint,
+            "network": mark,
+            "image_size": config.data.image_size,
+            "settings": dataclasses.asdict(config.sampler),
+        }
+        self._sample_figures(collected, references[compared])
+        self._tokenizer_figures(collected, references)
+
+    # ---- the work ----
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether the network's outputs are the data set's classes."""
+        return self.network[0] == "classifier"
+
+    def _network(self) -> tuple[str, str]:
+        """Kind and path of the feature network; the classifier is trained where there is none yet."""
+        import ray
+
+        config = self.config
+        if config.evaluate.inception_weights is not None:
+            from nvg.evaluation.inception import load_inception
+
+            load_inception(config.evaluate.inception_weights)  # what is wrong with it is said before anything is drawn
+            return "inception", config.evaluate.inception_weights
+        source = self._source("train")
+        path = classifier_place(config, source)
+        if not storage.exists(path):
+            resources = {"num_cpus": config.cluster.cpus_per_worker, "num_gpus": 1 if config.cluster.use_gpu else 0}
+            ray.get(ray.remote(train_data_classifier).options(**resources).remote(config, path))
+        return "classifier", path
+
+    def _source(self, split: str) -> ImageSource:
+        if split not in self.sources:
+            self.sources[split] = open_source(self.config.data, split)
+        return self.sources[split]
+
+    def _reference_place(self, name: str, mark: str) -> tuple[str, str]:
+        """The file of a reference's features, and the fingerprint of its images."""
+        if name.endswith(".npz"):
+            (size,) = storage.list_sizes(name).values() if storage.exists(name) else (None,)
+            if size is None:
+                raise FileNotFoundError(f"evaluate.reference={name}: no such file. Give the path or URL of an .npz "
+                                        "with uint8 images arr_0, or set it to test or train")
+            images = configuration.digest(name.rpartition("/")[2], size)
+            pixels = None
+        else:
+            images = self._source(name).fingerprint()
+            data = self.config.data
+            pixels = [data.image_size, data.channels, data.limit if name == "train" else None]
+        key = configuration.digest("reference", images, pixels, mark)
+        return storage.join(self.config.output, f"reference-{key}.safetensors"), images
+
+    def _collect(self, answers: Iterator[dict[str, Any]], references: Sequence[str]) -> _Collected:
+        """Take all answers in: features in memory, images to samples.npz and into pictures."""
+        settings, size = self.config.evaluate, self.config.data.image_size
+        count = settings.samples_per_class * len(self.class_names)
+        collected = _Collected(references, settings.seed, ReconstructionFigures())
+        chosen = np.linspace(0, len(self.class_names) - 1, min(MAXIMUM_CLASSES, len(self.class_names))).round()
+        grid: dict[int, list[np.ndarray]] = {int(label): [] for label in chosen}
+        writer = ImageWriter(self.scratch / SAMPLES_FILE, count, size) if settings.save_samples else None
+        with writer or tempfile.TemporaryDirectory():
+            for answer in answers:
+                if answer["kind"] == "sample":
+                    images = unpack(answer["images"])
+                    collected.add_samples(answer)
+                    if writer is not None:
+                        writer.add(images)
+                    for image, label in zip(images, answer["labels"], strict=True):
+                        if label in grid and len(grid[label]) < GRID_COLUMNS:
+                            grid[label].append(image)
+                elif answer["kind"] == "features":
+                    collected.add_features(answer, self.knows_classes)
+                elif answer["kind"] == "stages":
+                    picture = stages_picture(
+                        unpack(answer["codes"]), list(unpack(answer["images"])), answer["labels"], self.class_names
+                    )
+                    picture.save(self.scratch / "stages.png")
+                else:
+                    if collected.reconstruction.images == 0:
+                        pair = unpack(answer["images"]), unpack(answer["reconstructions"])
+                        reconstruction_picture(*pair).save(self.scratch / "reconstruction.png")
+                    collected.add_reconstructions(answer)
+        images = np.stack([image for some in grid.values() for image in some])
+        labels = [label for label, some in grid.items() for _ in some]
+        sample_grid(images, labels, self.class_names, GRID_COLUMNS).save(self.scratch / "samples.png")
+        return collected
+
+    # ---- the figures ----
+
+    def _sample_figures(self, collected: _Collected, reference: Reference) -> None:
+        settings, figures = self.config.evaluate, self.figures
+        features, logits = torch.cat(collected.features), torch.cat(collected.logits)
+        options: dict[str, Any] = {"replicates": settings.bootstrap, "seed": settings.seed}
+        figures["samples"] = len(features)
+        if self.knows_classes:
+            right = int((logits.argmax(dim=1) == torch.tensor(collected.labels)).sum())
+            figures["accuracy_on_samples"] = metrics.share(right, len(features))
+        figures["frechet_distance"] = metrics.frechet(features, reference.moments, **options)
+        figures["inception_score"] = metrics.inception_score(logits, **options)
+        if min(len(features), len(reference.features)) >= 2 * metrics.GROUPS:
+            figures["kernel_distance"] = metrics.kernel_distance(features, reference.features, seed=settings.seed)
+        if min(len(features), len(reference.features)) > metrics.NEIGHBOURS:
+            figures["precision"], figures["recall"] = metrics.precision_and_recall(features, reference.features)
+
+    def _tokenizer_figures(self, collected: _Collected, references: dict[str, Reference]) -> None:
+        settings, figures = self.config.evaluate, self.figures
+        options: dict[str, Any] = {"replicates": settings.bootstrap, "seed": settings.seed}
+        if self.held_out in references and (right := references[self.held_out].right) is not None:
+            figures[f"accuracy_on_{self.held_out}"] = metrics.share(right, references[self.held_out].images)
+        if "train" in references and "test" in references:
+            kept = references["train"].features
+            figures["train_to_test_distance"] = metrics.frechet(kept, references["test"].moments, **options)
+        if settings.reconstructions:
+            figures["reconstruction_images"] = f"{collected.reconstruction.images} {self.held_out} images"
+            figures["reconstruction_frechet_distance"] = metrics.frechet(
+                torch.cat(collected.reconstructed_features), references[self.held_out].moments, **options
+            )
+            figures |= collected.reconstruction.figures(replicates=settings.bootstrap, seed=settings.seed)
 
 
-def _device(config: Config) -> torch.device:
-    return torch.device("cuda" if config.cluster.use_gpu else "cpu")
+class _Collected:
+    """What came back from the actors."""
 
+    def __init__(self, references: Sequence[str], seed: int, reconstruction: ReconstructionFigures) -> None:
+        self.features: list[torch.Tensor] = []
+        self.logits: list[torch.Tensor] = []
+        self.labels: list[int] = []
+        self.references = {name: ReferenceMeter(seed) for name in references}
+        self.reconstructed_features: list[torch.Tensor] = []
+        self.reconstruction = reconstruction
 
-# ---- the classifier ----
+    def add_samples(self, answer: dict[str, Any]) -> None:
+        """A `sample` row."""
+        self.features.append(torch.from_numpy(unpack(answer["features"])))
+        self.logits.append(torch.from_numpy(unpack(answer["logits"])))
+        self.labels += [int(label) for label in answer["labels"]]
 
+    def add_features(self, answer: dict[str, Any], labelled: bool) -> None:
+        """A `features` row, of a reference."""
+        verdict = unpack(answer["logits"]).argmax(axis=1)
+        right = int((verdict == np.asarray(answer["labels"])).sum()) if labelled else 0
+        self.references[answer["split"]].add(torch.from_numpy(unpack(answer["features"])), right)
 
-def _classifier(config: Config) -> str:
-    """The file of the data set's classifier, trained if it is not there: `<output>/classifier-<key>.safetensors`."""
-    from nvg.evaluation.classifier import save_classifier, train_classifier
-
-    settings, data = config.evaluate, config.data
-    source = open_source(data, "train")
-    key = configuration.digest(
-        "classifier", source.fingerprint(), data, settings.classifier_epochs, settings.classifier_size, settings.seed
-    )
-    path = storage.join(config.output, f"classifier-{key}.safetensors")
-    if storage.exists(path):
-        return path
-    _threads(config)
-    images = source.count()
-    bar = common.progress(round(images * settings.classifier_epochs), "classifier", "image")
-
-    batch_size = min(CLASSIFIER_BATCH, max(2, images // 4))
-
-    def batches(epoch: int) -> Iterator[dict[str, Any]]:
-        stream = image_batches(
-            config,
-            source,
-            epoch=epoch,
-            rank=0,
-            world=1,
-            batch_size=batch_size,
-            seed=settings.seed,
-            random_views=False,
+    def add_reconstructions(self, answer: dict[str, Any]) -> None:
+        """A `reconstruct` row."""
+        self.reconstructed_features.append(torch.from_numpy(unpack(answer["reconstructed_features"])))
+        distances = torch.from_numpy(unpack(answer["lpips"])) if answer["lpips"] else None
+        self.reconstruction.add(
+            torch.from_numpy(unpack(answer["errors"])), torch.from_numpy(unpack(answer["counts"])), distances
         )
-        # No more than the epoch holds: for one batch beyond it the stream would begin to read the images again.
-        return itertools.islice(stream, max(1, images // batch_size))
 
-    def on_step(seen: int, loss: float) -> None:
-        bar.update(seen - on_step.before)  # type: ignore[attr-defined]
-        on_step.before = seen  # type: ignore[attr-defined]
 
-    on_step.before = 0  # type: ignore[attr-defined]
-    classifier = train_classifier(
-        batches,
-        images_per_epoch=images,
-        num_classes=data.num_classes,
-        channels=data.channels,
-        size=settings.classifier_size,
-        epochs=settings.classifier_epochs,
-        seed=settings.seed,
-        device=_device(config),
-        on_step=on_step,
+def _count(row: dict[str, Any]) -> int:
+    return len(unpack(row["images"]))
+
+
+def _published_moments(path: str) -> Moments | None:
+    """The moments that an ADM reference batch holds of all training images, if it does."""
+    with storage.open(path) as file:
+        found = read_moments(file)
+    return None if found is None else Moments(*(torch.from_numpy(array).double() for array in found))
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Figure) else value
+
+
+# ---- MLflow, and the command ----
+
+
+def _track(config: Config, sampler: str, output: str, result: dict[str, Any], pictures: Path) -> str:
+    """Log everything but samples.npz, which is too large for a tracking server; returns the run's id."""
+    run = tracking.start(config, "evaluate")
+    run.set_tags({"artifact": output, "sampler": sampler, "network": result["protocol"]["network"]})
+    numbers = {name: value for name, value in result["figures"].items() if isinstance(value, int | float)}
+    for name, (low, high) in result["intervals"].items():
+        numbers |= {f"{name}/low": low, f"{name}/high": high}
+    run.log_metrics(numbers, 0)
+    storage.write_json(str(pictures / RESULT), result)
+    for path in sorted(pictures.iterdir()):
+        if path.name != SAMPLES_FILE:
+            run.log_artifact(path)
+    run.end()
+    return run.id
+
+
+def summary(result: dict[str, Any], folder: str) -> str:
+    """One line on a finished evaluation."""
+    figures, protocol = result["figures"], result["protocol"]
+    low, high = result["intervals"]["frechet_distance"]
+    text = (
+        f"evaluation: Fréchet distance {figures['frechet_distance']:.3g} [{low:.3g}, {high:.3g}] of "
+        f"{figures['samples']} samples to {protocol['reference']} ({protocol['network']})"
     )
-    bar.close()
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "classifier.safetensors"
-        save_classifier(classifier, file)
-        storage.write_bytes(path, file.read_bytes())
-    return path
-
-
-def _load_classifier(path: str, device: torch.device) -> Classifier:
-    from nvg.evaluation.classifier import load_classifier
-
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "classifier.safetensors"
-        file.write_bytes(storage.read_bytes(path))
-        return load_classifier(file).to(device)
-
-
-# ---- samples ----
-
-
-class Draw:
-    """A sampler actor: rows of (classes, seeds) to rows of images and the classifier's verdict on them."""
-
-    def __init__(self, config: Config, sampler_folder: str, classifier_file: str) -> None:
-        from nvg.training.checkpoint import load_sampler
-
-        _threads(config)
-        device = _device(config)
-        self.sampler = load_sampler(sampler_folder, config.sampler).to(device)
-        self.classifier = _load_classifier(classifier_file, device)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        labels = [int(label) for label in row["labels"]]
-        images = self.sampler.generate(labels, seed=int(row["seed"]))
-        verdict = self.classifier.predict(torch.from_numpy(images).to(self.sampler.device)).cpu()
-        right = int((verdict == torch.tensor(labels)).sum())
-        return {"first": row["first"], "labels": labels, "images": images.tobytes(), "right": right}
-
-
-def _samples(config: Config, sampler_folder: str, classifier_file: str, scratch: Path) -> dict[str, Any]:
-    """Draw evaluate.samples images, write samples.png, and say how many the classifier takes for their class."""
-    import ray
-
-    from nvg.evaluation.pictures import sample_grid
-    from nvg.training.checkpoint import read_metadata
-
-    class_names = read_metadata(sampler_folder)["class_names"]
-    settings, cluster = config.evaluate, config.cluster
-    labels = [number % len(class_names) for number in range(settings.samples)]
-    rows = [
-        {"first": first, "labels": labels[first : first + settings.batch_size], "seed": settings.seed + first}
-        for first in range(0, settings.samples, settings.batch_size)
-    ]
-    actor: dict[str, Any] = {"num_cpus": cluster.cpus_per_worker} | ({"num_gpus": 1} if cluster.use_gpu else {})
-    drawn = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        Draw,  # type: ignore[arg-type]  # a class, for an actor
-        fn_constructor_args=(config, sampler_folder, classifier_file),
-        compute=ray.data.ActorPoolStrategy(size=cluster.encoders),
-        **actor,
-    )
-    shape = (-1, config.data.image_size, config.data.image_size, config.data.channels)
-    bar = common.progress(settings.samples, "samples", "image")
-    right, kept, counts = 0, {}, dict.fromkeys(range(len(class_names)), 0)
-    for row in drawn.iter_rows():
-        right += row["right"]
-        images = np.frombuffer(row["images"], np.uint8).reshape(shape)
-        for place, label in enumerate(row["labels"]):
-            if counts[label] < GRID_COLUMNS:  # the grid shows some of each class, whichever actor was first
-                counts[label] += 1
-                kept[row["first"] + place] = (images[place], label)
-        bar.update(len(images))
-    bar.close()
-    some = [kept[number] for number in sorted(kept)]
-    grid = sample_grid(np.stack([image for image, _ in some]), [label for _, label in some], class_names, GRID_COLUMNS)
-    grid.save(scratch / "samples.png")
-    return {"samples": settings.samples, "accuracy_on_samples": right / settings.samples}
-
-
-# ---- reconstructions, and the stages of some samples ----
-
-
-def _reconstructions(
-    config: Config, sampler_folder: str, classifier_file: str
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Figures on held-out images, and the two pictures that need the models at hand."""
-    from nvg.evaluation.classifier import accuracy
-    from nvg.evaluation.pictures import reconstruction_picture, stages_picture
-    from nvg.evaluation.reconstruction import ReconstructionMeter
-    from nvg.training.checkpoint import load_sampler
-
-    _threads(config)
-    device = _device(config)
-    sampler = load_sampler(sampler_folder, config.sampler).to(device)
-    tokenizer = sampler.tokenizer
-    classifier = _load_classifier(classifier_file, device)
-    split = "test" if config.data.test is not None else "train"
-    source = open_source(config.data, split)
-    wanted = min(config.evaluate.reconstructions, source.count())
-    meter = ReconstructionMeter(tokenizer.config.codebook_size, sampler.last_stage)
-    shown: tuple[np.ndarray, np.ndarray] | None = None
-    judged = []
-    for batch in image_batches(
-        config,
-        source,
-        epoch=0,
-        rank=0,
-        world=1,
-        batch_size=min(config.cluster.encode_batch, wanted),
-        seed=config.evaluate.seed,
-        random_views=False,
-    ):
-        images = to_float(batch["images"]).to(device)
-        sequence = tokenizer.encode(images)
-        if shown is None:
-            shown = batch["images"].numpy()[:20], to_uint8(tokenizer.decode(sequence)).cpu().numpy()[:20]
-        meter.add(images, sequence, tokenizer.decode)
-        judged.append(batch)
-        if meter.images >= wanted:
-            break
-    figures = meter.figures()
-    chosen = np.linspace(0, len(sampler.class_names) - 1, min(STAGE_ROWS, len(sampler.class_names))).round().astype(int)
-    steps = list(sampler.stages(chosen.tolist(), seed=config.evaluate.seed))
-    stages = stages_picture(
-        steps[-1].sequence_codes.cpu(), [step.preview for step in steps], chosen, sampler.class_names
-    )
-    assert shown is not None
-    pictures = {"stages.png": _png(stages), "reconstruction.png": _png(reconstruction_picture(*shown))}
-    return {
-        "accuracy_on_test": accuracy(classifier, judged),
-        "reconstruction_images": f"{figures['images']} {split} images",
-        "reconstruction_mse": figures["mse"],
-        "reconstruction_psnr": figures["psnr"],
-        "reconstruction_mse_by_stages": figures["mse_by_stages"],
-        "codebook_use": figures["codebook_share"],
-        "codebook_perplexity": figures["codebook_perplexity"],
-    }, pictures
-
-
-def _png(picture: Any) -> bytes:
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "picture.png"
-        picture.save(file)
-        return file.read_bytes()
+    if "accuracy_on_samples" in figures:
+        text += f", classifier accuracy {figures['accuracy_on_samples']:.3f}"
+    if "reconstruction_mse" in figures:
+        text += f", reconstruction MSE {figures['reconstruction_mse']:.4f}"
+    return f"{text}, {result['seconds']} s, {folder}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the finished sampler, unless that is done already. argv: the command line without the program."""
-    arguments = sys.argv[1:] if argv is None else argv
-    config = common.parse_config(arguments, __doc__.split("\n")[0])
+    """Measure a finished sampler, unless that is done already. argv: the command line without the program."""
+    given = sys.argv[1:] if argv is None else argv
+    parser = common.parser(__doc__.split("\n")[0])
+    parser.add_argument("--sampler", help="a sampler by name, folder or URL, instead of the one this file trains")
+    arguments = parser.parse_intermixed_args(given)
     try:
-        artifacts = common.plan(config)
-        if common.already(artifacts["evaluation"]):
-            return
-        sampler = common.require(artifacts["generators"], arguments)
+        if arguments.sampler is None:
+            config = common.read_config(arguments)
+            artifacts = common.plan(config)
+            evaluation = artifacts["evaluation"]
+            if common.already(evaluation):
+                return
+            folder = common.require(artifacts["generators"], given)
+        else:
+            folder = nvg.sampler_folder(arguments.sampler)
+            settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))
+            config = configuration.from_dict(settings, arguments.overrides, where=arguments.config)
+            common.check_output(config)
+            key = configuration.digest(read_metadata(folder), config.evaluate, config.sampler, config.data)
+            evaluation = common.Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
+            if common.already(evaluation):
+                return
         common.start_ray(config)
-        evaluate(config, sampler, artifacts["evaluation"].folder)
-    except (ConfigError, DataError, FileNotFoundError) as error:
+        evaluate(config, folder, evaluation.folder)
+    except FINAL as error:
         sys.exit(f"error: {error}")
 
 

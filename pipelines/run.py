@@ -9,7 +9,6 @@ result to the next.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -103,9 +102,14 @@ def report(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str])
         lines.append(f"{step:<12}{seconds:>8}  {folder}")
     if "evaluation" in steps:
         folder = artifacts["evaluation"].folder
-        figures = storage.read_json(storage.join(folder, "evaluation.json"))["figures"]
-        lines += ["", *(f"{name:<40}{_number(value):>12}" for name, value in figures.items()), ""]
-        lines += [storage.join(folder, name) for name in ("samples.png", "stages.png", "reconstruction.png")]
+        result = storage.read_json(storage.join(folder, "evaluation.json"))
+        lines += ["", f"{'figure':<40}{'value':>12}  95% interval; {result['protocol']['network']}"]
+        for name, value in result["figures"].items():
+            low, high = result["intervals"].get(name, (None, None))
+            interval = f"  {_number(low)} ... {_number(high)}" if low is not None else ""
+            lines.append(f"{name:<40}{_number(value):>12}{interval}")
+        names = ["samples.png", "stages.png", "reconstruction.png", "samples.npz", "evaluation.json"]
+        lines += ["", *(path for name in names if storage.exists(path := storage.join(folder, name)))]
     from nvg import tracking
 
     lines += ["", f"compare runs:  mlflow ui --backend-store-uri {tracking.tracking_uri(config)}"]
@@ -113,7 +117,9 @@ def report(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str])
 
 
 def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+    if isinstance(value, list):
+        return " ".join(_number(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 lpips: torchvision's VGG16 and the heads of LPIPS v0.1 become one file. The heads are weights/v0.1/vgg.pth in the
 authors' Python package `lpips` (`pip download --no-deps lpips`, a zip file of 50 kB).
 vit: adds model.safetensors to a model-hub folder that has only pytorch_model.bin.
+The feature network of FID has a command of its own: python -m nvg.evaluation.convert_inception.
 Pickled files are read with torch.load(weights_only=True), which runs no code.
 """
 
@@ -27,7 +28,7 @@ def convert_lpips(vgg: Path, heads: Path, out: Path) -> None:
 
     Raises FileNotFoundError for a missing input and ValueError for one that lacks a tensor or has another shape.
     """
-    vgg_state, head_state = _read(vgg), _read(heads)
+    vgg_state, head_state = read_state(vgg), read_state(heads)
     tensors = {}
     for number in CONVOLUTIONS:
         for kind in ("weight", "bias"):
@@ -38,7 +39,7 @@ def convert_lpips(vgg: Path, heads: Path, out: Path) -> None:
         if tensors[name].shape != value.shape:
             source = heads if name.startswith("lin") else vgg
             raise ValueError(f"{source}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
-    _write(tensors, out)
+    write_tensors(tensors, out)
 
 
 def convert_vit(folder: Path) -> Path:
@@ -47,11 +48,12 @@ def convert_vit(folder: Path) -> Path:
     Raises FileNotFoundError when there is no pytorch_model.bin.
     """
     out = folder / "model.safetensors"
-    _write(_read(folder / "pytorch_model.bin"), out)
+    write_tensors(read_state(folder / "pytorch_model.bin"), out)
     return out
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled state_dict. Raises FileNotFoundError, or ValueError for a file of something else."""
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}")
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -67,7 +69,8 @@ def _take(state: dict[str, Tensor], names: list[str], path: Path) -> Tensor:
     raise ValueError(f"{path} has no tensor {' or '.join(names)}: is it the right file?")
 
 
-def _write(tensors: dict[str, Tensor], out: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], out: Path) -> None:
+    """One local .safetensors file, its folders made; it appears under its name when it is complete."""
     from safetensors.torch import save_file
 
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
 Arrays = dict[str, np.ndarray]
 BUFFER_BYTES = 256 * 2**20  # of images that are shuffled together
 BUFFER_ROWS = 8192
-ITEM_BYTES = 32 * 2**20  # of token parts that one task reads: on a small part a task's own cost is many times the reading
+ITEM_BYTES = 32 * 2**20  # of token parts that one task reads: starting a task costs more than reading a small part
 
 
 @dataclass(frozen=True)

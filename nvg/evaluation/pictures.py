@@ -49,10 +49,10 @@ def sample_grid(
     if len(classes) > maximum_classes:
         classes = classes[np.linspace(0, len(classes) - 1, maximum_classes).round().astype(int)]
     rows = [
-        Row([_tile(image, SAMPLE_SIDES) for image in pixels[index == number][:columns]], class_names[number])
+        Row([tile(image, SAMPLE_SIDES) for image in pixels[index == number][:columns]], class_names[number])
         for number in classes.tolist()
     ]
-    return _compose(rows)
+    return compose(rows)
 
 
 def stages_picture(
@@ -78,12 +78,12 @@ def stages_picture(
             raise ValueError(f"codes of {len(code_array)} images, {len(names)} labels")
     rows = []
     for number, name in enumerate(names):
-        decoded = [_tile(stage[number], STAGE_SIDES) for stage in pixels]
-        maps = [_map_tile(code_array[number], stage, decoded[0].size) for stage in range(stages + 1)]
+        decoded = [tile(stage[number], STAGE_SIDES) for stage in pixels]
+        maps = [map_tile(code_array[number], stage, decoded[0].size) for stage in range(stages + 1)]
         rows.append(Row(maps, name, note="structure" if number == 0 else "", begins_block=number > 0))
         rows.append(Row(decoded, "", note="preview" if number == 0 else ""))
     headings = [(f"stage {stage}", _count(2**stage, "token")) for stage in range(stages + 1)]
-    return _compose(rows, headings)
+    return compose(rows, headings)
 
 
 def reconstruction_picture(originals: Any, reconstructions: Any, columns: int = 10) -> Image.Image:
@@ -97,9 +97,9 @@ def reconstruction_picture(originals: Any, reconstructions: Any, columns: int = 
     rows = []
     for start in range(0, len(above), columns):
         for pixels, name in ((above, "original"), (below, "reconstruction")):
-            tiles = [_tile(image, RECONSTRUCTION_SIDES) for image in pixels[start : start + columns]]
+            tiles = [tile(image, RECONSTRUCTION_SIDES) for image in pixels[start : start + columns]]
             rows.append(Row(tiles, name, begins_block=name == "original" and start > 0))
-    return _compose(rows)
+    return compose(rows)
 
 
 # ---- the palette of structure maps ----
@@ -142,7 +142,7 @@ def _oklab_to_srgb(colour: np.ndarray) -> np.ndarray:
     return (encoded * 255).round().astype(np.uint8)
 
 
-def _map_tile(codes: np.ndarray, stage: int, size: tuple[int, int]) -> Image.Image:
+def map_tile(codes: np.ndarray, stage: int, size: tuple[int, int]) -> Image.Image:
     """One image's structure map of a stage, (L,) codes, as a picture of `size` (width, height)."""
     stages = last_stage(len(codes))
     rows = 2 ** (stages // 2)
@@ -171,22 +171,22 @@ def _pixels(images: Any) -> np.ndarray:
     return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
 
 
-def _tile(image: np.ndarray, sides: tuple[int, int]) -> Image.Image:
+def tile(image: np.ndarray, sides: tuple[int, int]) -> Image.Image:
     """One image (H, W, 3) with its longer side in about `sides`: enlarged by a whole factor, or smoothly reduced."""
     least, greatest = sides
     height, width = image.shape[:2]
     side = max(height, width)
-    tile = Image.fromarray(image)
+    picture = Image.fromarray(image)
     if side < least:
         factor = -(-least // side)
-        return tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+        return picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
     if side > greatest:
         size = (max(1, round(width * greatest / side)), max(1, round(height * greatest / side)))
-        return tile.resize(size, Image.Resampling.LANCZOS)
-    return tile
+        return picture.resize(size, Image.Resampling.LANCZOS)
+    return picture
 
 
-def _compose(rows: list[Row], headings: Sequence[tuple[str, str]] = ()) -> Image.Image:
+def compose(rows: list[Row], headings: Sequence[tuple[str, str]] = ()) -> Image.Image:
     """Rows of equal tiles with names on the left and two-line headings over the columns."""
     font, small = ImageFont.load_default(16), ImageFont.load_default(13)
     width, height = rows[0].tiles[0].size
@@ -208,8 +208,8 @@ def _compose(rows: list[Row], headings: Sequence[tuple[str, str]] = ()) -> Image
         middle = y + height / 2
         draw.text((left - 12, middle - (9 if note and name else 0)), name, INK, font, anchor="rm")
         draw.text((left - 12, middle + (11 if note and name else 0)), note, FAINT, small, anchor="rm")
-        for column, tile in enumerate(row.tiles):
-            canvas.paste(tile, (left + column * (width + GAP), y))
+        for column, picture in enumerate(row.tiles):
+            canvas.paste(picture, (left + column * (width + GAP), y))
         y += height + GAP
     return canvas
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nvg.evaluation.metrics import Figure, bootstrap, mean
 from nvg.granularity import GranularitySequence
 
 Decode = Callable[[GranularitySequence, int], Tensor]  # Autoencoder.decode: (sequence, stages) -> (N, C, H, W)
@@ -69,46 +70,43 @@ def _perplexity(counts: Tensor) -> float:
     return float(torch.exp(torch.special.entr(frequency).sum()))
 
 
-class ReconstructionMeter:
-    """Figures over many batches: `add` each, `merge` what other workers hold, read `figures`."""
+class ReconstructionFigures:
+    """Figures over many batches."""
 
-    def __init__(self, codebook_size: int, last_stage: int) -> None:
-        self.counts = torch.zeros(last_stage + 1, codebook_size, dtype=torch.int64)
-        self.squared_error = torch.zeros(last_stage + 1, dtype=torch.float64)  # sums over images, by stages decoded
-        self.psnr = 0.0
+    def __init__(self) -> None:
+        self.errors: list[Tensor] = []
+        self.counts: list[Tensor] = []
+        self.distances: list[Tensor] = []
         self.images = 0
 
-    @torch.no_grad()
-    def add(self, images: Tensor, sequence: GranularitySequence, decode: Decode) -> None:
-        """images: (N, C, H, W) in [-1, 1], of which `sequence` is the encoding."""
-        errors = mse_by_stages(images, sequence, decode).cpu()
-        self.squared_error += errors.sum(dim=0)
-        self.psnr += float(psnr(errors[:, -1]).sum())
-        self.counts += code_counts(sequence, self.counts.shape[1])
-        self.images += images.shape[0]
+    def add(self, errors: Tensor, counts: Tensor, distances: Tensor | None = None) -> None:
+        """errors: (n, K + 1) of `mse_by_stages`; counts: (batches, K + 1, V) of `code_counts`, one a batch; distances:
+        LPIPS (n,), where its weights are given."""
+        self.errors.append(errors)
+        self.counts.append(counts.long())
+        self.images += len(errors)
+        if distances is not None:
+            self.distances.append(distances)
 
-    def merge(self, other: ReconstructionMeter) -> None:
-        """Take another meter's images in."""
-        self.counts += other.counts
-        self.squared_error += other.squared_error
-        self.psnr += other.psnr
-        self.images += other.images
-
-    def figures(self) -> dict[str, float | int | list[float]]:
-        """images, mse, psnr (dB, mean over images), mse_by_stages, codebook_share(_by_stage), codebook_perplexity.
+    def figures(self, *, replicates: int, seed: int = 0) -> dict[str, Figure | list[float] | float]:
+        """Errors and LPIPS as means over images, use of the codebook with the spread of resampled batches.
 
         Raises ValueError when no image was added.
         """
         if self.images == 0:
             raise ValueError("no images were measured: evaluate.reconstructions must be at least 1")
-        use = codebook_use(self.counts)
-        errors = (self.squared_error / self.images).tolist()
-        return {
-            "images": self.images,
-            "mse": errors[-1],
-            "psnr": self.psnr / self.images,
-            "mse_by_stages": errors,
-            "codebook_share": use.share,
-            "codebook_share_by_stage": use.share_by_stage,
-            "codebook_perplexity": use.perplexity,
+        errors, counts = torch.cat(self.errors), torch.cat(self.counts)
+        use = codebook_use(counts.sum(dim=0))
+        result: dict[str, Figure | list[float] | float] = {
+            "reconstruction_mse": mean(errors[:, -1]),
+            "reconstruction_psnr": mean(psnr(errors[:, -1])),
+            "reconstruction_mse_by_stages": errors.mean(dim=0).tolist(),
         }
+        if self.distances:
+            result["reconstruction_lpips"] = mean(torch.cat(self.distances))
+        result["codebook_use"] = bootstrap(
+            lambda rows: codebook_use(counts[rows].sum(dim=0)).share, len(counts), replicates, seed
+        )
+        result["codebook_use_by_stage"] = use.share_by_stage
+        result["codebook_perplexity"] = use.perplexity
+        return result

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 KEEP = 2  # checkpoints of a training that stay: the newest may be hurt by a failing disk
 PARTS = ("content", "structure")
+# What of config.yaml decides how a sampler is built and used. The rest is on record there and not read again, so that a
+# later version of the training or evaluation settings still loads it.
+MODEL_SECTIONS = ("name", "output", "seed", "data", "tokenizer", "repa", "content", "structure", "sampler")
 HALF = "half.json"  # instead of metadata.json, of a sampler that lacks a generator
 _CHUNK = 1 << 22  # bytes read at once for a checksum
 
@@ -190,7 +193,7 @@ def load_tokenizer(folder: str) -> Autoencoder:
     Raises CheckpointError when the folder is unfinished or its weights do not fit its configuration or fingerprint.
     """
     metadata = _metadata(folder, "tokenizer", "sampler")
-    config = configuration.load(storage.join(folder, "config.yaml"))
+    config = model_config(folder)
     autoencoder = Autoencoder(config.tokenizer)
     mark = _load_part(folder, "tokenizer", autoencoder)
     if mark != tokenizer_fingerprint(metadata):
@@ -275,19 +278,30 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
     if not storage.exists(storage.join(folder, "metadata.json")) and exported_parts(folder):
         (part,) = exported_parts(folder)
         missing = next(name for name in PARTS if name != part)
-        name = configuration.load(storage.join(folder, "config.yaml")).name
+        name = model_config(folder).name
         raise CheckpointError(
             f"{folder} holds the {part} generator alone: the {missing} generator is missing. Train it into the same "
             f"folder: python pipelines/train.py --config conf/{name}.yaml 'train.parts=[{missing}]'"
         )
     metadata = _metadata(folder, "sampler")
-    config = configuration.load(storage.join(folder, "config.yaml"))
+    config = model_config(folder)
     config.content.repa_block = None  # its projection is not exported
     content, structure = ContentGenerator(config.content), StructureGenerator(config.structure)
     for name, module in (("content", content), ("structure", structure)):
         _load_part(folder, name, module)
         module.eval().requires_grad_(False)
     return Sampler(load_tokenizer(folder), content, structure, settings or config.sampler, metadata["class_names"])
+
+
+def model_settings(folder: str) -> dict[str, Any]:
+    """The sections of a tokenizer's or sampler's config.yaml that say how it is built and used."""
+    content = configuration.read(storage.join(folder, "config.yaml"))
+    return {name: content[name] for name in MODEL_SECTIONS if name in content}
+
+
+def model_config(folder: str) -> Config:
+    """The configuration that `model_settings` gives, other sections at their defaults."""
+    return configuration.from_dict(model_settings(folder), where=storage.join(folder, "config.yaml"))
 
 
 def read_metadata(folder: str) -> dict[str, Any]:

@@ -69,10 +69,18 @@ def test_a_run_makes_every_artifact_and_a_sampler_that_loads(done, arguments):
     figures = evaluation["figures"]
     assert figures["samples"] == 12 and 0 <= figures["accuracy_on_samples"] <= 1
     assert figures["reconstruction_images"] == "12 train images" and figures["reconstruction_mse"] > 0
+    for name in ("frechet_distance", "precision", "recall", "inception_score", "reconstruction_frechet_distance"):
+        low, high = evaluation["intervals"][name]
+        assert low <= figures[name] <= high, name
+    assert evaluation["protocol"]["reference"] == "60 train images"  # no held-out images are configured, and it says so
+    assert evaluation == storage.read_json(storage.join(done["generators"].folder, "evaluation.json"))
     for name in ("samples.png", "stages.png", "reconstruction.png"):
         assert storage.read_bytes(storage.join(done["evaluation"].folder, name))[:4] == b"\x89PNG"
     sampler = nvg.load(done["generators"].folder)
     assert sampler.generate(["disc", 2], seed=1).shape == (2, 16, 16, 3)
+    # Image j of the file has class j mod classes and seed evaluate.seed + j, whoever drew it.
+    samples = np.load(f"{done['evaluation'].folder}/samples.npz")["arr_0"]
+    assert samples.shape == (12, 16, 16, 3) and np.array_equal(samples[7:8], sampler.generate([1], seed=7))
 
 
 def test_a_broken_image_is_in_quarantine_with_its_reason_and_counted(done):
@@ -119,9 +127,54 @@ def test_an_interrupted_steps_leftovers_are_not_a_result_and_are_finished_to_the
 
 def test_a_forced_step_is_done_again(done, arguments, capsys):
     run_id = storage.read_json(storage.join(done["evaluation"].folder, "metadata.json"))["run_id"]
+    (reference,) = Path(config(arguments).output).glob("reference-*.safetensors")
+    made = reference.stat().st_mtime_ns
     run.main([*arguments, "--force", "evaluation"])
+    assert reference.stat().st_mtime_ns == made  # features of the real images are taken once
     assert storage.read_json(storage.join(done["evaluation"].folder, "metadata.json"))["run_id"] != run_id
     assert "classifier accuracy" not in capsys.readouterr().err
+
+
+def test_any_sampler_is_evaluated_under_the_settings_of_another_file(done, arguments, tmp_path, capsys):
+    """The published protocol in small: Inception-v3 (random weights), a reference batch with its own moments."""
+    from safetensors.torch import save_file
+
+    from nvg.evaluation.inception import Inception
+    from pipelines import evaluate
+
+    torch.manual_seed(0)
+    state = Inception().state_dict()
+    save_file({key: value.clone() for key, value in state.items()}, tmp_path / "inception.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "reference.npz", images, mu=np.zeros(2048), sigma=np.eye(2048))
+    (tmp_path / "protocol.yaml").write_text(
+        f"""
+        output: {tmp_path}/out
+        evaluate:
+          samples_per_class: 2
+          reference: {tmp_path}/reference.npz
+          inception_weights: {tmp_path}/inception.safetensors
+          train_distance: false
+          reconstructions: 0
+          bootstrap: 2
+        sampler: {{flow_steps: 1}}
+        cluster: {{cpus_per_worker: 1.0, cpus_per_reader: 0.5, threads_per_worker: 1}}
+        """
+    )
+    command = ["--config", f"{tmp_path}/protocol.yaml", "--sampler", done["generators"].folder]
+    evaluate.main(command)
+    (folder,) = (tmp_path / "out").glob("evaluation-*")
+    result = storage.read_json(f"{folder}/evaluation.json")
+    assert result["protocol"]["samples"] == 6 and result["protocol"]["settings"]["flow_steps"] == 1
+    assert result["protocol"]["network"].startswith("inception ") and result["protocol"]["reference_images"] == 8
+    assert result["figures"]["frechet_distance"] > 0 and "accuracy_on_samples" not in result["figures"]
+    assert not (folder / "reconstruction.png").exists()
+    evaluate.main(command)
+    assert "evaluation: complete, nothing to do" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="evaluate.reference=.*none.npz: no such file"):
+        evaluate.main([*command, f"evaluate.reference={tmp_path}/none.npz"])
+    with pytest.raises(SystemExit, match="evaluate.inception_weights"):
+        evaluate.main([*command, f"evaluate.inception_weights={tmp_path}/none.safetensors"])
 
 
 def test_a_job_without_its_input_names_the_command_that_makes_it(arguments, tmp_path):
@@ -221,8 +274,7 @@ def test_other_images_of_other_size_and_classes_need_nothing_but_their_keys(ray_
         "train.steps=2",
         "train.batch_size=8",
         "tokenizer_train.batch_size=8",
-        "evaluate.samples=5",
-        "evaluate.batch_size=5",
+        "evaluate.samples_per_class=4",
     ]
     run.main(other)
     artifacts = common.plan(config(other))

@@ -9,7 +9,7 @@ from torch import Tensor
 from nvg.autoencoder import Autoencoder
 from nvg.config import TokenizerConfig
 from nvg.evaluation.reconstruction import (
-    ReconstructionMeter,
+    ReconstructionFigures,
     code_counts,
     codebook_use,
     mean_squared_error,
@@ -83,24 +83,29 @@ def test_a_meter_over_batches_and_workers_is_one_over_all_images() -> None:
     model = Autoencoder(config).eval()
     images = some_images(10)
     sequence = model.encode(images)
-    whole, first, second = (ReconstructionMeter(32, config.last_stage) for _ in range(3))
-    whole.add(images, sequence, model.decode)
-    for rows in (slice(0, 4), slice(4, 7)):
-        first.add(images[rows], sequence[rows], model.decode)
-    second.add(images[7:], sequence[7:], model.decode)
-    first.merge(second)
-    figures = whole.figures()
-    merged = first.figures()
-    assert merged.keys() == figures.keys()
-    for name, value in figures.items():
-        assert merged[name] == pytest.approx(value), name
+    whole, pieces = ReconstructionFigures(), ReconstructionFigures()
+    for figures, parts in ((whole, [slice(0, 10)]), (pieces, [slice(0, 4), slice(4, 7), slice(7, 10)])):
+        for rows in parts:
+            some = sequence[rows]
+            errors = mse_by_stages(images[rows], some, model.decode)
+            figures.add(errors, code_counts(some, 32)[None], torch.arange(10.0)[rows])
+    found, again = (figures.figures(replicates=20) for figures in (whole, pieces))
     error = (images - model.decode(sequence)).square().mean(dim=(1, 2, 3))
-    assert figures["images"] == 10
-    assert figures["mse"] == pytest.approx(float(error.mean()), rel=1e-5)
-    assert figures["psnr"] == pytest.approx(float((10 * (4 / error).log10()).mean()), rel=1e-5)
-    assert figures["mse_by_stages"][-1] == figures["mse"] and len(figures["mse_by_stages"]) == config.last_stage + 1
+    assert whole.images == pieces.images == 10
+    mse = found["reconstruction_mse"]
+    assert mse.value == pytest.approx(float(error.mean()), rel=1e-5) and mse.low < mse.value < mse.high
+    assert found["reconstruction_psnr"].value == pytest.approx(float((10 * (4 / error).log10()).mean()), rel=1e-5)
+    assert found["reconstruction_mse_by_stages"][-1] == pytest.approx(mse.value)
+    assert len(found["reconstruction_mse_by_stages"]) == config.last_stage + 1
+    assert found["reconstruction_lpips"].value == 4.5
+    for name in ("reconstruction_mse", "reconstruction_psnr", "reconstruction_lpips"):
+        assert again[name].value == pytest.approx(found[name].value)
+        assert again[name].high == pytest.approx(found[name].high)
+    assert again["codebook_use"].value == found["codebook_use"].value  # pieces are what is resampled: they alone spread
+    assert again["codebook_use"].high > again["codebook_use"].value
+    assert again["codebook_use_by_stage"] == found["codebook_use_by_stage"]
 
 
 def test_figures_of_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="evaluate.reconstructions"):
-        ReconstructionMeter(8, 2).figures()
+        ReconstructionFigures().figures(replicates=2)

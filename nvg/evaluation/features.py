@@ -1,0 +1,63 @@
+"""The network whose features figures are taken on: Inception-v3 as published, else a data set's own classifier."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nvg import storage
+from nvg.evaluation.classifier import Classifier, load_classifier
+from nvg.evaluation.inception import Inception, load_inception
+
+BATCH = 256  # images that pass through the network at once
+
+
+@dataclass
+class FeatureNetwork:
+    """A frozen network and the name that figures carry: features of different weights cannot be compared."""
+
+    name: str
+    module: Classifier | Inception
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether its outputs are the data set's classes. Inception's 1008 are in an order of their own."""
+        return isinstance(self.module, Classifier)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, H, W, C) -> features (N, D) and logits (N, classes), float32 on the CPU."""
+        device = next(self.module.parameters()).device
+        results = []
+        for some in images.split(BATCH):
+            some = some.to(device)
+            if isinstance(self.module, Classifier):
+                features = self.module.features(some)
+                results.append((features.cpu(), self.module.head(features).cpu()))
+            else:
+                features, logits = self.module(some)
+                results.append((features.cpu(), logits.cpu()))
+        return torch.cat([pair[0] for pair in results]), torch.cat([pair[1] for pair in results])
+
+
+def network_name(kind: str, path: str) -> str:
+    """`classifier 0123456789ab`: the kind and a hash of the file's bytes."""
+    return f"{kind} {hashlib.sha256(storage.read_bytes(path)).hexdigest()[:12]}"
+
+
+def load_network(kind: str, path: str, device: torch.device | str = "cpu") -> FeatureNetwork:
+    """kind: "inception" or "classifier"; path: its .safetensors file, path or URL."""
+    module: nn.Module
+    if kind == "inception":
+        module = load_inception(path)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "classifier.safetensors"
+            file.write_bytes(storage.read_bytes(path))
+            module = load_classifier(file)
+    return FeatureNetwork(network_name(kind, path), module.to(device))

@@ -1,0 +1,80 @@
+"""Sets of images as .npz, the way the ADM evaluation suite reads and publishes them: `arr_0`, uint8 (N, H, W, 3)."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+
+class ImageWriter:
+    """Writes a file of `count` images as they come, so that 50,000 of them need not fit in memory.
+
+    Grey images become three equal channels, as the suite expects. Leaving the block with fewer images than announced
+    raises ValueError, and the file is removed then and on any other error.
+    """
+
+    def __init__(self, path: Path, count: int, size: int) -> None:
+        self.path, self.count, self.size = path, count, size
+        self.written = 0
+
+    def __enter__(self) -> ImageWriter:
+        self._zip = zipfile.ZipFile(self.path, "w", zipfile.ZIP_STORED)
+        self._file = self._zip.open("arr_0.npy", "w", force_zip64=True)
+        shape = (self.count, self.size, self.size, 3)
+        np.lib.format.write_array_header_1_0(
+            self._file,  # type: ignore[arg-type]  # any file that can be written to
+            {"descr": "|u1", "fortran_order": False, "shape": shape},
+        )
+        return self
+
+    def add(self, images: np.ndarray) -> None:
+        """images: uint8 (n, H, W, 1 or 3)."""
+        if images.dtype != np.uint8 or images.shape[1:3] != (self.size, self.size) or images.shape[3] not in (1, 3):
+            raise ValueError(f"expected uint8 images (n, {self.size}, {self.size}, 1 or 3), got {images.shape}")
+        colour = np.broadcast_to(images, (*images.shape[:3], 3))
+        self._file.write(np.ascontiguousarray(colour).data)
+        self.written += len(images)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._zip.close()
+        if kind is None and self.written == self.count:
+            return
+        self.path.unlink()
+        if kind is None:
+            raise ValueError(f"{self.written} images of {self.count} were written")
+
+
+def read_images(file: IO[bytes], batch: int) -> Iterator[np.ndarray]:
+    """`arr_0` of a file, `batch` images at a time: uint8 (n, H, W, 3). Raises ValueError when it is no such file."""
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open("arr_0.npy") as member:
+            version = np.lib.format.read_magic(member)  # type: ignore[arg-type]
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, kind = read(member)  # type: ignore[arg-type]
+            if kind != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3:
+                raise ValueError(f"arr_0 is {kind} {shape}, expected uint8 (N, H, W, 3)")
+            size = int(np.prod(shape[1:]))
+            for first in range(0, shape[0], batch):
+                count = min(batch, shape[0] - first)
+                data = member.read(count * size)
+                if len(data) < count * size:
+                    raise ValueError(f"arr_0 ends after {first + len(data) // size} of its {shape[0]} images")
+                yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"no .npz file with an array arr_0: {error}") from None
+
+
+def read_moments(file: IO[bytes]) -> tuple[np.ndarray, np.ndarray] | None:
+    """`mu` (D,) and `sigma` (D, D) where the file has them: ADM's reference batches hold those of all training images,
+    and 10,000 images of them in arr_0."""
+    file.seek(0)
+    content = np.load(file, allow_pickle=False)
+    return (content["mu"], content["sigma"]) if "mu" in content.files and "sigma" in content.files else None

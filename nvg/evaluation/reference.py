@@ -1,0 +1,99 @@
+"""What samples are compared with: features of real images, kept on disk once they are computed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nvg import storage
+from nvg.evaluation.metrics import Moments, MomentsMeter
+
+MANIFOLD_IMAGES = 10_000  # images whose features are kept, for precision, recall and the kernel distance
+FORMAT = "1"
+
+
+@dataclass
+class Reference:
+    """Features of a set of real images by one network."""
+
+    name: str  # "10000 test images"
+    fingerprint: str  # of the images
+    network: str
+    images: int  # behind the moments
+    moments: Moments
+    features: Tensor  # (M, D), M = min(images, MANIFOLD_IMAGES): a random choice
+    right: int | None  # how many the network gives their label, where it knows the classes
+
+    def save(self, path: str) -> None:
+        """Write a .safetensors file, path or URL."""
+        from safetensors.torch import save
+
+        about = {
+            "name": self.name, "fingerprint": self.fingerprint, "network": self.network, "images": self.images,
+            "right": self.right,
+        }
+        tensors = {
+            "mean": self.moments.mean, "covariance": self.moments.covariance, "features": self.features.contiguous()
+        }
+        storage.write_bytes(path, save(tensors, metadata={"format": FORMAT, "reference": json.dumps(about)}))
+
+
+def load_reference(path: str) -> Reference:
+    """What `Reference.save` wrote. Raises ValueError when the file is something else."""
+    import tempfile
+    from pathlib import Path
+
+    from safetensors import SafetensorError, safe_open
+
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / "reference.safetensors"
+        local.write_bytes(storage.read_bytes(path))
+        try:
+            with safe_open(local, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT or "reference" not in metadata:
+                    raise ValueError(f"{path} is no reference of format {FORMAT}: remove it and evaluate again")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it and evaluate again") from None
+    moments = Moments(tensors["mean"], tensors["covariance"])
+    return Reference(**json.loads(metadata["reference"]), moments=moments, features=tensors["features"])
+
+
+class ReferenceMeter:
+    """Builds a Reference from batches of features. Which rows are kept follows from the seed and the order."""
+
+    def __init__(self, seed: int) -> None:
+        self.meter = MomentsMeter()
+        self.kept: list[Tensor] = []
+        self.keys: list[Tensor] = []
+        self.right = 0
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def add(self, features: Tensor, right: int) -> None:
+        """features: (n, D); right: how many of them the network gives their label."""
+        self.meter.add(features)
+        self.right += right
+        self.kept.append(features)
+        self.keys.append(torch.rand(len(features), generator=self.generator))
+        if sum(map(len, self.kept)) > 2 * MANIFOLD_IMAGES:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Keep the rows with the least random keys: a uniform choice of all that came."""
+        features, keys = torch.cat(self.kept), torch.cat(self.keys)
+        rows = keys.argsort()[:MANIFOLD_IMAGES].sort().values
+        self.kept, self.keys = [features[rows]], [keys[rows]]
+
+    def reference(
+        self, what: str, fingerprint: str, network: str, *, labelled: bool, all_images: Moments | None = None
+    ) -> Reference:
+        """The result. all_images: moments to take in place of those of the images that came (ADM's batches)."""
+        self._thin()
+        return Reference(
+            f"{self.meter.count} {what} images", fingerprint, network, self.meter.count,
+            all_images or self.meter.moments(), self.kept[0], self.right if labelled else None,
+        )

@@ -1,0 +1,63 @@
+"""Make a trained sampler part of the package: half precision, into nvg/assets/NAME, for nvg.load("NAME").
+
+    python scripts/package_sampler.py runs/fashion_mnist_long/generators-KEY fashion-mnist
+
+Weights become float16 safetensors; everything computes in float32 after loading. Evaluate the result and not the
+original: python pipelines/evaluate.py --sampler fashion-mnist --config conf/fashion_mnist_long.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from nvg import storage
+from nvg.training.checkpoint import fingerprint, read_metadata
+
+ASSETS = Path(__file__).resolve().parent.parent / "nvg" / "assets"
+MOST_BYTES = 15_000_000
+PARTS = ("tokenizer", "content", "structure")
+
+
+def package(sampler: str, name: str) -> Path:
+    """Write nvg/assets/NAME; returns it. Raises ValueError when it would be larger than 15 MB."""
+    metadata = read_metadata(sampler)
+    source = Path(storage.local_folder(sampler))
+    target = ASSETS / name
+    target.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        state = {key: value.to(torch.float16) for key, value in load_file(source / f"{part}.safetensors").items()}
+        worst = max(float(value.abs().max()) for value in state.values())
+        if not worst < float("inf"):
+            raise ValueError(f"{source}/{part}.safetensors holds values beyond float16")
+        save_file(state, target / f"{part}.safetensors")
+        if part == "tokenizer":
+            metadata["tokenizer"] = fingerprint(state)
+    shutil.copy(source / "config.yaml", target / "config.yaml")
+    storage.write_json(str(target / "metadata.json"), metadata)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    if size > MOST_BYTES:
+        raise ValueError(f"{target} has {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
+    print(f"{target}: {size / 1e6:.1f} MB")
+    return target
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("sampler", help="folder or URL that pipelines/train.py made")
+    parser.add_argument("name", help="the name for nvg.load")
+    arguments = parser.parse_args()
+    try:
+        package(arguments.sampler, arguments.name)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
