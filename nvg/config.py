@@ -57,6 +57,7 @@ class TokenizerConfig:
     attention: bool = True  # self-attention at the lowest resolution
     code_width: int = 32  # e, the width of a latent and of a codebook entry
     codebook_size: int = 4096  # V
+    child_order: str = "raster"  # which child of a split gets bit 0: raster | feature | spread (docs/method.md)
 
     @property
     def downsampling(self) -> int:
@@ -144,6 +145,7 @@ class StructureConfig:
     code_width: int = REQUIRED  # derived
     num_classes: int = REQUIRED  # derived
     structure_rope: bool = True
+    noise_known: bool = False  # True: channels of known stages are noised too (the source's ablation)
 
 
 @dataclass
@@ -164,7 +166,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
     class_dropout: float = 0.1
-    canvas_weight: float = 1.0  # of |x - x_hat|^2 against the cross-entropy
+    canvas_weight: float = 1.0  # of |x - x_hat|^2 against the cross-entropy; 0 = predict the next content alone
+    all_stages: bool = False  # True: every stage of an image in each step, not one drawn at random
     gradient_checkpointing: bool = False
     shuffle_rows: int = 16384  # rows of the shuffle buffer
     checkpoint_every: int = 1000  # steps
@@ -408,6 +411,10 @@ def validate(config: Config, where: str = "configuration") -> None:
     check(
         all(width >= 16 and width % min(32, width // 4) == 0 for width in tokenizer.widths),
         f"tokenizer.widths={tokenizer.widths}: at least 16, multiples of 4, of 32 from 128 on (normalisation groups)",
+    )
+    check(
+        tokenizer.child_order in ("raster", "feature", "spread"),
+        f"tokenizer.child_order={tokenizer.child_order!r} is none of raster, feature, spread",
     )
     check(2 <= tokenizer.codebook_size <= 65536, f"tokenizer.codebook_size={tokenizer.codebook_size}: 2 to 65536")
     check(config.content.depth >= 1, f"content.depth={config.content.depth} must be at least 1")

@@ -91,6 +91,36 @@ def structure_codes(latents: Tensor) -> Tensor:
     return codes
 
 
+CHILD_ORDERS = ("raster", "feature", "spread")
+
+
+def order_children(codes: Tensor, latents: Tensor, rule: str) -> Tensor:
+    """Name the two children of every cluster by another rule: raster codes (N, L), latents (N, L, e) -> codes (N, L).
+
+    raster: bit 0 is the child that holds the parent's first position, as `structure_codes` names them. feature: the
+    child with the lesser mean latent, summed over channels. spread: the child whose latents lie closer together. Ties
+    stay as they are, and so do the last stage's, where a child is one position. Names change, partitions do not.
+    """
+    if rule not in CHILD_ORDERS:
+        raise ValueError(f"child order {rule!r} is none of {', '.join(CHILD_ORDERS)}")
+    if rule == "raster":
+        return codes
+    stages = last_stage(codes.shape[1])
+    values = latents.detach().float()
+    renamed = codes.clone()
+    for stage in range(1, stages):
+        labels = structure_map(codes, stage)
+        means = cluster_means(values, labels, 2**stage)  # (N, 2^i, e)
+        if rule == "feature":
+            score = means.sum(dim=2)
+        else:
+            away = (values - assign(means, labels)).square().sum(dim=2, keepdim=True)
+            score = cluster_means(away, labels, 2**stage)[..., 0]
+        swap = (score[:, 0::2] > score[:, 1::2]).long()  # (N, 2^(i-1)), of each parent
+        renamed ^= swap.gather(1, structure_map(codes, stage - 1)) << (stages - stage)
+    return renamed
+
+
 def pairwise_distances(features: Tensor) -> Tensor:
     """Squared l2 distances: (N, n, e) -> (N, n, n), exactly symmetric, infinite on the diagonal.
 
@@ -196,12 +226,12 @@ def assign(vectors: Tensor, structure_map: Tensor) -> Tensor:
     return vectors.gather(1, structure_map[..., None].expand(-1, -1, vectors.shape[2]))
 
 
-def split_codes(codes: Tensor, stage: int, preference: Tensor) -> Tensor:
+def split_codes(codes: Tensor, stage: int, preference: Tensor, *, rename: bool = True) -> Tensor:
     """Halve every cluster of stage-1 by preference, giving the codes of `stage`: the children that prefer bit 1 most.
 
     codes: (N, L) of which the top stage-1 bits are set. preference: (N, L) float, higher = rather bit 1. Equal halves
-    exactly; ties go to bit 0 for the lower position. The child that holds the parent's first position is then named 0
-    (as in `structure_codes`), which changes names and not the partition.
+    exactly; ties go to bit 0 for the lower position. rename: the child that holds the parent's first position is then
+    named 0 (as in `structure_codes`), which changes names and not the partition; without it the preference names them.
     """
     stages = last_stage(codes.shape[1])
     if not 1 <= stage <= stages:
@@ -214,6 +244,8 @@ def split_codes(codes: Tensor, stage: int, preference: Tensor) -> Tensor:
     size = positions >> (stage - 1)
     upper = (torch.arange(positions, device=codes.device) % size >= size // 2).to(torch.int64).expand_as(codes)
     bit = torch.zeros_like(codes).scatter(1, order, upper)
+    if not rename:
+        return codes | (bit << (stages - stage))
     # Name the halves: where the parent's first position has bit 1, swap.
     position = torch.arange(positions, device=codes.device).expand_as(codes)
     first = torch.full((samples, 2 ** (stage - 1)), positions, dtype=torch.int64, device=codes.device)

@@ -57,8 +57,6 @@ class Encode:
 
     @torch.inference_mode()
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from nvg.granularity import structure_codes
-
         size, channels = self.tokenizer.config.image_size, self.tokenizer.config.channels
         images = np.frombuffer(row.pop("images"), np.uint8).reshape(-1, size, size, channels)
         content, structure, features = [], [], []
@@ -68,7 +66,7 @@ class Encode:
             batch = to_float(images[start : start + self.batch].copy()).to(self.device)
             latents = self.tokenizer.latents(batch)
             encoded = self._clock()
-            codes = structure_codes(latents)
+            codes = self.tokenizer.quantizer.structure_codes(latents)
             clustered = self._clock()
             sequence = self.tokenizer.quantizer.tokenize(latents, codes)
             quantized = self._clock()

@@ -12,6 +12,7 @@ from nvg.granularity import (
     cluster_means,
     codes_from_map,
     labels_from_embedding,
+    order_children,
     split_codes,
     structure_codes,
     structure_embedding,
@@ -211,3 +212,45 @@ def test_latents_without_finite_distances_are_refused(value):
     z[0, 2, 0] = -1.0 if value != value or value == float("inf") else -value
     with pytest.raises(ValueError, match="finite|overflow|nearest"):
         structure_codes(z)
+
+
+# ---- names of children ----
+
+
+@pytest.mark.parametrize("rule", ["feature", "spread"])
+def test_another_order_of_children_changes_names_and_no_partition(rule):
+    z = torch.randn(5, 64, 3, generator=torch.Generator().manual_seed(0))
+    raster = structure_codes(z)
+    codes = order_children(raster, z, rule)
+    assert not torch.equal(codes, raster) and torch.equal(codes.sort(dim=1).values, torch.arange(64).expand(5, 64))
+    for stage in range(7):
+        one, other = structure_map(raster, stage), structure_map(codes, stage)
+        for a, b in zip(one, other, strict=True):  # a bijection between the labels of a stage
+            assert len(set(zip(a.tolist(), b.tolist(), strict=True))) == 2**stage
+        if 0 < stage < 6:
+            for row in range(5):
+                for parent in range(2 ** (stage - 1)):
+                    scores = []
+                    for child in (2 * parent, 2 * parent + 1):
+                        values = z[row][other[row] == child]
+                        spread = (values - values.mean(dim=0)).square().sum() / len(values)
+                        scores.append(float(values.mean(dim=0).sum() if rule == "feature" else spread))
+                    assert scores[0] <= scores[1] + 1e-6
+    # The last split is named by position: its children are positions.
+    assert torch.equal((codes & 1), (raster & 1))
+
+
+def test_raster_is_the_order_that_codes_have_and_ties_keep_it():
+    z = torch.zeros(2, 16, 3)
+    codes = structure_codes(z)
+    for rule in ("raster", "feature", "spread"):
+        assert torch.equal(order_children(codes, z, rule), codes)
+    with pytest.raises(ValueError, match="none of raster, feature, spread"):
+        order_children(codes, z, "colour")
+
+
+def test_a_split_without_renaming_is_named_by_its_preference():
+    preference = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
+    codes = torch.zeros(1, 4, dtype=torch.int64)
+    assert structure_map(split_codes(codes, 1, preference, rename=False), 1).tolist() == [[1, 0, 1, 0]]
+    assert structure_map(split_codes(codes, 1, preference), 1).tolist() == [[0, 1, 0, 1]]

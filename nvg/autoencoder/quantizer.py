@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvg.config import TokenizerConfig
-from nvg.granularity import GranularitySequence, assign, cluster_means, structure_codes, structure_map
+from nvg.granularity import GranularitySequence, assign, cluster_means, order_children, structure_codes, structure_map
 
 
 @dataclass
@@ -37,6 +37,7 @@ class GranularityQuantizer(nn.Module):
         super().__init__()
         self.grid = config.grid
         self.last_stage = config.last_stage
+        self.child_order = config.child_order
         self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.code_width) * 0.5)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(config.code_width, config.code_width, 3, padding=1) for _ in range(config.last_stage + 1)
@@ -51,6 +52,10 @@ class GranularityQuantizer(nn.Module):
         """phi_i: (N, L, e) -> (N, L, e), half identity, half 3x3 convolution."""
         planes = values.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return 0.5 * values + 0.5 * self.convolutions[stage](planes).flatten(2).transpose(1, 2)
+
+    def structure_codes(self, latents: Tensor) -> Tensor:
+        """Structure codes under this tokenizer's names of children: (N, L, e) -> (N, L)."""
+        return order_children(structure_codes(latents), latents, self.child_order)
 
     def increment(self, stage: int, tokens: Tensor, structure_map: Tensor) -> Tensor:
         """x_{i+1} - x_i = phi_i(assign(c_i, s_i)): tokens (N, 2^i), structure_map (N, L) -> (N, L, e)."""
@@ -81,7 +86,7 @@ class GranularityQuantizer(nn.Module):
     @torch.no_grad()
     def encode(self, latents: Tensor) -> GranularitySequence:
         """The granularity sequence of latents (N, L, e)."""
-        return self.tokenize(latents, structure_codes(latents))
+        return self.tokenize(latents, self.structure_codes(latents))
 
     @torch.no_grad()
     def tokenize(self, latents: Tensor, codes: Tensor) -> GranularitySequence:
@@ -104,7 +109,7 @@ class GranularityQuantizer(nn.Module):
         learns. entropy: also compute the entropy term. Both hold a (N * 2^i, V) matrix a stage.
         """
         latents = latents.float()
-        codes = structure_codes(latents)
+        codes = self.structure_codes(latents)
         canvas = torch.zeros_like(latents)
         content, residual_means = [], []
         commitment = codebook = entropy_term = latents.new_zeros(())

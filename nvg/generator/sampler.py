@@ -156,16 +156,18 @@ class Sampler:
     ) -> Tensor:
         """Codes of `stage` from stage - 1's: integrate the flow, read channel stage - 1, halve by Gumbel-top-k."""
         known = stage - 1
+        kept = 0 if self.structure.config.noise_known else known
         clean = structure_embedding(codes, known)  # (N, L, K)
         noise = draw(seeds, stage, FLOW, clean.shape[1:], torch.randn).to(self.device)
-        z = torch.cat((clean[..., :known], noise[..., known:]), dim=-1)
+        z = torch.cat((clean[..., :kept], noise[..., kept:]), dim=-1)
         guidance = ramp(options.structure_guidance, stage - 1, self.last_stage - 2)
         times = torch.linspace(1.0, 0.0, options.flow_steps + 1).tolist()
         for now, then in zip(times[:-1], times[1:], strict=True):
             velocity = self._velocity(z, now, canvas, labels, stage, codes, guidance)
-            z = torch.cat((clean[..., :known], (z + (then - now) * velocity)[..., known:]), dim=-1)
+            z = torch.cat((clean[..., :kept], (z + (then - now) * velocity)[..., kept:]), dim=-1)
         gumbel = draw(seeds, stage, HALVING, (codes.shape[1],), gumbel_noise).to(self.device)
-        return split_codes(codes, stage, z[..., known] + options.structure_temperature * gumbel)
+        preference = z[..., known] + options.structure_temperature * gumbel
+        return split_codes(codes, stage, preference, rename=self.tokenizer.config.child_order == "raster")
 
     def _velocity(
         self, z: Tensor, time: float, canvas: Tensor, labels: Tensor, stage: int, codes: Tensor, guidance: float

@@ -2,7 +2,8 @@
 
 One pass takes one stage an image for each generator. Stages are drawn stratified: over a batch of B images every stage
 comes floor(B / stages) or one more times, in random order, so each stage is trained equally and no step misses one by
-chance. The content generator draws from 0 ... K, the structure generator from 1 ... K-1.
+chance. The content generator draws from 0 ... K, the structure generator from 1 ... K-1. With train.all_stages a pass
+takes all stages of every image instead.
 """
 
 from __future__ import annotations
@@ -66,18 +67,23 @@ class Generators(nn.Module):
         ):
             if part is None:
                 continue
-            stage_list = draw_stages(labels.shape[0], first, last, generator)
+            if self.config.all_stages:
+                stage_list = torch.arange(first, last + 1).repeat_interleave(labels.shape[0])
+            else:
+                stage_list = draw_stages(labels.shape[0], first, last, generator)
+            rows = torch.arange(labels.shape[0], device=device).repeat(len(stage_list) // labels.shape[0])
             stage = stage_list.to(device)
-            canvas = canvases[stage, torch.arange(labels.shape[0], device=device)]  # x_i, (N, L, e)
-            dropped = torch.rand(labels.shape[0], generator=generator) < self.config.class_dropout
-            shown = torch.where(dropped.to(device), part.config.num_classes, labels)
+            canvas = canvases[stage, rows]  # x_i, (M, L, e), M = N or N * stages
+            dropped = torch.rand(len(stage_list), generator=generator) < self.config.class_dropout
+            shown = torch.where(dropped.to(device), part.config.num_classes, labels[rows])
             if isinstance(part, ContentGenerator):
-                part_terms = content_loss(part, canvas, canvases[-1], shown, stage_list, sequence, features)
+                aligned = features[rows] if features is not None else None
+                part_terms = content_loss(part, canvas, canvases[-1][rows], shown, stage_list, sequence[rows], aligned)
                 loss = loss + self.config.canvas_weight * part_terms["canvas"] + part_terms["cross_entropy"]
                 if "alignment" in part_terms:
                     loss = loss + self.repa_weight * part_terms["alignment"]
             else:
-                part_terms = structure_loss(part, canvas, shown, stage, sequence.codes, generator)
+                part_terms = structure_loss(part, canvas, shown, stage, sequence.codes[rows], generator)
                 loss = loss + part_terms["flow"]
             terms |= part_terms
         return loss, terms
@@ -137,7 +143,8 @@ def structure_loss(
 ) -> dict[str, Tensor]:
     """The rectified flow's |v - (eps - se)|^2 over the unknown channels.
 
-    canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated: channels j < stage - 1 are known.
+    canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated: channels j < stage - 1 are known. With
+    structure.noise_known they are noised and predicted like the others.
     """
     samples, positions = codes.shape
     complete = structure_embedding(codes, structure.last_stage)  # (N, L, K)
@@ -145,6 +152,8 @@ def structure_loss(
     time = torch.rand(samples, generator=generator).to(codes.device)
     noisy = time[:, None, None] * noise + (1 - time[:, None, None]) * complete
     unknown = torch.arange(structure.last_stage, device=codes.device) >= (stage[:, None, None] - 1)  # (N, 1, K)
+    if structure.config.noise_known:
+        unknown = torch.ones_like(unknown)
     noisy = torch.where(unknown, noisy, complete)
     velocity = structure(noisy, time, canvas, labels, stage, codes).float()
     error = (velocity - (noise - complete)).square() * unknown

@@ -181,3 +181,15 @@ def test_wrong_requests_are_refused_by_name(sampler, reference):
         given_from_sequence(reference, structure_stages=2, content_stages=4)
     with pytest.raises(ValueError, match="3 images of this model need"):
         sampler.generate([0, 1, 2], given=given_from_sequence(reference, structure_stages=1))
+
+
+@pytest.mark.parametrize(("noise_known", "child_order"), [(True, "raster"), (False, "feature")])
+def test_the_ablations_sample_valid_sequences(sampler, noise_known, child_order):
+    import copy
+
+    other = copy.copy(sampler)
+    other.structure, other.tokenizer = copy.deepcopy(sampler.structure), copy.deepcopy(sampler.tokenizer)
+    other.structure.config.noise_known, other.tokenizer.config.child_order = noise_known, child_order
+    made = tokens(other, [0, 1, 2], seed=3)
+    assert torch.equal(made.codes.sort(dim=1).values, torch.arange(16).expand(3, 16))
+    assert not torch.equal(made.codes, tokens(sampler, [0, 1, 2], seed=3).codes)

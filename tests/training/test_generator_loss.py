@@ -146,3 +146,42 @@ def test_before_the_first_step_the_logits_are_the_quantizers_own_rule(quantizer,
 def _nearest(quantizer, values, labels):
     ordered = torch.stack([row[label.argsort()] for row, label in zip(values, labels, strict=True)])
     return quantizer.nearest(ordered)
+
+
+def test_with_all_stages_each_image_counts_at_each_stage(quantizer, sequence):
+    """The mean over all stages is the mean of the losses of single stages."""
+    content = awake(ContentGenerator(content_config(1, 4, codebook_size=50)))
+    labels = torch.arange(7)
+    config = TrainConfig(all_stages=True, class_dropout=0.0)
+    _, terms = Generators(content, None, quantizer, config)(sequence, labels, torch.Generator().manual_seed(0))
+    canvases = torch.stack(quantizer.canvases(sequence)).detach()
+    single = [
+        content_loss(content, canvases[stage], canvases[-1], labels, torch.full((7,), stage), sequence, None)
+        for stage in range(5)
+    ]
+    for name in ("canvas", "cross_entropy"):
+        mean = torch.stack([one[name] for one in single]).mean()
+        torch.testing.assert_close(terms[name], mean, rtol=1e-4, atol=1e-5)
+
+
+def test_known_channels_are_noised_and_predicted_when_asked_for(sequence):
+    seen = {}
+    for noised in (False, True):
+        structure = awake(StructureGenerator(structure_config(2, 4)))
+        structure.config.noise_known = noised
+
+        def record(noisy, time, canvas, labels, stage, codes, key=noised, module=structure):
+            seen[key] = noisy
+            return torch.zeros_like(noisy)
+
+        structure.forward = record
+        stage = torch.full((7,), 3)
+        loss = structure_loss(
+            structure, torch.zeros(7, 16, 32), torch.zeros(7, dtype=torch.int64), stage, sequence.codes,
+            torch.Generator().manual_seed(0),
+        )
+        assert torch.isfinite(loss["flow"])
+    clean = structure_embedding(sequence.codes, 4)
+    assert torch.equal(seen[False][..., :2], clean[..., :2])  # stages 1 and 2 are known when stage 3 is generated
+    assert not torch.equal(seen[True][..., :2], clean[..., :2])
+    assert torch.equal(seen[False][..., 2:], seen[True][..., 2:])
