@@ -1,9 +1,13 @@
 """Make a trained sampler part of the package: half precision, into nvg/assets/NAME, for nvg.load("NAME").
 
-    python scripts/package_sampler.py runs/fashion_mnist_long/generators-KEY fashion-mnist
+    python scripts/package_sampler.py runs/fashion_mnist_hour/generators-KEY fashion-mnist \
+        --classifier runs/fashion_mnist_hour/classifier-KEY.safetensors \
+        --reference runs/fashion_mnist_hour/reference-KEY.safetensors
 
-Weights become float16 safetensors; everything computes in float32 after loading. Evaluate the result and not the
-original: python pipelines/evaluate.py --sampler fashion-mnist --config conf/fashion_mnist_long.yaml
+Weights become float16 safetensors; everything computes in float32 after loading. Classifier and reference (of which
+fewer features are kept) are what the regression test measures samples with. Evaluate the result and not the original:
+
+    python pipelines/evaluate.py --sampler fashion-mnist --config conf/fashion_mnist_hour.yaml
 """
 
 from __future__ import annotations
@@ -17,14 +21,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nvg import storage
+from nvg.evaluation.features import network_name
+from nvg.evaluation.reference import load_reference
 from nvg.training.checkpoint import fingerprint, read_metadata
 
 ASSETS = Path(__file__).resolve().parent.parent / "nvg" / "assets"
 MOST_BYTES = 15_000_000
 PARTS = ("tokenizer", "content", "structure")
+REFERENCE_FEATURES = 2000
 
 
-def package(sampler: str, name: str) -> Path:
+def package(sampler: str, name: str, classifier: str, reference: str) -> Path:
     """Write nvg/assets/NAME; returns it. Raises ValueError when it would be larger than 15 MB."""
     metadata = read_metadata(sampler)
     source = Path(storage.local_folder(sampler))
@@ -39,6 +46,12 @@ def package(sampler: str, name: str) -> Path:
         if part == "tokenizer":
             metadata["tokenizer"] = fingerprint(state)
     shutil.copy(source / "config.yaml", target / "config.yaml")
+    shutil.copy(classifier, target / "classifier.safetensors")
+    real = load_reference(reference)
+    if real.network != network_name("classifier", classifier):
+        raise ValueError(f"{reference} holds features of {real.network}, {classifier} is another network")
+    real.features = real.features[:REFERENCE_FEATURES]
+    real.save(str(target / "reference.safetensors"))
     storage.write_json(str(target / "metadata.json"), metadata)
     size = sum(path.stat().st_size for path in target.iterdir())
     if size > MOST_BYTES:
@@ -52,9 +65,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sampler", help="folder or URL that pipelines/train.py made")
     parser.add_argument("name", help="the name for nvg.load")
+    parser.add_argument("--classifier", required=True, help="the data set's classifier that evaluate.py trained")
+    parser.add_argument("--reference", required=True, help="the held-out images' features that evaluate.py kept")
     arguments = parser.parse_args()
     try:
-        package(arguments.sampler, arguments.name)
+        package(arguments.sampler, arguments.name, arguments.classifier, arguments.reference)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

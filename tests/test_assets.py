@@ -1,0 +1,86 @@
+"""What ships with the package: it loads, it is small, and its samples are as good as its card says."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import nvg
+from nvg import storage
+from nvg.evaluation import metrics
+from nvg.evaluation.features import load_network
+from nvg.evaluation.reference import load_reference
+
+ROOT = Path(__file__).parent.parent
+ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
+EACH = 30  # samples a class
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return nvg.load("fashion-mnist")
+
+
+def test_the_asset_is_half_precision_safetensors_and_small():
+    files = list(ASSET.iterdir())
+    assert sum(path.stat().st_size for path in files) <= 15_000_000
+    for part in ("tokenizer", "content", "structure"):
+        with safe_open(ASSET / f"{part}.safetensors", framework="pt") as file:
+            assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}
+    names = {path.name for path in files}
+    assert {"config.yaml", "metadata.json", "evaluation.json", "MODEL_CARD.md"} <= names
+    assert not [name for name in names if name.endswith((".pt", ".pth", ".pkl", ".bin"))]
+
+
+def test_samples_hold_the_bounds_of_the_card(sampler):
+    """A small fixed set: accuracy of at least 0.85 and a Fréchet distance of at most twice the card's.
+
+    300 samples have a larger distance than the card's 10,000: the least mean of a set that small.
+    """
+    network = load_network("classifier", str(ASSET / "classifier.safetensors"))
+    reference = load_reference(str(ASSET / "reference.safetensors"))
+    labels = list(range(10)) * EACH
+    features, logits = network(torch.from_numpy(sampler.generate(labels, seed=1000)))
+    accuracy = float((logits.argmax(dim=1) == torch.tensor(labels)).float().mean())
+    distance = metrics.frechet_distance(metrics.moments(features), reference.moments)
+    card = storage.read_json(str(ASSET / "evaluation.json"))["figures"]
+    assert accuracy >= 0.85, accuracy
+    assert distance <= 2 * card["frechet_distance"], (distance, card["frechet_distance"])
+    _, recall = metrics.precision_and_recall(features, reference.features)
+    assert recall.value >= 0.2, recall  # of 300 samples: their balls leave more uncovered than those of 10,000
+
+
+def test_the_cards_figures_are_those_of_its_evaluation():
+    card = (ASSET / "MODEL_CARD.md").read_text()
+    result = storage.read_json(str(ASSET / "evaluation.json"))
+    for name, value in result["figures"].items():
+        if name in result["intervals"]:
+            row = re.search(rf"\| `{name}` \| ([-\d.]+) \|", card)
+            assert row is not None, name
+            assert float(row.group(1)) == pytest.approx(value, rel=5e-3, abs=5e-4), name
+    assert result["figures"]["samples"] == 10_000 and result["protocol"]["reference_images"] == 10_000
+
+
+def test_a_sample_is_the_same_alone_and_after_a_reload(sampler):
+    again = nvg.load(str(ASSET))  # a folder is as good as its name
+    one, other = sampler.generate(["Bag"], seed=3), again.generate(["Coat", "Bag"], seed=[9, 3])
+    assert np.abs(one[0].astype(int) - other[1].astype(int)).max() <= 1
+
+
+def test_the_readmes_first_example_draws_ten_images_in_20_seconds(tmp_path):
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 5
+    begun = time.time()
+    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
+    seconds = time.time() - begun
+    (picture,) = tmp_path.glob("*.png")
+    image = np.asarray(Image.open(picture))
+    assert image.shape == (32, 320) and image.std() > 30
+    assert seconds < 20, seconds
