@@ -9,7 +9,6 @@ Importing this package imports nothing else: torch, Ray and the rest come with t
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,13 +16,12 @@ if TYPE_CHECKING:
     from nvg.generator import Sampler
 
 __version__ = "0.1.0"
-__all__ = ["load", "sampler_folder"]
+__all__ = ["load"]
 
 _MODULES = (
     "autoencoder", "config", "data", "evaluation", "generator", "granularity", "serving", "storage", "tracking",
     "training",
 )
-_ASSETS = Path(__file__).parent / "assets"
 
 
 def load(name: str, settings: SamplerConfig | None = None) -> Sampler:
@@ -32,28 +30,9 @@ def load(name: str, settings: SamplerConfig | None = None) -> Sampler:
     settings replace the sampling settings it was trained with. Raises ValueError, naming what there is, for a name
     that is none of these, and nvg.training.checkpoint.CheckpointError for a folder that cannot be used.
     """
-    from nvg.training.checkpoint import load_sampler
+    from nvg.training.checkpoint import load_sampler, sampler_folder
 
     return load_sampler(sampler_folder(name), settings)
-
-
-def sampler_folder(name: str) -> str:
-    """The folder (path or URL) of a sampler's name, as for `load`. Raises ValueError for a name that is none."""
-    from nvg import storage, tracking
-
-    name = str(name)
-    if name.startswith("models:/"):
-        return tracking.registered_folder(name)
-    if (_ASSETS / name / "metadata.json").is_file():
-        return str(_ASSETS / name)
-    if storage.is_url(name) or Path(name).is_dir():
-        return name
-    shipped = sorted(path.parent.name for path in _ASSETS.glob("*/metadata.json"))
-    raise ValueError(
-        f"no sampler {name!r}: neither a folder nor one of those that ship with nvg "
-        f"({', '.join(shipped) or 'none'}): give a folder or URL that pipelines/train.py made, or "
-        "models:/NAME@champion"
-    )
 
 
 if not TYPE_CHECKING:  # a type checker looks at the modules themselves

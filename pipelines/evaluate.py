@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import nvg
 from nvg import config as configuration
 from nvg import storage, tracking
 from nvg.config import Config, ConfigError
@@ -34,7 +33,7 @@ from nvg.evaluation.npz import ImageWriter, read_moments
 from nvg.evaluation.pictures import MAXIMUM_CLASSES, reconstruction_picture, sample_grid, stages_picture
 from nvg.evaluation.reconstruction import ReconstructionFigures
 from nvg.evaluation.reference import Reference, ReferenceMeter, load_reference
-from nvg.training.checkpoint import CheckpointError, model_settings, read_metadata
+from nvg.training.checkpoint import CheckpointError, model_settings, read_metadata, sampler_folder
 from pipelines import common
 
 GRID_COLUMNS = 10  # samples a class in samples.png
@@ -347,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 return
             folder = common.require(artifacts["generators"], given)
         else:
-            folder = nvg.sampler_folder(arguments.sampler)
+            folder = sampler_folder(arguments.sampler)
             settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))
             config = configuration.from_dict(settings, arguments.overrides, where=arguments.config)
             common.check_output(config)

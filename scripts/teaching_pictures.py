@@ -31,7 +31,7 @@ from nvg.generator import Sampler
 from nvg.generator.controls import Given, given_from_drawing, given_from_sequence
 from nvg.generator.sampler import to_pixels
 from nvg.granularity import GranularitySequence
-from nvg.training.checkpoint import model_config
+from nvg.training.checkpoint import model_config, sampler_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 6  # rows or columns of a picture, at most
@@ -158,7 +158,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     sampler = nvg.load(arguments.sampler)
-    config = model_config(nvg.sampler_folder(arguments.sampler))
+    config = model_config(sampler_folder(arguments.sampler))
     config.output, config.tracking.uri = arguments.output, None
     run = tracking.start(config, "teaching_pictures")
     run.set_tags({"sampler": arguments.sampler})

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from nvg import config as configuration
-from nvg import storage
+from nvg import storage, tracking
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, SamplerConfig
 from nvg.generator import ContentGenerator, StructureGenerator
@@ -43,6 +43,7 @@ PARTS = ("content", "structure")
 # later version of the training or evaluation settings still loads it.
 MODEL_SECTIONS = ("name", "output", "seed", "data", "tokenizer", "repa", "content", "structure", "sampler")
 HALF = "half.json"  # instead of metadata.json, of a sampler that lacks a generator
+ASSETS = Path(__file__).parents[1] / "assets"  # samplers that ship with the package
 _CHUNK = 1 << 22  # bytes read at once for a checksum
 
 
@@ -266,6 +267,24 @@ def exported_parts(folder: str) -> list[str]:
         if storage.exists(path):
             return storage.read_json(path)["parts"]
     return []
+
+
+def sampler_folder(name: str) -> str:
+    """The folder (path or URL) of a sampler's name, as `nvg.load` takes it: one that ships with the package, a
+    folder or URL, or `models:/NAME@alias`. Raises CheckpointError (a ValueError) for a name that is none."""
+    name = str(name)
+    if name.startswith("models:/"):
+        return tracking.registered_folder(name)
+    if (ASSETS / name / "metadata.json").is_file():
+        return str(ASSETS / name)
+    if storage.is_url(name) or Path(name).is_dir():
+        return name
+    shipped = sorted(path.parent.name for path in ASSETS.glob("*/metadata.json"))
+    raise CheckpointError(
+        f"no sampler {name!r}: neither a folder nor one of those that ship with nvg "
+        f"({', '.join(shipped) or 'none'}): give a folder or URL that pipelines/train.py made, or "
+        "models:/NAME@champion"
+    )
 
 
 def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
