@@ -86,6 +86,19 @@ def check_output(config: Config) -> None:
         )
 
 
+def check_evaluation(config: Config) -> None:
+    """What can be known of an evaluation before hours of training. Raises ConfigError."""
+    if config.data.num_classes < 2 and config.evaluate.inception_weights is None:
+        raise ConfigError(
+            "data.num_classes=1: evaluation measures on features of a classifier of the data set's classes, and one "
+            "class gives none: set evaluate.inception_weights (docs/evaluation.md), or stop before, --until generators"
+        )
+    for name in ("reference", "inception_weights"):
+        path = getattr(config.evaluate, name)
+        if path not in (None, "test", "train") and not storage.exists(path):
+            raise ConfigError(f"evaluate.{name}={path}: no such file. docs/evaluation.md says where it comes from")
+
+
 # ---- Ray ----
 
 

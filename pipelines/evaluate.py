@@ -152,7 +152,7 @@ class _Evaluation:
         if config.evaluate.inception_weights is not None:
             from nvg.evaluation.inception import load_inception
 
-            load_inception(config.evaluate.inception_weights)  # what is wrong with it is said before anything is drawn
+            load_inception(config.evaluate.inception_weights)  # a wrong file is told before anything is drawn
             return "inception", config.evaluate.inception_weights
         source = self._source("train")
         path = classifier_place(config, source)
@@ -169,10 +169,7 @@ class _Evaluation:
     def _reference_place(self, name: str, mark: str) -> tuple[str, str]:
         """The file of a reference's features, and the fingerprint of its images."""
         if name.endswith(".npz"):
-            (size,) = storage.list_sizes(name).values() if storage.exists(name) else (None,)
-            if size is None:
-                raise FileNotFoundError(f"evaluate.reference={name}: no such file. Give the path or URL of an .npz "
-                                        "with uint8 images arr_0, or set it to test or train")
+            (size,) = storage.list_sizes(name).values()
             images = configuration.digest(name.rpartition("/")[2], size)
             pixels = None
         else:
@@ -354,6 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             evaluation = common.Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
             if common.already(evaluation):
                 return
+        common.check_evaluation(config)
         common.start_ray(config)
         evaluate(config, folder, evaluation.folder)
     except FINAL as error:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 from nvg import storage
-from nvg.config import Config
+from nvg.config import Config, ConfigError
 from pipelines import common
 from pipelines.common import STEPS, Artifact
 
@@ -27,8 +27,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     arguments = parser.parse_intermixed_args(argv)
     config = common.read_config(arguments)
-    artifacts = common.plan(config)
     wanted = STEPS[: STEPS.index(arguments.until) + 1]
+    if "evaluation" in wanted:
+        try:
+            common.check_evaluation(config)
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
+    artifacts = common.plan(config)
     forced = STEPS[STEPS.index(arguments.force) :] if arguments.force else ()
 
     todo = [step for step in wanted if step in forced or not artifacts[step].complete]
