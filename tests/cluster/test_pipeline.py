@@ -144,7 +144,7 @@ def test_any_sampler_is_evaluated_under_the_settings_of_another_file(done, argum
 
     torch.manual_seed(0)
     state = Inception().state_dict()
-    save_file({key: value.clone() for key, value in state.items()}, tmp_path / "inception.safetensors")
+    save_file({key: value.contiguous().clone() for key, value in state.items()}, tmp_path / "inception.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "reference.npz", images, mu=np.zeros(2048), sigma=np.eye(2048))
     (tmp_path / "protocol.yaml").write_text(
