@@ -445,9 +445,17 @@ def validate(config: Config, where: str = "configuration") -> None:
         check(len(section.betas) == 2, f"{name}.betas={section.betas} must be two numbers")
         check(section.checkpoint_every >= 1, f"{name}.checkpoint_every={section.checkpoint_every}: at least 1")
     evaluate = config.evaluate
-    for name, least in (("samples_per_class", 1), ("batch_size", 1), ("reconstructions", 0), ("bootstrap", 2)):
+    for name, least in (("samples_per_class", 1), ("batch_size", 1), ("bootstrap", 2)):
         value = getattr(evaluate, name)
         check(value >= least, f"evaluate.{name}={value} must be at least {least}")
+    check(
+        evaluate.samples_per_class * data.num_classes >= 2,
+        f"evaluate.samples_per_class={evaluate.samples_per_class}: one image has no covariance, draw at least two",
+    )
+    check(
+        evaluate.reconstructions == 0 or evaluate.reconstructions >= 2,
+        f"evaluate.reconstructions={evaluate.reconstructions} must be 0 (none) or at least 2",
+    )
     check(
         evaluate.reference in ("test", "train") or evaluate.reference.endswith(".npz"),
         f"evaluate.reference={evaluate.reference!r} is none of test, train, or the path or URL of an .npz file",

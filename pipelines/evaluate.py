@@ -9,9 +9,9 @@ name, folder or URL: the configuration then only changes the settings that the s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ from nvg.evaluation.npz import ImageWriter, read_moments
 from nvg.evaluation.pictures import MAXIMUM_CLASSES, reconstruction_picture, sample_grid, stages_picture
 from nvg.evaluation.reconstruction import ReconstructionFigures
 from nvg.evaluation.reference import Reference, ReferenceMeter, load_reference
-from nvg.training.checkpoint import CheckpointError, model_settings, read_metadata, sampler_folder
+from nvg.training.checkpoint import CheckpointError, is_shipped, model_settings, read_metadata, sampler_folder
 from pipelines import common
 
 GRID_COLUMNS = 10  # samples a class in samples.png
@@ -46,12 +46,12 @@ FINAL = (ConfigError, DataError, CheckpointError, FileNotFoundError)  # of the c
 def evaluate(config: Config, sampler_folder: str, output_folder: str) -> dict[str, Any]:
     """Evaluate the sampler of a folder (path or URL) on the running Ray; returns what evaluation.json holds.
 
-    Writes samples.npz, pictures, evaluation.json and, last, metadata.json into `output_folder`, evaluation.json beside
-    the sampler too; logs all to MLflow.
+    `output_folder` gets samples.npz, pictures, evaluation.json and metadata.json, all or nothing. evaluation.json
+    stands beside the sampler too, the latest one, unless it ships with the package. MLflow gets all but samples.npz.
     """
     begun = time.time()
-    with tempfile.TemporaryDirectory() as scratch:
-        evaluation = _Evaluation(config, sampler_folder, Path(scratch))
+    with storage.folder_writer(output_folder) as folder:
+        evaluation = _Evaluation(config, sampler_folder, folder)
         evaluation.run()
         result = {
             "figures": {name: _plain(value) for name, value in evaluation.figures.items()},
@@ -63,15 +63,14 @@ def evaluate(config: Config, sampler_folder: str, output_folder: str) -> dict[st
             "evaluate": dataclasses.asdict(config.evaluate),
             "seconds": round(time.time() - begun, 1),
         }
-        for path in sorted(Path(scratch).iterdir()):
-            storage.write_bytes(storage.join(output_folder, path.name), path.read_bytes())
-        storage.write_json(storage.join(output_folder, RESULT), result)
-        run = _track(config, sampler_folder, output_folder, result, Path(scratch))
-    storage.write_json(storage.join(output_folder, storage.LAST_FILE), {"kind": "evaluation", "run_id": run})
-    try:
-        storage.write_json(storage.join(sampler_folder, RESULT), result)
-    except OSError as error:  # a sampler that others own, for reading alone
-        print(f"evaluation: not written beside the sampler: {error}", flush=True)
+        storage.write_json(str(folder / RESULT), result)
+        run = _track(config, sampler_folder, output_folder, result, folder)
+        storage.write_json(str(folder / storage.LAST_FILE), {"kind": "evaluation", "run_id": run})
+    if not is_shipped(sampler_folder):  # its evaluation.json is what its card says, and no matter of who tries it
+        try:
+            storage.write_json(storage.join(sampler_folder, RESULT), result)
+        except OSError as error:  # a sampler that others own, for reading alone
+            print(f"evaluation: not written beside the sampler: {error}", flush=True)
     print(summary(result, output_folder), flush=True)
     return result
 
@@ -79,10 +78,9 @@ def evaluate(config: Config, sampler_folder: str, output_folder: str) -> dict[st
 class _Evaluation:
     """One evaluation, from the work to the figures."""
 
-    def __init__(self, config: Config, sampler_folder: str, scratch: Path) -> None:
-        self.config, self.sampler_folder, self.scratch = config, sampler_folder, scratch
-        self.metadata = read_metadata(sampler_folder)
-        self.class_names: list[str] = self.metadata["class_names"]
+    def __init__(self, config: Config, sampler_folder: str, folder: Path) -> None:
+        self.config, self.sampler_folder, self.folder = config, sampler_folder, folder
+        self.class_names: list[str] = read_metadata(sampler_folder)["class_names"]
         self.figures: dict[str, Any] = {}
         self.held_out = "test" if config.data.test is not None else "train"
         self.sources: dict[str, ImageSource] = {}
@@ -91,14 +89,14 @@ class _Evaluation:
         """All figures and pictures."""
         config, settings = self.config, self.config.evaluate
         self.network = self._network()
-        mark = network_name(*self.network)
+        network = network_name(*self.network)
         compared = self.held_out if settings.reference == "test" else settings.reference
         wanted = [compared]
         if settings.reconstructions:
             wanted.append(self.held_out)
         if settings.train_distance and config.data.test is not None:
             wanted += ["test", "train"]
-        places = {name: self._reference_place(name, mark) for name in dict.fromkeys(wanted)}
+        places = {name: self._reference_place(name, network) for name in dict.fromkeys(wanted)}
         references = {name: load_reference(place[0]) for name, place in places.items() if storage.exists(place[0])}
         missing = [name for name in places if name not in references]
 
@@ -117,11 +115,11 @@ class _Evaluation:
         answers = measure(config, rows, self.sources, self.sampler_folder, self.network, total)
         collected = self._collect(answers, missing)
         for name in missing:
-            path, print_of_images = places[name]
+            path, fingerprint = places[name]
             moments = _published_moments(name) if name.endswith(".npz") else None
             what = "reference" if name.endswith(".npz") else name
             references[name] = collected.references[name].reference(
-                what, print_of_images, mark, labelled=not name.endswith(".npz") and self.knows_classes,
+                what, fingerprint, network, labelled=not name.endswith(".npz") and self.knows_classes,
                 all_images=moments,
             )
             references[name].save(path)
@@ -130,7 +128,7 @@ class _Evaluation:
             "reference": references[compared].name,
             "reference_images": references[compared].images,
             "reference_fingerprint": references[compared].fingerprint,
-            "network": mark,
+            "network": network,
             "image_size": config.data.image_size,
             "settings": dataclasses.asdict(config.sampler),
         }
@@ -166,7 +164,7 @@ class _Evaluation:
             self.sources[split] = open_source(self.config.data, split)
         return self.sources[split]
 
-    def _reference_place(self, name: str, mark: str) -> tuple[str, str]:
+    def _reference_place(self, name: str, network: str) -> tuple[str, str]:
         """The file of a reference's features, and the fingerprint of its images."""
         if name.endswith(".npz"):
             (size,) = storage.list_sizes(name).values()
@@ -176,7 +174,7 @@ class _Evaluation:
             images = self._source(name).fingerprint()
             data = self.config.data
             pixels = [data.image_size, data.channels, data.limit if name == "train" else None]
-        key = configuration.digest("reference", images, pixels, mark)
+        key = configuration.digest("reference", images, pixels, network)
         return storage.join(self.config.output, f"reference-{key}.safetensors"), images
 
     def _collect(self, answers: Iterator[dict[str, Any]], references: Sequence[str]) -> _Collected:
@@ -186,8 +184,8 @@ class _Evaluation:
         collected = _Collected(references, settings.seed, ReconstructionFigures())
         chosen = np.linspace(0, len(self.class_names) - 1, min(MAXIMUM_CLASSES, len(self.class_names))).round()
         grid: dict[int, list[np.ndarray]] = {int(label): [] for label in chosen}
-        writer = ImageWriter(self.scratch / SAMPLES_FILE, count, size) if settings.save_samples else None
-        with writer or tempfile.TemporaryDirectory():
+        writer = ImageWriter(self.folder / SAMPLES_FILE, count, size) if settings.save_samples else None
+        with writer or contextlib.nullcontext():
             for answer in answers:
                 if answer["kind"] == "sample":
                     images = unpack(answer["images"])
@@ -203,15 +201,15 @@ class _Evaluation:
                     picture = stages_picture(
                         unpack(answer["codes"]), list(unpack(answer["images"])), answer["labels"], self.class_names
                     )
-                    picture.save(self.scratch / "stages.png")
+                    picture.save(self.folder / "stages.png")
                 else:
                     if collected.reconstruction.images == 0:
                         pair = unpack(answer["images"]), unpack(answer["reconstructions"])
-                        reconstruction_picture(*pair).save(self.scratch / "reconstruction.png")
+                        reconstruction_picture(*pair).save(self.folder / "reconstruction.png")
                     collected.add_reconstructions(answer)
         images = np.stack([image for some in grid.values() for image in some])
         labels = [label for label, some in grid.items() for _ in some]
-        sample_grid(images, labels, self.class_names, GRID_COLUMNS).save(self.scratch / "samples.png")
+        sample_grid(images, labels, self.class_names, GRID_COLUMNS).save(self.folder / "samples.png")
         return collected
 
     # ---- the figures ----
@@ -297,7 +295,7 @@ def _plain(value: Any) -> Any:
 # ---- MLflow, and the command ----
 
 
-def _track(config: Config, sampler: str, output: str, result: dict[str, Any], pictures: Path) -> str:
+def _track(config: Config, sampler: str, output: str, result: dict[str, Any], folder: Path) -> str:
     """Log everything but samples.npz, which is too large for a tracking server; returns the run's id."""
     run = tracking.start(config, "evaluate")
     run.set_tags({"artifact": output, "sampler": sampler, "network": result["protocol"]["network"]})
@@ -305,8 +303,7 @@ def _track(config: Config, sampler: str, output: str, result: dict[str, Any], pi
     for name, (low, high) in result["intervals"].items():
         numbers |= {f"{name}/low": low, f"{name}/high": high}
     run.log_metrics(numbers, 0)
-    storage.write_json(str(pictures / RESULT), result)
-    for path in sorted(pictures.iterdir()):
+    for path in sorted(folder.iterdir()):
         if path.name != SAMPLES_FILE:
             run.log_artifact(path)
     run.end()

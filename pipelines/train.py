@@ -7,7 +7,6 @@ train.parts=[content] or [structure] trains one alone; the other is added by a s
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from pipelines import common
 def train_generators(config: Config, tokenizer_folder: str, tokens_folder: str, output_folder: str) -> dict[str, Any]:
     """Train into `output_folder` (path or URL) on the running Ray, going on from its checkpoints; returns figures."""
     return ray_train.fit(
-        jobs.train_generators, copy.deepcopy(config), output_folder,
+        jobs.train_generators, config, output_folder,
         tokenizer=tokenizer_folder, tokens=tokens_folder,
     )
 

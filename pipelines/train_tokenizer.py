@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from pipelines import common
 
 def train_tokenizer(config: Config, output_folder: str) -> dict[str, Any]:
     """Train into `output_folder` (path or URL) on the running Ray, going on from its checkpoints; returns figures."""
-    return ray_train.fit(jobs.train_tokenizer, copy.deepcopy(config), output_folder)
+    return ray_train.fit(jobs.train_tokenizer, config, output_folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,9 +1,10 @@
 """Write the card of a shipped sampler from its evaluation and metadata: nvg/assets/NAME/MODEL_CARD.md.
 
     python scripts/model_card.py fashion-mnist --commit COMMIT --machine "2 cores of an AMD EPYC, no GPU" \\
-        --tokenizer runs/fashion_mnist_hour/tokenizer-KEY
+        --tokenizer runs/fashion_mnist_hour/tokenizer-KEY --evaluation runs/fashion_mnist_hour/evaluation-KEY
 
-Figures are copied from evaluation.json, never typed.
+The evaluation is that of the packaged weights (evaluate.py --sampler fashion-mnist): its evaluation.json is copied into
+the asset, and the figures are read from it, never typed.
 """
 
 from __future__ import annotations
@@ -57,9 +58,12 @@ def main() -> None:
     parser.add_argument("--commit", required=True)
     parser.add_argument("--machine", required=True)
     parser.add_argument("--tokenizer", required=True, help="the tokenizer's folder, for its time")
+    parser.add_argument("--evaluation", required=True, help="the folder of the packaged sampler's evaluation")
     arguments = parser.parse_args()
     folder = ASSETS / arguments.name
-    result = storage.read_json(str(folder / "evaluation.json"))
+    result = storage.read_json(storage.join(arguments.evaluation, "evaluation.json"))
+    result["sampler"] = arguments.name  # not the path it had on the machine that measured it
+    storage.write_json(str(folder / "evaluation.json"), result)
     training = storage.read_json(str(folder / "metadata.json"))["training"]
     tokenizer = storage.read_json(storage.join(arguments.tokenizer, "metadata.json"))["training"]
     rows = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nvg import storage
 from nvg.evaluation.classifier import Classifier, load_classifier
@@ -19,15 +19,9 @@ BATCH = 256  # images that pass through the network at once
 
 @dataclass
 class FeatureNetwork:
-    """A frozen network and the name that figures carry: features of different weights cannot be compared."""
+    """A frozen network, called with images of any size."""
 
-    name: str
     module: Classifier | Inception
-
-    @property
-    def knows_classes(self) -> bool:
-        """Whether its outputs are the data set's classes. Inception's 1008 are in an order of their own."""
-        return isinstance(self.module, Classifier)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,13 +40,16 @@ class FeatureNetwork:
 
 
 def network_name(kind: str, path: str) -> str:
-    """`classifier 0123456789ab`: the kind and a hash of the file's bytes."""
+    """`classifier 0123456789ab`, the kind and a hash of the file's bytes: features of other weights do not compare."""
     return f"{kind} {hashlib.sha256(storage.read_bytes(path)).hexdigest()[:12]}"
 
 
 def load_network(kind: str, path: str, device: torch.device | str = "cpu") -> FeatureNetwork:
-    """kind: "inception" or "classifier"; path: its .safetensors file, path or URL."""
-    module: nn.Module
+    """kind: "inception" or "classifier"; path: its .safetensors file, path or URL.
+
+    Raises WeightsError or ValueError for a file that is not of that network.
+    """
+    module: Classifier | Inception
     if kind == "inception":
         module = load_inception(path)
     else:
@@ -60,4 +57,4 @@ def load_network(kind: str, path: str, device: torch.device | str = "cpu") -> Fe
             file = Path(scratch) / "classifier.safetensors"
             file.write_bytes(storage.read_bytes(path))
             module = load_classifier(file)
-    return FeatureNetwork(network_name(kind, path), module.to(device))
+    return FeatureNetwork(module.to(device))

@@ -61,7 +61,7 @@ def npz_rows(path: str) -> Iterator[Row]:
     from nvg.evaluation.npz import read_images
 
     with storage.open(path) as file:
-        for images in read_images(io.BytesIO(file.read()), BATCH):
+        for images in read_images(file, BATCH):
             yield ASKED | {"kind": "features", "split": path, "images": _pack(images)}
 
 

@@ -287,6 +287,11 @@ def sampler_folder(name: str) -> str:
     )
 
 
+def is_shipped(folder: str) -> bool:
+    """Whether a sampler's folder is one of those that ship with the package."""
+    return not storage.is_url(folder) and Path(folder).resolve().parent == ASSETS
+
+
 def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
     """The sampler of a folder (path or URL). settings replace the `sampler` section it was trained with.
 

@@ -54,14 +54,18 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
         _check_elastic(config)
         workers = (cluster.min_workers, cluster.num_workers)
     _warn_of_too_few_cpus(ray.cluster_resources().get("CPU", 0.0), config)
-    config.tracking.uri = tracking.tracking_uri(config)  # every worker takes the driver's answer
     notes = storage.join(folder, "ray_train")
     path, filesystem = _storage(notes)
     with contextlib.suppress(FileNotFoundError):
         storage.remove(notes)  # of a driver that was killed
     trainer = library.torch.TorchTrainer(
         _worker,
-        train_loop_config={"body": body, "config": config, "arguments": {"folder": folder, **arguments}},
+        train_loop_config={
+            "body": body,
+            "config": config,
+            "arguments": {"folder": folder, **arguments},
+            "tracking_uri": tracking.tracking_uri(config),  # every worker takes the driver's answer
+        },
         scaling_config=library.ScalingConfig(
             num_workers=workers,
             use_gpu=cluster.use_gpu,
@@ -91,7 +95,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device, prepare_model
 
     config: Config = loop["config"]
-    os.environ[tracking.ENVIRONMENT] = str(config.tracking.uri)
+    os.environ[tracking.ENVIRONMENT] = loop["tracking_uri"]
     for name in ("ray.data", "ray.train"):  # notices at every epoch and every checkpoint
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))

@@ -65,6 +65,8 @@ def test_the_plan_is_printed_and_nothing_is_run(arguments, capsys, tmp_path):
 def test_a_run_makes_every_artifact_and_a_sampler_that_loads(done, arguments):
     for artifact in done.values():
         assert artifact.complete and storage.exists(storage.join(artifact.folder, "timing.json"))
+    for step in ("tokenizer", "generators"):  # what is on record is the configuration, not where this machine tracks
+        assert configuration.read(f"{done[step].folder}/config.yaml")["tracking"]["uri"] is None
     evaluation = storage.read_json(storage.join(done["evaluation"].folder, "evaluation.json"))
     figures = evaluation["figures"]
     assert figures["samples"] == 12 and 0 <= figures["accuracy_on_samples"] <= 1
