@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from nvg import storage
 from nvg.config import Config, ConfigError
+from nvg.data import DataError
 from pipelines import common
 from pipelines.common import STEPS, Artifact
 
@@ -27,19 +28,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     arguments = parser.parse_intermixed_args(argv)
     config = common.read_config(arguments)
-    artifacts = common.plan(config)
     wanted = STEPS[: STEPS.index(arguments.until) + 1]
+    try:
+        artifacts = common.plan(config)
+        if "evaluation" in wanted and (arguments.force or not artifacts["evaluation"].complete):
+            common.check_evaluation(config)
+    except (ConfigError, DataError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
     forced = STEPS[STEPS.index(arguments.force) :] if arguments.force else ()
 
     todo = [step for step in wanted if step in forced or not artifacts[step].complete]
     for step in wanted:
         state = "to do" if step in todo else "complete, skipped"
         print(f"{step:<11}{state:<19}{artifacts[step].folder}", flush=True)
-    if "evaluation" in todo:
-        try:
-            common.check_evaluation(config)
-        except ConfigError as error:
-            sys.exit(f"error: {error}")
     if arguments.dry_run:
         return
     if not todo:

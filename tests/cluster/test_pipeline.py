@@ -196,11 +196,16 @@ def test_a_submitted_job_refuses_a_relative_output(arguments, monkeypatch):
 
 
 def test_what_evaluation_lacks_is_told_before_the_training(arguments, tmp_path):
-    one = [*arguments, "data.num_classes=1", f"output={tmp_path}/out", "--dry-run"]
+    (tmp_path / "images" / "only").mkdir(parents=True)
+    (tmp_path / "images" / "only" / "a.png").write_bytes(encode(pixels(0)))
+    one = [*arguments, f"data.train={tmp_path}/images", "data.num_classes=1", f"output={tmp_path}/out", "--dry-run"]
     with pytest.raises(SystemExit, match="data.num_classes=1: .*evaluate.inception_weights"):
         run.main(one)
     with pytest.raises(SystemExit, match="evaluate.reference=/nowhere.npz: no such file"):
         run.main([*arguments, "evaluate.reference=/nowhere.npz", "--dry-run"])
+    run.main([*one, "--until", "generators"])
+    with pytest.raises(SystemExit, match="error: .*nowhere"):  # one line, no traceback
+        run.main([*arguments, "data.train=/nowhere", "--dry-run"])
 
 
 def test_token_rows_are_what_the_tokenizer_makes_of_the_images(done, arguments):
