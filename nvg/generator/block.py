@@ -7,6 +7,7 @@ out, 3 w^2 modulate (shift, scale, gate): 15 w^2 a block.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nvg.generator.rope import HEAD_WIDTH, rotate
+
+
+def by_rows(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """layer(x) for x (..., w) with few rows, as many rows would have it, to the last bit.
+
+    The CPU's matrix product of fewer than four rows runs another kernel, whose sums round differently. An image must
+    not depend on how many others are drawn with it, so fewer rows are filled up to four.
+    """
+    rows = x.shape[:-1].numel()
+    if rows >= 4:
+        return layer(x)
+    filled = layer(F.pad(x.reshape(rows, -1), (0, 0, 0, 4 - rows)))
+    return filled[:rows].reshape(*x.shape[:-1], -1)
 
 
 class Block(nn.Module):
@@ -35,7 +49,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, table: Tensor) -> Tensor:
         """x (B, T, w); condition (B, w), already activated; table (B, 1, T, 32, 2) of `rotary_table`."""
-        shift, scale, gate = self.modulation(condition)[:, None].chunk(3, dim=-1)  # (B, 1, w) each
+        shift, scale, gate = by_rows(self.modulation, condition)[:, None].chunk(3, dim=-1)  # (B, 1, w) each
         hidden = self.project_in(self.norm(x) * (1 + scale) + shift)  # (B, T, 7w)
         qkv, mlp = hidden.split((3 * self.width, 4 * self.width), dim=-1)
         q, k, v = qkv.unflatten(-1, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)  # (B, heads, T, 64) each
@@ -100,7 +114,7 @@ class Backbone(nn.Module):
                 x = block(x, condition, table)
             if number == tap:
                 hidden = x[:, 1:]
-        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        shift, scale = by_rows(self.modulation, condition)[:, None].chunk(2, dim=-1)
         return self.norm(x[:, 1:]) * (1 + scale) + shift, hidden
 
 
@@ -116,4 +130,4 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         angle = time.float()[:, None] * self.frequency
-        return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=-1))
+        return by_rows(self.mlp, torch.cat((angle.cos(), angle.sin()), dim=-1))

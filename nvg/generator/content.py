@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nvg.config import ContentConfig
-from nvg.generator.block import Backbone
+from nvg.generator.block import Backbone, by_rows
 from nvg.generator.rope import IMAGE, axis_widths, class_token_ids, rotary_table, token_ids
 from nvg.granularity import cluster_means, last_stage, structure_embedding
 
@@ -86,4 +86,4 @@ class ContentGenerator(nn.Module):
     def logits(self, estimate: Tensor, canvas: Tensor, structure_map: Tensor, stage: int) -> Tensor:
         """Logits of c_i from x_hat and x_i (N, L, e) and s_i (N, L): (N, 2^i, V)."""
         means = cluster_means(estimate - canvas, structure_map, 2**stage)
-        return self.log_gain[stage].exp() * self.to_logits(means)
+        return self.log_gain[stage].exp() * by_rows(self.to_logits, means)

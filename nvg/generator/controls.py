@@ -33,6 +33,18 @@ class Given:
         """The number of stages whose content is given, from stage 0."""
         return len(self.content)
 
+    def each(self) -> list[Given]:
+        """The same, image by image."""
+        return [
+            Given(
+                self.codes[j : j + 1],
+                self.structure_stages,
+                [tokens[j : j + 1] for tokens in self.content],
+                self.moved[j : j + 1],
+            )
+            for j in range(self.codes.shape[0])
+        ]
+
     def to(self, device: torch.device) -> Given:
         """The same on another device."""
         return Given(
