@@ -1,6 +1,8 @@
 # make demo    the whole pipeline on Fashion-MNIST: environment, data, tokenizer, tokens, generators, evaluation
+# make serve   the shipped sampler over HTTP: API, documentation and the studio page on port 8000
 # make test    lint, types and all tests
 # Settings over the configuration:  make demo SETTINGS='train.steps=500 output=runs/short'
+#                                   make serve SETTINGS='port=8080 model=runs/...'
 # Chosen tests:                     make test TESTS='tests/generator -k rotary'
 
 CONFIG ?= conf/fashion_mnist.yaml
@@ -10,12 +12,15 @@ export PYTHON
 # Where bytecode is not kept (container images often say so) each of Ray's processes compiles torch anew: 3 s of a core.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test setup data lint lock
+.PHONY: demo serve test setup data lint lock
 .NOTPARALLEL:
 
 demo: setup
 	@settings="$$(.venv/bin/python scripts/fashion_mnist.py)" \
 	  && exec .venv/bin/python pipelines/run.py --config $(CONFIG) $$settings $(SETTINGS)
+
+serve: setup
+	@exec .venv/bin/python pipelines/serve.py --config conf/serving/fashion_mnist.yaml $(SETTINGS)
 
 test: data
 	@exec scripts/test.sh $(TESTS)

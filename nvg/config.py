@@ -13,11 +13,12 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Schema = TypeVar("Schema")
 REQUIRED: Any = "???"  # OmegaConf's mark of a value that must be given
 
 
@@ -252,6 +253,31 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
+@dataclass
+class ServeConfig:
+    """A deployment of the sampler over HTTP (docs/serving.md)."""
+
+    model: str = "fashion-mnist"  # as nvg.load takes it: shipped name, folder or URL, models:/NAME@alias
+    name: str | None = None  # the model's id in the API; None = the last part of `model`
+    host: str = "127.0.0.1"  # 0.0.0.0 listens on all interfaces: then set NVG_API_KEYS
+    port: int = 8000
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_ongoing_requests: float = 8.0  # of a replica, which autoscaling aims at
+    cpus_per_replica: float = 1.0
+    gpus_per_replica: float = 0.0  # above 0 the sampler runs on CUDA
+    threads_per_replica: int = 1  # torch threads
+    max_batch: int = 16  # images that are drawn at once
+    batch_wait_ms: float = 2.0  # how long a batch that is not full waits for more
+    max_queue: int = 256  # images that may wait in a replica; a request beyond gets 429
+    max_images: int = 64  # of one request
+    max_body_mb: float = 10.0  # of one request
+    max_upload_pixels: int = 16_000_000  # width * height of a reference image or mask
+    drain_seconds: float = 30.0  # that requests in hand have at shutdown or on a new version
+    local_cpus: int | None = None  # a Ray started here: its CPUs; None = all
+    object_store_gb: float = 0.2  # a Ray started here: size of its object store
+
+
 # Filled by `load` where the YAML does not set them; setting one to something else is an error.
 DERIVED = {
     "tokenizer.image_size": lambda c: c.data.image_size,
@@ -309,13 +335,42 @@ def read(path: str | Path) -> dict:
 
 def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> Config:
     """As `load`, from a nested dictionary."""
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.default_factory) and not isinstance(content.get(section.name, {}), dict):
+            raise ConfigError(f"{where}: {section.name}={content[section.name]!r} must be a section with keys")
+    config = _typed(Config, content, overrides, where, DERIVED)
+    validate(config, where)
+    return config
+
+
+def serve_config(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> ServeConfig:
+    """The configuration of a deployment. Raises ConfigError with the key's name."""
+    config = _typed(ServeConfig, content, overrides, where, {})
+    positive = ("min_replicas", "threads_per_replica", "max_batch", "max_queue", "max_images", "max_upload_pixels")
+    for name in positive:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 1")
+    for name in ("batch_wait_ms", "cpus_per_replica", "gpus_per_replica", "drain_seconds"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 0")
+    if config.max_replicas < config.min_replicas:
+        raise ConfigError(f"{where}: max_replicas={config.max_replicas} is below min_replicas={config.min_replicas}")
+    if config.max_queue < config.max_images:
+        raise ConfigError(
+            f"{where}: max_queue={config.max_queue} is below max_images={config.max_images}: a request of so many "
+            "images could never be taken"
+        )
+    return config
+
+
+def _typed(
+    schema: type[Schema], content: dict, overrides: Sequence[str], where: str, derived: dict[str, Callable]
+) -> Schema:
+    """A dataclass from a dictionary and overrides, every key known, every type right, nothing missing."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    for section in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(section.default_factory) and not isinstance(content.get(section.name, {}), dict):
-            raise ConfigError(f"{where}: {section.name}={content[section.name]!r} must be a section with keys")
     changes = []
     for item in overrides:
         if not item.partition("=")[0].strip() or "=" not in item:
@@ -325,8 +380,8 @@ def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "con
         except YAMLError:
             raise ConfigError(f"override {item!r}: the value is not YAML (an open bracket or quote?)") from None
     try:
-        node = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(content), *changes)
-        for key, value in DERIVED.items():
+        node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(content), *changes)
+        for key, value in derived.items():
             expected = value(node)
             if OmegaConf.is_missing(OmegaConf.select(node, key.split(".")[0]), key.split(".")[1]):
                 OmegaConf.update(node, key, expected)
@@ -337,17 +392,16 @@ def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "con
                 )
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, where)) from None
-    assert isinstance(config, Config)
-    validate(config, where)
+        raise ConfigError(_explain(error, where, schema)) from None
+    assert isinstance(config, schema)
     return config
 
 
-def _explain(error: Exception, where: str) -> str:
+def _explain(error: Exception, where: str, schema: type) -> str:
     key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
     first_line = str(error).split("\n")[0]
     if "not in" in first_line:
-        near = _near_key(str(key))
+        near = _near_key(str(key), _all_keys(schema))
         hint = f"; did you mean {near!r}?" if near else ""
         return f"{where}: unknown key {key!r}{hint}"
     if "Missing mandatory value" in first_line or "Structured config" in first_line:
@@ -355,20 +409,20 @@ def _explain(error: Exception, where: str) -> str:
     return f"{where}: {key}: {first_line}"
 
 
-def _near_key(key: str) -> str | None:
+def _near_key(key: str, keys: list[str]) -> str | None:
     """A known key that was perhaps meant: a like name in the same section, else the same name in another one."""
     section, _, name = key.rpartition(".")
-    known = [tuple(item.rpartition(".")[::2]) for item in _all_keys()]
+    known = [tuple(item.rpartition(".")[::2]) for item in keys]
     near = difflib.get_close_matches(name, [other for where, other in known if where == section], n=1)
     if near:
         return f"{section}.{near[0]}" if section else near[0]
     elsewhere = [f"{where}.{other}" for where, other in known if other == name and where]
-    return elsewhere[0] if elsewhere else next(iter(difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.8)), None)
+    return elsewhere[0] if elsewhere else next(iter(difflib.get_close_matches(key, keys, n=1, cutoff=0.8)), None)
 
 
-def _all_keys() -> list[str]:
+def _all_keys(schema: type) -> list[str]:
     keys = []
-    for section in dataclasses.fields(Config):
+    for section in dataclasses.fields(schema):
         keys.append(section.name)
         if dataclasses.is_dataclass(section.default_factory):
             keys += [f"{section.name}.{item.name}" for item in dataclasses.fields(section.default_factory)]

@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if common.already(artifacts["tokens"]):
             return
         tokenizer = common.require(artifacts["tokenizer"], arguments)
-        common.start_ray(config)
+        common.start_ray(config.cluster)
         build_tokens(config, tokenizer, artifacts["tokens"].folder)
     except (ConfigError, DataError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from nvg import config as configuration
 from nvg import storage
-from nvg.config import Config, ConfigError
+from nvg.config import ClusterConfig, Config, ConfigError, ServeConfig
 
 STEPS = ("tokenizer", "tokens", "generators", "evaluation")
 SCRIPTS = {
@@ -102,7 +102,7 @@ def check_evaluation(config: Config) -> None:
 # ---- Ray ----
 
 
-def start_ray(config: Config) -> None:
+def start_ray(config: ClusterConfig | ServeConfig) -> None:
     """Connect to the cluster that RAY_ADDRESS or a submitted job names, else start a Ray of our own here."""
     import ray
 
@@ -119,10 +119,10 @@ def start_ray(config: Config) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=environment, log_to_driver=True)
         return
-    store = config.cluster.object_store_gb
+    store = config.object_store_gb
     ray.init(
         address="local",
-        num_cpus=config.cluster.local_cpus,
+        num_cpus=config.local_cpus,
         object_store_memory=int(store * 1e9) if store else None,
         include_dashboard=True,
         runtime_env=environment,

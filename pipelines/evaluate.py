@@ -349,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if common.already(evaluation):
                 return
         common.check_evaluation(config)
-        common.start_ray(config)
+        common.start_ray(config.cluster)
         evaluate(config, folder, evaluation.folder)
     except FINAL as error:
         sys.exit(f"error: {error}")

@@ -59,7 +59,7 @@ def run_steps(config: Config, artifacts: dict[str, Artifact], steps: Sequence[st
     """Run steps in order as Ray tasks. Ends the program with the step's name where one fails for good."""
     import ray
 
-    common.start_ray(config)
+    common.start_ray(config.cluster)
     task = ray.remote(num_cpus=0, max_retries=config.cluster.step_retries, retry_exceptions=True)(run_step)
     done = None
     tasks = {}

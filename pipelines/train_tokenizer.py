@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         artifact = common.plan(config)["tokenizer"]
         if common.already(artifact):
             return
-        common.start_ray(config)
+        common.start_ray(config.cluster)
         train_tokenizer(config, artifact.folder)
     except ray_train.FINAL as error:
         sys.exit(f"error: {error}")

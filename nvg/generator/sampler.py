@@ -270,8 +270,8 @@ class Options:
 
     def rows(self, index: list[int]) -> Options:
         """The options of some images."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return Options(**{name: value[index] if isinstance(value, Tensor) else value for name, value in values.items()})
+        names = (item.name for item in dataclasses.fields(self) if item.name != "flow_steps")
+        return Options(self.flow_steps, **{name: getattr(self, name)[index] for name in names})
 
 
 # ---- the pieces, as functions ----
@@ -336,7 +336,7 @@ def one_each(given: Given | Sequence[Given | None] | None, count: int, positions
                 f"the given structure has shape {tuple(given.codes.shape)}, {count} images of this model need "
                 f"({count}, {positions}) or (1, {positions})"
             )
-        return given.each() * (count if given.codes.shape[0] == 1 else 1)
+        return [*given.each()] * (count if given.codes.shape[0] == 1 else 1)
     if len(given) != count:
         raise ValueError(f"{len(given)} given for {count} images: one (or None) an image")
     for one in given:

@@ -189,7 +189,7 @@ def test_a_killed_job_goes_on_where_it_was(unbroken, images, tokenizer, tokens, 
     code = (
         "import sys; from tests.cluster.test_training import smoke, generators; from pipelines import common\n"
         "from pathlib import Path; output, images, tokenizer, tokens = sys.argv[1:]\n"
-        "common.start_ray(smoke(output, images)); generators(Path(output), images, tokenizer, tokens)"
+        "common.start_ray(smoke(output, images).cluster); generators(Path(output), images, tokenizer, tokens)"
     )
     with open(tmp_path / "log.txt", "w") as log:
         job = subprocess.Popen(

@@ -1,0 +1,410 @@
+"""The HTTP routes, after the OpenAI Images API, as a FastAPI application around an engine. Imports no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi import Path as PathParameter
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from nvg.config import ServeConfig
+from nvg.serving import schemas
+from nvg.serving.engine import Engine, ImageDone, Job, Served, StageDone
+from nvg.serving.errors import RequestError
+from nvg.serving.guard import Guard, Observer
+from nvg.serving.images import base64_text, to_png
+from nvg.serving.requests import given_from_upload, given_in, plan, scale_of
+
+STUDIO = Path(__file__).with_name("studio")
+Kind = Literal["image_generation", "image_edit"]
+
+
+@dataclass
+class Service:
+    """What the routes need. `loaded` may be replaced at any time: a request keeps the model that it began with."""
+
+    engine: Engine
+    config: ServeConfig
+    loaded: Served | None = None
+
+    @property
+    def model(self) -> Served:
+        """The served model. Raises RequestError before the first one is loaded."""
+        if self.loaded is None:
+            raise RequestError(503, "no model is loaded yet", code="not_ready", retry_after=1)
+        return self.loaded
+
+
+def create_app(service: Service, *, key_hashes: frozenset[str], observer: Observer) -> FastAPI:
+    """The application. key_hashes: SHA-256 of the bearer tokens that open /v1; none = open to all."""
+    app = FastAPIOffline(  # a FastAPI whose /docs has its scripts here, not on a CDN
+        title="nvg",
+        version=version("nvg"),
+        summary="Next visual granularity generation over HTTP, after the OpenAI Images API.",
+        redoc_url=None,
+        static_url="/docs/files",
+    )
+    limit = int(service.config.max_body_mb * 1e6)
+    app.add_middleware(Guard, key_hashes=key_hashes, max_body=limit, observer=observer)
+    _handle_errors(app)
+    _routes(app, service)
+    _pages(app)
+    app.openapi = lambda: _openapi(app, secured=bool(key_hashes))  # type: ignore[method-assign]
+    return app
+
+
+# ---- routes ----
+
+EXAMPLE_EVENTS = (
+    'event: image_generation.partial_image\ndata: {"type": "image_generation.partial_image", "b64_json": "...", '
+    '"partial_image_index": 0, ...}\n\nevent: image_generation.completed\ndata: {"type": '
+    '"image_generation.completed", "b64_json": "...", ...}\n\n'
+)
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    words = {
+        400: "A field is wrong; `param` names it.",
+        401: "A bearer token is needed, or this one is not known.",
+        404: "No such model.",
+        413: "The request or its image is too large.",
+        503: "No model is loaded yet; Retry-After says for how many seconds.",
+        429: "Too many images wait; Retry-After says for how many seconds.",
+        500: "The sampler failed; the server's log has the reason.",
+    }
+    return {status: {"model": schemas.Error, "description": words[status]} for status in statuses}
+
+
+def _routes(app: FastAPI, service: Service) -> None:
+    stream: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": EXAMPLE_EVENTS}}}
+    }
+    drawing = _errors(400, 401, 404, 413, 429, 500, 503) | stream
+
+    @app.post(
+        "/v1/images/generations", response_model=schemas.ImagesAnswer, responses=drawing, tags=["images"],
+        summary="Draw images of classes",
+    )  # fmt: skip
+    async def generate(body: schemas.GenerationRequest) -> Any:
+        model = service.model
+        prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+        job = plan(body, prompts, model, service.config, given_in(body, model))
+        return await _answer(service, job, body, "image_generation")
+
+    @app.post(
+        "/v1/images/edits", response_model=schemas.ImagesAnswer, responses=drawing, tags=["images"],
+        summary="Draw images in the structure of another one, or of a drawing",
+        openapi_extra={"requestBody": _edit_body()},
+    )  # fmt: skip
+    async def edit(request: Request) -> Any:
+        model = service.model
+        body, files = await _form(request)
+        job = plan(body, [body.prompt], model, service.config, None)
+        job.given = await service.engine.call(
+            lambda: given_from_upload(body, files.get("image"), files.get("mask"), model, service.config)
+        )
+        return await _answer(service, job, body, "image_edit")
+
+    @app.get("/v1/models", response_model=schemas.ModelList, responses=_errors(401, 503), tags=["models"])
+    async def models() -> Any:
+        """The served model."""
+        return schemas.ModelList(data=[_describe(service)])
+
+    @app.get("/v1/models/{name}", response_model=schemas.Model, responses=_errors(400, 401, 404, 503), tags=["models"])
+    async def model(name: Annotated[str, PathParameter(max_length=200)]) -> Any:
+        """The served model, by its id."""
+        if name != service.model.name:
+            raise RequestError(404, f"no model {name!r} is served here, but {service.model.name!r}", param="model")
+        return _describe(service)
+
+    @app.get("/healthz", response_model=schemas.Health, tags=["operation"])
+    async def healthz() -> Any:
+        """The process answers."""
+        return schemas.Health(status="ok")
+
+    @app.get(
+        "/readyz", response_model=schemas.Health, tags=["operation"],
+        responses={503: {"model": schemas.Health, "description": "Not ready; `reason` says why."}},
+    )  # fmt: skip
+    async def readyz() -> Any:
+        """A model is loaded, and the queue has room."""
+        engine = service.engine
+        reason = None
+        if service.loaded is None:
+            reason = "no model is loaded yet"
+        elif not engine.alive:
+            reason = "the engine has stopped"
+        elif engine.queued >= engine.max_queue:
+            reason = f"{engine.queued} images wait"
+        if reason is None:
+            return schemas.Health(status="ok")
+        return JSONResponse(schemas.Health(status="not ready", reason=reason).model_dump(), 503)
+
+
+async def _form(request: Request) -> tuple[schemas.EditRequest, dict[str, bytes]]:
+    """The fields and files of a multipart request. Raises RequestError, RequestValidationError."""
+    kind = request.headers.get("content-type", "")
+    if not kind.lower().startswith("multipart/form-data"):
+        raise RequestError(400, f"edits are multipart/form-data, not {kind or 'without a content type'}")
+    fields: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    async with request.form(max_files=2, max_fields=32) as form:
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")  # clients send one image as image or as image[]
+            if name in fields or name in files:
+                raise RequestError(400, f"{name} is given twice; this API takes one", param=name)
+            if isinstance(value, UploadFile) and name in ("image", "mask"):
+                files[name] = await value.read()
+            elif isinstance(value, UploadFile):
+                raise RequestError(400, f"no file field {name!r}; there are image and mask", param=name)
+            elif name in ("image", "mask"):
+                raise RequestError(400, f"{name} must be a file, not text: no path or URL is read", param=name)
+            else:
+                fields[name] = value
+    try:
+        return schemas.EditRequest.model_validate(fields), files
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+async def _answer(service: Service, job: Job, request: schemas.Common, kind: Kind) -> Any:
+    model = job.model
+    scale = scale_of(request, model.sampler.tokenizer.config.image_size)
+    service.engine.submit(job)
+    if request.stream:
+        return StreamingResponse(_events(service, job, scale, kind), media_type="text/event-stream", headers=NO_STORE)
+    done: list[ImageDone] = []
+    async with aclosing(service.engine.results(job)) as results:
+        async for result in results:
+            if isinstance(result, ImageDone):
+                done.append(result)
+    done.sort(key=lambda result: result.index)
+    pictures = await asyncio.to_thread(lambda: [base64_text(_png(job, result, scale)) for result in done])
+    as_url = request.response_format == "url"
+    data = [
+        schemas.Image(
+            b64_json=None if as_url else picture,
+            url=f"data:image/png;base64,{picture}" if as_url else None,
+            nvg=_of_image(job, result),
+        )
+        for picture, result in zip(pictures, done, strict=True)
+    ]
+    answer = schemas.ImagesAnswer(
+        created=int(time.time()), data=data, size=_size(job, scale), usage=_usage(job, len(done)), nvg=_of_answer(job)
+    )
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json", headers=NO_STORE)
+
+
+async def _events(service: Service, job: Job, scale: int, kind: Kind) -> AsyncIterator[str]:
+    """Server-sent events: partial images as their stages end, and each image when it is finished."""
+    sent = [0] * len(job.classes)
+    try:
+        async with aclosing(service.engine.results(job)) as results:
+            async for result in results:
+                event: BaseModel
+                if isinstance(result, StageDone):
+                    picture = await asyncio.to_thread(to_png, result.preview, scale=scale)
+                    extension = schemas.StageExtension(
+                        image_index=result.index, stage=result.stage, structure=result.structure.tolist()
+                    )
+                    event = schemas.PartialImageEvent(
+                        type=f"{kind}.partial_image",  # type: ignore[arg-type]
+                        b64_json=base64_text(picture),
+                        partial_image_index=sent[result.index],
+                        created_at=int(time.time()),
+                        size=_size(job, scale),
+                        nvg=extension,
+                    )
+                    sent[result.index] += 1
+                else:
+                    job.ended = time.perf_counter()
+                    picture = await asyncio.to_thread(_png, job, result, scale)
+                    values = _of_answer(job).model_dump() | _of_image(job, result).model_dump()
+                    event = schemas.CompletedEvent(
+                        type=f"{kind}.completed",  # type: ignore[arg-type]
+                        b64_json=base64_text(picture),
+                        created_at=int(time.time()),
+                        size=_size(job, scale),
+                        usage=_usage(job, 1),
+                        nvg=schemas.CompletedExtension(image_index=result.index, **values),
+                    )
+                name = event.type  # type: ignore[attr-defined]
+                yield f"event: {name}\ndata: {event.model_dump_json(exclude_none=True)}\n\n"
+    except RequestError as error:  # the status line has gone out already
+        yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
+
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+def _png(job: Job, result: ImageDone, scale: int) -> bytes:
+    """The finished picture, with the request that makes it again in its text chunk."""
+    size = job.model.sampler.tokenizer.config.image_size * scale
+    request: dict[str, Any] = {
+        "prompt": job.model.sampler.class_names[job.classes[result.index]],
+        "seed": job.seeds[result.index],
+        "size": f"{size}x{size}",
+        **dataclasses.asdict(job.settings),
+    }
+    if job.given is not None:
+        stages, last = job.given.structure_stages, job.model.sampler.last_stage
+        if stages:
+            request |= {"structure": (result.structure >> (last - stages)).tolist(), "keep_stages": stages}
+        if job.given.content_stages:
+            request |= {"content": result.content[: job.given.content_stages]}
+    made_by = {"model": job.model.name, "fingerprint": job.model.fingerprint, "request": request}
+    return to_png(result.pixels, scale=scale, made_by=made_by)
+
+
+def _size(job: Job, scale: int) -> str:
+    side = job.model.sampler.tokenizer.config.image_size * scale
+    return f"{side}x{side}"
+
+
+def _of_image(job: Job, result: ImageDone) -> schemas.ImageExtension:
+    index = job.classes[result.index]
+    return schemas.ImageExtension(
+        class_index=index,
+        class_name=job.model.sampler.class_names[index],
+        seed=job.seeds[result.index],
+        structure=result.structure.tolist(),
+        content=result.content,
+    )
+
+
+def _of_answer(job: Job) -> schemas.AnswerExtension:
+    now = time.perf_counter()
+    timings = schemas.Timings(
+        queued_ms=round(1000 * (job.began - job.arrived), 2),
+        sampling_ms=round(1000 * (job.ended - job.began), 2),
+        total_ms=round(1000 * (now - job.arrived), 2),
+        batches=job.batches,
+    )
+    return schemas.AnswerExtension(
+        model=job.model.name,
+        fingerprint=job.model.fingerprint,
+        seed=job.seeds[0],
+        settings=dataclasses.asdict(job.settings),
+        moved=int(job.given.moved[0]) if job.given is not None else None,
+        timings=timings,
+    )
+
+
+def _usage(job: Job, images: int) -> schemas.Usage:
+    output = images * (2 ** (job.model.sampler.last_stage + 1) - 1)
+    details = schemas.TokenDetails(image_tokens=0, text_tokens=images)
+    return schemas.Usage(
+        input_tokens=images, input_tokens_details=details, output_tokens=output, total_tokens=images + output
+    )
+
+
+def _describe(service: Service) -> schemas.Model:
+    model = service.model
+    sampler, tokenizer = model.sampler, model.sampler.tokenizer.config
+    return schemas.Model(
+        id=model.name,
+        created=model.created,
+        nvg=schemas.ModelExtension(
+            fingerprint=model.fingerprint,
+            classes=sampler.class_names,
+            image_size=tokenizer.image_size,
+            channels=tokenizer.channels,
+            grid=tokenizer.grid,
+            last_stage=tokenizer.last_stage,
+            codebook_size=tokenizer.codebook_size,
+            settings=dataclasses.asdict(sampler.settings),
+            max_images=service.config.max_images,
+        ),
+    )
+
+
+# ---- pages ----
+
+
+def _pages(app: FastAPI) -> None:
+    app.mount("/studio", StaticFiles(directory=STUDIO))
+
+    @app.get("/", include_in_schema=False)
+    async def studio() -> FileResponse:
+        return FileResponse(STUDIO / "index.html", headers={"Content-Security-Policy": STUDIO_POLICY})
+
+
+STUDIO_POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'"
+
+
+# ---- errors ----
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestError)
+    async def request_error(request: Request, error: RequestError) -> JSONResponse:
+        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
+        return JSONResponse(error.body, error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part != "body"]
+        name = place[0] if place else None
+        where = f"{'.'.join(place)}: " if place else ""
+        return JSONResponse(RequestError(400, f"{where}{first['msg']}", param=name).body, 400)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(RequestError(error.status_code, str(error.detail)).body, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(RequestError(500, "the server failed; its log has the reason").body, 500)
+
+
+# ---- OpenAPI ----
+
+
+def _edit_body() -> dict[str, Any]:
+    schema = schemas.EditRequest.model_json_schema()
+    for name, words in (
+        ("image", "The reference: its structure, or structure and content, is kept up to a stage."),
+        ("mask", "A drawn binary structure: alpha where there is some, else dark and bright."),
+    ):
+        schema["properties"][name] = {"type": "string", "format": "binary", "description": words}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def _openapi(app: FastAPI, *, secured: bool) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, routes=app.routes,
+            tags=[{"name": "images"}, {"name": "models"}, {"name": "operation"}],
+        )  # fmt: skip
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)  # ours are 400, as the OpenAI API's
+                if secured and path.startswith("/v1/"):
+                    operation["security"] = [{"bearer": []}]
+                if not secured:
+                    operation["responses"].pop("401", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        if secured:
+            document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = jsonable_encoder(document)
+    return app.openapi_schema

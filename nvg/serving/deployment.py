@@ -1,0 +1,108 @@
+"""The Ray Serve deployment: one replica = one sampler, its engine, and the HTTP routes.
+
+`user_config` names the model, so a new one replaces the old in running replicas: requests in hand end with the model
+that they began with, and none is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import os
+import time
+from typing import Any
+
+import torch
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+
+from nvg.config import ServeConfig
+from nvg.generator import Sampler
+from nvg.serving.api import Service, create_app
+from nvg.serving.engine import Engine, Served
+from nvg.serving.guard import hash_key, log_to_stderr
+from nvg.serving.metrics import Metrics
+from nvg.training.checkpoint import fingerprint, load_sampler, sampler_folder
+
+API_KEYS = "NVG_API_KEYS"
+DEPLOYMENT = "sampler"
+
+
+def load_model(model: str, name: str | None, device: str) -> Served:
+    """A model for serving, on a device. Raises ValueError as `nvg.load` does."""
+    sampler = load_sampler(sampler_folder(model)).to(device)
+    name = name or model.removeprefix("models:/").rstrip("/").rsplit("/", 1)[-1]
+    return Served(name, sampler, weights_fingerprint(sampler), int(time.time()))
+
+
+def weights_fingerprint(sampler: Sampler) -> str:
+    """A hash of all weights of a sampler: what its pictures depend on, beside the request."""
+    parts = (sampler.tokenizer, sampler.content, sampler.structure)
+    return hashlib.sha256("".join(fingerprint(part.state_dict()) for part in parts).encode()).hexdigest()[:16]
+
+
+def api_key_hashes() -> list[str]:
+    """Hashes of the keys in NVG_API_KEYS, separated by commas: the cluster sees these, never the keys."""
+    return [hash_key(key.strip()) for key in os.environ.get(API_KEYS, "").split(",") if key.strip()]
+
+
+@serve.ingress()
+class SamplerReplica:
+    """One sampler behind HTTP."""
+
+    def __init__(self, config: dict[str, Any], key_hashes: list[str]) -> None:
+        self.config = ServeConfig(**config)
+        self.device = "cuda" if self.config.gpus_per_replica > 0 else "cpu"
+        torch.set_num_threads(self.config.threads_per_replica)
+        log_to_stderr()
+        self.key_hashes, self.metrics = frozenset(key_hashes), Metrics()
+        engine = Engine(
+            max_batch=self.config.max_batch,
+            max_queue=self.config.max_queue,
+            batch_wait_ms=self.config.batch_wait_ms,
+            observer=self.metrics,
+        )
+        self.service = Service(engine, self.config)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load the model that user_config names, and serve it from then on."""
+        self.service.loaded = await asyncio.to_thread(
+            load_model, user_config["model"], user_config["name"], self.device
+        )
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return create_app(self.service, key_hashes=self.key_hashes, observer=self.metrics)
+
+    def check_health(self) -> None:
+        """Ray Serve replaces a replica that raises here."""
+        if not self.service.engine.alive:
+            raise RuntimeError("the engine has stopped")
+
+
+def application(config: ServeConfig) -> serve.Application:
+    """What `serve.run` deploys."""
+    deployment = serve.deployment(
+        SamplerReplica,
+        name=DEPLOYMENT,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=config.min_replicas,
+            max_replicas=config.max_replicas,
+            target_ongoing_requests=config.target_ongoing_requests,
+        ),
+        # The engine's own queue is the bound, and answers 429 with the time to wait: Serve's would answer 503.
+        max_ongoing_requests=2 * config.max_queue,
+        graceful_shutdown_timeout_s=config.drain_seconds,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        user_config={"model": config.model, "name": config.name},
+        ray_actor_options={
+            "num_cpus": config.cpus_per_replica,
+            "num_gpus": config.gpus_per_replica,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads_per_replica)}},
+        },
+    )
+    # The model is in user_config alone: with another one the replicas stay and load it.
+    fixed = dataclasses.asdict(config) | {"model": "", "name": None}
+    return deployment.bind(fixed, api_key_hashes())

@@ -1,0 +1,125 @@
+"""What stands around every request: its id, bearer tokens, the size limit, one line of log, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import re
+import sys
+import time
+import uuid
+from typing import Any, Protocol
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nvg.serving.errors import RequestError
+
+CLIENT_GONE = 499  # as nginx writes it: no answer was sent, because nobody was there any more
+PROTECTED = "/v1/"
+logger = logging.getLogger("nvg.requests")
+
+
+class Observer(Protocol):
+    """Where a request's figures go (nvg/serving/metrics.py)."""
+
+    def request(self, route: str, status: int, seconds: float) -> None: ...
+
+
+def hash_key(key: str) -> str:
+    """SHA-256 of a bearer token: what a deployment keeps of it."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def log_to_stderr() -> None:
+    """One JSON line a request, without what was asked for."""
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, *, key_hashes: frozenset[str], max_body: int, observer: Observer) -> None:
+        self.app = app
+        self.key_hashes = key_hashes
+        self.max_body = max_body
+        self.observer = observer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it here with 401 or 413."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, status = time.perf_counter(), CLIENT_GONE
+        headers = {name.decode("latin1").lower(): value.decode("latin1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", given) else uuid.uuid4().hex
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope["path"], headers)
+            if refusal is not None:
+                challenge = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
+                await JSONResponse(refusal.body, refusal.status, challenge)(scope, receive, answer)
+            else:
+                await self.app(scope, self._counted(receive), answer)
+        except asyncio.CancelledError:
+            status = CLIENT_GONE
+            raise
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            seconds = time.perf_counter() - begun
+            self.observer.request(route, status, seconds)
+            line: dict[str, Any] = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+            }
+            logger.info(json.dumps(line))
+
+    def _refusal(self, path: str, headers: dict[str, str]) -> RequestError | None:
+        if self.key_hashes and path.startswith(PROTECTED):
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            known = [hmac.compare_digest(hash_key(key.strip()), one) for one in self.key_hashes]
+            if scheme.lower() != "bearer" or not any(known):
+                return RequestError(401, "send a bearer token: Authorization: Bearer KEY", code="invalid_api_key")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.max_body:
+            return RequestError(413, f"the request has {length} bytes, at most {self.max_body} are taken")
+        return None
+
+    def _counted(self, receive: Receive) -> Receive:
+        """A body sent in chunks has no length beforehand: count."""
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self.max_body:
+                raise HTTPException(413, f"the request has more than {self.max_body} bytes")
+            return message
+
+        return counted

@@ -1,0 +1,111 @@
+"""Pictures in and out of HTTP: PNGs that hold what made them, and uploads that cannot do harm."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from nvg.data.images import BrokenImageError, decode_image
+from nvg.serving.errors import RequestError
+
+TEXT_CHUNK = "nvg"
+_DRAWING_SIDE = 1024  # a drawing is averaged down to the grid anyway
+
+
+def to_png(pixels: np.ndarray, *, scale: int = 1, made_by: dict[str, Any] | None = None) -> bytes:
+    """A picture, uint8 (H, W, C), every pixel repeated `scale` times, as PNG. The same input gives the same bytes.
+
+    made_by stands in the text chunk `nvg`, as JSON.
+    """
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if scale > 1:
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    text = PngImagePlugin.PngInfo()
+    if made_by is not None:
+        text.add_itxt(TEXT_CHUNK, json.dumps(made_by, sort_keys=True, ensure_ascii=False))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+def made_by(png: bytes) -> dict[str, Any]:
+    """What a PNG of ours says that made it: model, fingerprint, and the request that makes it again.
+
+    Raises ValueError for a PNG without it.
+    """
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.load()
+        text = getattr(picture, "text", {})
+    if TEXT_CHUNK not in text:
+        raise ValueError(f"the picture has no text chunk {TEXT_CHUNK!r}: nvg did not make it, or the text was removed")
+    return json.loads(text[TEXT_CHUNK])
+
+
+def base64_text(data: bytes) -> str:
+    """Base64, as JSON carries it."""
+    return base64.b64encode(data).decode()
+
+
+def open_upload(data: bytes, *, channels: int, max_pixels: int, field: str) -> Image.Image:
+    """An uploaded picture, decoded as training images are. Raises RequestError naming the field.
+
+    Its size is read from its header and judged before a pixel is decoded.
+    """
+    _check_size(data, max_pixels, field)
+    try:
+        return decode_image(data, channels)
+    except BrokenImageError as error:
+        raise RequestError(400, f"{field} cannot be read: {error}", param=field, code="invalid_image") from None
+
+
+def open_drawing(data: bytes, *, max_pixels: int, field: str) -> Tensor:
+    """An uploaded drawing: (1, H, W) in [0, 1]. Its alpha where it has some, else its brightness, makes the shape."""
+    _check_size(data, max_pixels, field)
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            alpha = picture.convert("RGBA").getchannel("A")
+            low, high = alpha.getextrema()
+            grey = alpha if low != high else picture.convert("RGB").convert("L")
+        else:
+            grey = decode_image(data, 1)
+    except RequestError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every type on bad bytes
+        raise RequestError(
+            400, f"{field} cannot be read: {type(error).__name__}: {error}", param=field, code="invalid_image"
+        ) from None
+    grey.thumbnail((_DRAWING_SIDE, _DRAWING_SIDE))
+    return torch.from_numpy(np.asarray(grey, dtype=np.float32) / 255)[None]
+
+
+def _check_size(data: bytes, max_pixels: int, field: str) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is narrower
+            with Image.open(io.BytesIO(data)) as picture:
+                width, height = picture.size
+    except Image.DecompressionBombError as error:
+        raise RequestError(413, f"{field}: {error}", param=field, code="image_too_large") from None
+    except UnidentifiedImageError:
+        raise RequestError(400, f"{field} is no picture of a known format", param=field, code="invalid_image") from None
+    except Exception as error:  # damaged headers
+        raise RequestError(
+            400, f"{field} cannot be read: {type(error).__name__}: {error}", param=field, code="invalid_image"
+        ) from None
+    if width * height > max_pixels:
+        raise RequestError(
+            413,
+            f"{field} has {width} x {height} pixels, this server takes at most {max_pixels} in all",
+            param=field,
+            code="image_too_large",
+        )

@@ -1,0 +1,277 @@
+"""What travels over HTTP, after the OpenAI Images API; fields that are this project's own are marked "extension".
+
+Sizes that depend on the model (stages, positions, classes) are checked in nvg/serving/requests.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+MAX_PROMPTS = 64
+MAX_SIDE = 1024  # of a drawn structure, and of an image sent back
+
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Prompt = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Settings(BaseModel):
+    """Sampling settings (extension): fields of SamplerConfig; what is left out is the model's own setting."""
+
+    flow_steps: int | None = Field(None, ge=1, le=100, description="Euler steps of the structure flow, a stage.")
+    structure_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the structure, last stage.")
+    content_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the content, last stage.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus of the last stage; falls from 1 at the first.")
+    structure_temperature: float | None = Field(None, ge=0, le=10, description="Gumbel noise of the halving.")
+    content_temperature: float | None = Field(None, gt=0, le=10, description="Temperature of the content tokens.")
+
+
+class Common(Settings):
+    """Fields of generations and edits alike."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Prompt | None = Field(None, description="The served model's id, as GET /v1/models tells; may be left out.")
+    n: int = Field(1, ge=1, le=64, description="Images of each prompt.")
+    seed: Seed | None = Field(
+        None, description="Extension. Image j of the answer has seed + j; drawn at random when left out."
+    )
+    size: str = Field(
+        "auto",
+        pattern=r"^(auto|[1-9][0-9]{0,3}x[1-9][0-9]{0,3})$",
+        description="auto = the model's own; or a whole multiple of it, every pixel repeated, to 1024x1024.",
+    )
+    response_format: Literal["b64_json", "url"] = Field("b64_json", description="url gives a data: URL.")
+    stream: bool = Field(False, description="Server-sent events: partial images stage by stage, then the images.")
+    partial_images: int | None = Field(
+        None,
+        ge=0,
+        le=16,
+        description="With stream: so many previews an image, spread over the stages; left out: one a stage.",
+    )
+    output_format: Literal["png"] = "png"
+    background: Literal["auto", "opaque"] = "auto"
+    quality: Literal["auto", "standard"] = "auto"
+    user: Annotated[str, Field(max_length=200)] | None = Field(None, description="Accepted and not used.")
+
+
+class GenerationRequest(Common):
+    """POST /v1/images/generations."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompt": "Bag", "n": 4, "seed": 0},
+                {"prompt": ["Bag", 3], "seed": 7, "stream": True},
+                {"prompt": "Coat", "seed": 0, "structure": [[0, 0, 1, 1]] * 4, "keep_stages": 1},
+            ]
+        },
+    )
+
+    prompt: Prompt | StrictInt | Annotated[list[Prompt | StrictInt], Field(min_length=1, max_length=MAX_PROMPTS)] = (
+        Field(description="A class name or index; a list (extension) makes n images of each.")
+    )
+    structure: (
+        Annotated[
+            list[Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_length=1, max_length=MAX_SIDE)]],
+            Field(min_length=1, max_length=MAX_SIDE),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Extension. A structure map, rows of numbers. With keep_stages = 1 a drawing of 0 and 1, any size; "
+        "else the map of stage keep_stages on the model's grid, every number below 2^keep_stages equally often.",
+    )
+    keep_stages: int | None = Field(
+        None, ge=1, le=10, description="Extension. The stage of the given structure; 1 when left out."
+    )
+    content: (
+        Annotated[
+            list[Annotated[list[Annotated[int, Field(ge=0, le=65535)]], Field(min_length=1, max_length=1024)]],
+            Field(max_length=11),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Extension. Content tokens to keep, of stages 0, 1, ...: 2^i of stage i, at most keep_stages + 1.",
+    )
+
+
+class EditRequest(Common):
+    """POST /v1/images/edits, the fields beside the files `image` and `mask`."""
+
+    prompt: Prompt = Field(description="A class name or index.")
+    keep_stages: int | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description="Extension. Structure maps of stages 1 ... keep_stages of the image are kept; all when left out.",
+    )
+    keep_content: int = Field(
+        0, ge=0, le=11, description="Extension. Content of so many first stages is kept, at most keep_stages + 1."
+    )
+
+
+class ImageExtension(BaseModel):
+    """What an image is made of (extension): send structure (with keep_stages = the last stage) and content back to
+    have it, or a part of it, again."""
+
+    class_index: int
+    class_name: str
+    seed: int
+    structure: list[list[int]] = Field(description="The last stage's structure map: h rows of w codes.")
+    content: list[list[int]] = Field(description="Content tokens of stages 0 ... K: 2^i of stage i.")
+
+
+class Image(BaseModel):
+    """One image of an answer."""
+
+    b64_json: str | None = Field(None, description="The PNG in base64, with response_format b64_json.")
+    url: str | None = Field(None, description="The PNG as a data: URL, with response_format url.")
+    nvg: ImageExtension
+
+
+class Timings(BaseModel):
+    """Milliseconds of a request (extension)."""
+
+    queued_ms: float = Field(description="Until the first image's batch began.")
+    sampling_ms: float = Field(description="From there until the last image was drawn.")
+    total_ms: float = Field(description="From the request's arrival until the answer was ready.")
+    batches: list[int] = Field(description="The sizes of the batches that the images were drawn in.")
+
+
+class AnswerExtension(BaseModel):
+    """What made the images (extension)."""
+
+    model: str
+    fingerprint: str = Field(description="Hash of the weights.")
+    seed: int = Field(description="The first image's seed; image j has seed + j.")
+    settings: dict[str, int | float] = Field(description="Sampling settings in full.")
+    moved: int | None = Field(None, description="Positions that rebalancing a drawn structure moved to the other half.")
+    timings: Timings
+
+
+class TokenDetails(BaseModel):
+    """Parts of input_tokens."""
+
+    image_tokens: int
+    text_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens, as the API's clients expect them: one text token a prompt, the content tokens of the images."""
+
+    input_tokens: int
+    input_tokens_details: TokenDetails
+    output_tokens: int
+    total_tokens: int
+
+
+class ImagesAnswer(BaseModel):
+    """The answer to generations and edits."""
+
+    created: int
+    data: list[Image]
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png"] = "png"
+    quality: Literal["standard"] = "standard"
+    size: str
+    usage: Usage
+    nvg: AnswerExtension
+
+
+class StageExtension(BaseModel):
+    """A stage (extension)."""
+
+    image_index: int = Field(description="Which of the answer's images.")
+    stage: int = Field(description="0 ... K.")
+    structure: list[list[int]] = Field(description="This stage's structure map: h rows of w numbers below 2^stage.")
+
+
+class PartialImageEvent(BaseModel):
+    """A server-sent event: the image decoded after a stage."""
+
+    type: Literal["image_generation.partial_image", "image_edit.partial_image"]
+    b64_json: str
+    partial_image_index: int
+    background: Literal["opaque"] = "opaque"
+    created_at: int
+    output_format: Literal["png"] = "png"
+    quality: Literal["standard"] = "standard"
+    size: str
+    nvg: StageExtension
+
+
+class CompletedExtension(ImageExtension, AnswerExtension):
+    """What made an image (extension), in a stream. `seed` is the image's own."""
+
+    image_index: int
+
+
+class CompletedEvent(BaseModel):
+    """A server-sent event: an image is finished. One for each image of the request."""
+
+    type: Literal["image_generation.completed", "image_edit.completed"]
+    b64_json: str
+    background: Literal["opaque"] = "opaque"
+    created_at: int
+    output_format: Literal["png"] = "png"
+    quality: Literal["standard"] = "standard"
+    size: str
+    usage: Usage
+    nvg: CompletedExtension
+
+
+class ModelExtension(BaseModel):
+    """What a client must know of the model (extension)."""
+
+    fingerprint: str
+    classes: list[str]
+    image_size: int
+    channels: int
+    grid: int = Field(description="Structure maps are grid x grid.")
+    last_stage: int = Field(description="K; the stages are 0 ... K.")
+    codebook_size: int
+    settings: dict[str, int | float]
+    max_images: int = Field(description="Images of one request, at most.")
+
+
+class Model(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "nvg"
+    nvg: ModelExtension
+
+
+class ModelList(BaseModel):
+    """GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """GET /healthz and /readyz."""
+
+    status: Literal["ok", "not ready"]
+    reason: str | None = None
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, in words, and with which field."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class Error(BaseModel):
+    """The answer to a request that cannot be served."""
+
+    error: ErrorDetail

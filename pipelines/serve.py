@@ -1,0 +1,101 @@
+"""Serving: the sampler over HTTP with Ray Serve, and the studio page.
+
+    python pipelines/serve.py --config conf/serving/fashion_mnist.yaml [key=value ...]
+
+Without RAY_ADDRESS it starts a Ray of its own and serves until it is stopped (Ctrl-C or SIGTERM: requests in hand are
+answered first). With RAY_ADDRESS it deploys on that cluster and returns; deployed again with another model, the running
+replicas load it and no request is dropped. Ray's own tools work too: `serve run pipelines.serve:build model=...`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nvg import config as configuration
+from nvg.config import ConfigError, ServeConfig
+from pipelines import common
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+APPLICATION = "nvg"
+
+
+def build(arguments: dict[str, Any]) -> Application:
+    """The application for `serve run pipelines.serve:build key=value` and for Ray Serve's YAML files (`args:`)."""
+    from nvg.serving.deployment import application
+
+    return application(configuration.serve_config(arguments, where="arguments"))
+
+
+def deploy(config: ServeConfig) -> None:
+    """Deploy on the Ray that is connected, or replace the model there; returns when replicas answer."""
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    from nvg.serving.deployment import application
+
+    serve.start(http_options={"host": config.host, "port": config.port})
+    serve.run(
+        application(config),
+        name=APPLICATION,
+        route_prefix="/",
+        logging_config=LoggingConfig(enable_access_log=False),  # nvg/serving/guard.py logs requests
+    )
+
+
+def check(config: ServeConfig) -> None:
+    """What can be known before Ray starts. Raises ConfigError, or ValueError for a model that is none."""
+    from nvg.training.checkpoint import read_metadata, sampler_folder
+
+    read_metadata(sampler_folder(config.model))
+    if not os.environ.get("RAY_ADDRESS"):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.host, config.port))
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot listen on {config.host}:{config.port} ({error.strerror}): set port=..."
+                ) from None
+    if config.host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get("NVG_API_KEYS"):
+        print(
+            "warning: open to every host that reaches this one: set NVG_API_KEYS to ask for a bearer token", flush=True
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Deploy, and without RAY_ADDRESS serve until stopped."""
+    arguments = common.parser(__doc__.split("\n")[0]).parse_intermixed_args(argv)
+    try:
+        config = configuration.serve_config(
+            configuration.read(arguments.config), arguments.overrides, where=arguments.config
+        )
+        check(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    common.start_ray(config)
+    deploy(config)
+    address = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
+    print(f"serving {config.model}: studio {address}/  API {address}/v1  documentation {address}/docs", flush=True)
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    stop.wait()
+    print("stopping: requests in hand are answered first", flush=True)
+    from ray import serve
+
+    serve.delete(APPLICATION)  # waits for the replicas, which wait for their requests
+    serve.shutdown()
+
+
+if __name__ == "__main__":
+    main()
