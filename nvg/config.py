@@ -264,6 +264,8 @@ class ServeConfig:
     min_replicas: int = 1
     max_replicas: int = 1
     target_ongoing_requests: float = 8.0  # of a replica, which autoscaling aims at
+    upscale_delay_s: float = 5.0  # of more load before a replica is added
+    downscale_delay_s: float = 300.0  # of less load before one is taken away
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0  # above 0 the sampler runs on CUDA
     threads_per_replica: int = 1  # torch threads
@@ -346,11 +348,11 @@ def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "con
 def serve_config(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> ServeConfig:
     """The configuration of a deployment. Raises ConfigError with the key's name."""
     config = _typed(ServeConfig, content, overrides, where, {})
-    positive = ("min_replicas", "threads_per_replica", "max_batch", "max_queue", "max_images", "max_upload_pixels")
-    for name in positive:
+    for name in ("min_replicas", "threads_per_replica", "max_batch", "max_queue", "max_images", "max_upload_pixels"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 1")
-    for name in ("batch_wait_ms", "cpus_per_replica", "gpus_per_replica", "drain_seconds"):
+    not_negative = ("batch_wait_ms", "cpus_per_replica", "gpus_per_replica", "drain_seconds")
+    for name in (*not_negative, "upscale_delay_s", "downscale_delay_s"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 0")
     if config.max_replicas < config.min_replicas:

@@ -80,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         check(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     common.start_ray(config)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own, which end the process at once
+        signal.signal(number, lambda *_: stop.set())
     deploy(config)
     address = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
     print(f"serving {config.model}: studio {address}/  API {address}/v1  documentation {address}/docs", flush=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nvg import storage
+from nvg.data import DataError
 from nvg.evaluation.metrics import Moments, MomentsMeter
 
 MANIFOLD_IMAGES = 10_000  # images whose features are kept, for precision, recall and the kernel distance
@@ -91,7 +92,12 @@ class ReferenceMeter:
     def reference(
         self, what: str, fingerprint: str, network: str, *, labelled: bool, all_images: Moments | None = None
     ) -> Reference:
-        """The result. all_images: moments to take in place of those of the images that came (ADM's batches)."""
+        """The result. all_images: moments to take in place of those of the images that came (ADM's batches).
+
+        Raises DataError when fewer than two images came: they have no covariance.
+        """
+        if self.meter.count < 2:
+            raise DataError(f"{self.meter.count} readable {what} images: at least two are needed to measure against")
         self._thin()
         return Reference(
             f"{self.meter.count} {what} images", fingerprint, network, self.meter.count,

@@ -39,18 +39,11 @@ Kind = Literal["image_generation", "image_edit"]
 
 @dataclass
 class Service:
-    """What the routes need. `loaded` may be replaced at any time: a request keeps the model that it began with."""
+    """What the routes need."""
 
     engine: Engine
     config: ServeConfig
-    loaded: Served | None = None
-
-    @property
-    def model(self) -> Served:
-        """The served model. Raises RequestError before the first one is loaded."""
-        if self.loaded is None:
-            raise RequestError(503, "no model is loaded yet", code="not_ready", retry_after=1)
-        return self.loaded
+    model: Served
 
 
 def create_app(service: Service, *, key_hashes: frozenset[str], observer: Observer) -> FastAPI:
@@ -86,7 +79,6 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         401: "A bearer token is needed, or this one is not known.",
         404: "No such model.",
         413: "The request or its image is too large.",
-        503: "No model is loaded yet; Retry-After says for how many seconds.",
         429: "Too many images wait; Retry-After says for how many seconds.",
         500: "The sampler failed; the server's log has the reason.",
     }
@@ -97,7 +89,7 @@ def _routes(app: FastAPI, service: Service) -> None:
     stream: dict[int | str, dict[str, Any]] = {
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": EXAMPLE_EVENTS}}}
     }
-    drawing = _errors(400, 401, 404, 413, 429, 500, 503) | stream
+    drawing = _errors(400, 401, 404, 413, 429, 500) | stream
 
     @app.post(
         "/v1/images/generations", response_model=schemas.ImagesAnswer, responses=drawing, tags=["images"],
@@ -123,12 +115,12 @@ def _routes(app: FastAPI, service: Service) -> None:
         )
         return await _answer(service, job, body, "image_edit")
 
-    @app.get("/v1/models", response_model=schemas.ModelList, responses=_errors(401, 503), tags=["models"])
+    @app.get("/v1/models", response_model=schemas.ModelList, responses=_errors(401), tags=["models"])
     async def models() -> Any:
         """The served model."""
         return schemas.ModelList(data=[_describe(service)])
 
-    @app.get("/v1/models/{name}", response_model=schemas.Model, responses=_errors(400, 401, 404, 503), tags=["models"])
+    @app.get("/v1/models/{name}", response_model=schemas.Model, responses=_errors(400, 401, 404), tags=["models"])
     async def model(name: Annotated[str, PathParameter(max_length=200)]) -> Any:
         """The served model, by its id."""
         if name != service.model.name:
@@ -145,12 +137,10 @@ def _routes(app: FastAPI, service: Service) -> None:
         responses={503: {"model": schemas.Health, "description": "Not ready; `reason` says why."}},
     )  # fmt: skip
     async def readyz() -> Any:
-        """A model is loaded, and the queue has room."""
+        """Images are being drawn, and the queue has room."""
         engine = service.engine
         reason = None
-        if service.loaded is None:
-            reason = "no model is loaded yet"
-        elif not engine.alive:
+        if not engine.alive:
             reason = "the engine has stopped"
         elif engine.queued >= engine.max_queue:
             reason = f"{engine.queued} images wait"
@@ -361,11 +351,13 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part != "body"]
-        name = place[0] if place else None
-        where = f"{'.'.join(place)}: " if place else ""
-        return JSONResponse(RequestError(400, f"{where}{first['msg']}", param=name).body, 400)
+        places = [[str(part) for part in fault["loc"] if part != "body"] for fault in error.errors()]
+        name = places[0][0] if places[0] else None
+        words = [
+            fault["msg"] for fault, place in zip(error.errors(), places, strict=True) if place[:1] == places[0][:1]
+        ]
+        message = "; or ".join(dict.fromkeys(words))  # a field of several types has a complaint of each
+        return JSONResponse(RequestError(400, f"{name}: {message}" if name else message, param=name).body, 400)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -1,12 +1,11 @@
 """The Ray Serve deployment: one replica = one sampler, its engine, and the HTTP routes.
 
-`user_config` names the model, so a new one replaces the old in running replicas: requests in hand end with the model
-that they began with, and none is dropped.
+Deployed again, with another model or other settings, new replicas start before the old ones stop, which first answer
+what they have in hand: no request is dropped.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 import os
@@ -53,7 +52,7 @@ class SamplerReplica:
 
     def __init__(self, config: dict[str, Any], key_hashes: list[str]) -> None:
         self.config = ServeConfig(**config)
-        self.device = "cuda" if self.config.gpus_per_replica > 0 else "cpu"
+        device = "cuda" if self.config.gpus_per_replica > 0 else "cpu"
         torch.set_num_threads(self.config.threads_per_replica)
         log_to_stderr()
         self.key_hashes, self.metrics = frozenset(key_hashes), Metrics()
@@ -63,13 +62,7 @@ class SamplerReplica:
             batch_wait_ms=self.config.batch_wait_ms,
             observer=self.metrics,
         )
-        self.service = Service(engine, self.config)
-
-    async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the model that user_config names, and serve it from then on."""
-        self.service.loaded = await asyncio.to_thread(
-            load_model, user_config["model"], user_config["name"], self.device
-        )
+        self.service = Service(engine, self.config, load_model(self.config.model, self.config.name, device))
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_app(self.service, key_hashes=self.key_hashes, observer=self.metrics)
@@ -89,6 +82,8 @@ def application(config: ServeConfig) -> serve.Application:
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
             target_ongoing_requests=config.target_ongoing_requests,
+            upscale_delay_s=config.upscale_delay_s,
+            downscale_delay_s=config.downscale_delay_s,
         ),
         # The engine's own queue is the bound, and answers 429 with the time to wait: Serve's would answer 503.
         max_ongoing_requests=2 * config.max_queue,
@@ -96,13 +91,11 @@ def application(config: ServeConfig) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=2,
         health_check_timeout_s=10,
-        user_config={"model": config.model, "name": config.name},
+        max_surge_percent=100,
         ray_actor_options={
             "num_cpus": config.cpus_per_replica,
             "num_gpus": config.gpus_per_replica,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads_per_replica)}},
         },
     )
-    # The model is in user_config alone: with another one the replicas stay and load it.
-    fixed = dataclasses.asdict(config) | {"model": "", "name": None}
-    return deployment.bind(fixed, api_key_hashes())
+    return deployment.bind(dataclasses.asdict(config), api_key_hashes())

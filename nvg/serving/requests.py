@@ -221,7 +221,7 @@ def _encode(image: bytes, model: Served, config: ServeConfig) -> GranularitySequ
     tokenizer = model.sampler.tokenizer
     view = DataConfig(image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)
     upload = open_upload(image, channels=view.channels, max_pixels=config.max_upload_pixels, field="image")
-    pixels = make_view(upload, view, 0, 0, "")
+    pixels = make_view(upload, view, 0, 0, "").copy()  # Pillow's memory is read-only
     with torch.inference_mode():
         sequence = tokenizer.encode(to_float(pixels[None]).to(model.sampler.device))
     cpu = torch.device("cpu")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from nvg.data import DataError
 from nvg.evaluation import reference as module
 from nvg.evaluation.metrics import Moments
 from nvg.evaluation.reference import ReferenceMeter, load_reference
@@ -50,3 +51,8 @@ def test_another_file_is_refused_with_what_to_do(tmp_path):
         load_reference(f"{tmp_path}/other.safetensors")
     with pytest.raises(ValueError, match="damaged"):
         load_reference(f"{tmp_path}/torn.safetensors")
+
+
+def test_images_none_of_which_can_be_read_are_no_reference():
+    with pytest.raises(DataError, match="0 readable test images: at least two"):
+        ReferenceMeter(seed=0).reference("test", "mark", "net", labelled=True)

@@ -1,0 +1,149 @@
+"""What HTTP costs: the sampler called in this process, and through Ray Serve on loopback, in one run.
+
+    python scripts/load_test.py [--model fashion-mnist] [--batch 16] [--seconds 20]
+
+Both with the same weights, number of torch threads and images a batch, in turns (in process, served, in process), so
+that a change of the machine's speed shows. Prints a Markdown table: images a second and percentiles of latency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+@dataclass
+class Figures:
+    """Latencies (s) of calls, and images a second over all of them."""
+
+    seconds: list[float]
+    images_a_second: float
+
+    def row(self, name: str) -> str:
+        """A row of the table."""
+        cuts = statistics.quantiles(self.seconds, n=100, method="inclusive")
+        p50, p95, p99 = (1000 * cuts[index] for index in (49, 94, 98))
+        return f"| {name} | {len(self.seconds)} | {self.images_a_second:.1f} | {p50:.1f} | {p95:.1f} | {p99:.1f} |"
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+def measure(call: Callable[[int], None], *, images: int, seconds: float, callers: int = 1) -> Figures:
+    """Call one after another in each of some threads for some seconds. call(number) makes `images` images."""
+    latencies: list[float] = []
+    begun = time.perf_counter()
+    until = begun + seconds
+
+    def work(caller: int) -> None:
+        number = caller
+        while (start := time.perf_counter()) < until:
+            call(number)
+            latencies.append(time.perf_counter() - start)
+            number += callers
+
+    threads = [threading.Thread(target=work, args=(caller,)) for caller in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return Figures(latencies, images * len(latencies) / (time.perf_counter() - begun))
+
+
+class Client:
+    """Keeps a connection a thread."""
+
+    def __init__(self, port: int, images: int) -> None:
+        self.port, self.images, self.local = port, images, threading.local()
+
+    def __call__(self, number: int) -> None:
+        """One request of `images` images. Raises RuntimeError for an answer other than 200."""
+        connection = getattr(self.local, "connection", None)
+        if connection is None:
+            connection = self.local.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        body = json.dumps({"prompt": str(number % 10), "n": self.images, "seed": number})
+        connection.request("POST", "/v1/images/generations", body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"{answer.status}: {text[:300]!r}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="fashion-mnist")
+    parser.add_argument("--batch", type=int, default=16, help="images drawn at once")
+    parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    import nvg
+    from nvg.config import ServeConfig
+    from pipelines import common
+    from pipelines.serve import deploy
+
+    torch.set_num_threads(arguments.threads)
+    sampler = nvg.load(arguments.model)
+
+    def in_process(images: int, seconds: float) -> Figures:
+        def call(number: int) -> None:
+            sampler.generate([number % len(sampler.class_names)] * images, seed=number)
+
+        call(0)
+        return measure(call, images=images, seconds=seconds)
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = ServeConfig(
+        model=arguments.model, port=port, threads_per_replica=arguments.threads, max_batch=arguments.batch, local_cpus=2
+    )
+    common.start_ray(config)
+    deploy(config)
+    Client(port, arguments.batch)(0)
+
+    batch, seconds = arguments.batch, arguments.seconds
+    before = [in_process(1, seconds / 2), in_process(batch, seconds / 2)]
+    one = measure(Client(port, 1), images=1, seconds=seconds)
+    many = measure(Client(port, batch), images=batch, seconds=seconds, callers=2)
+    singles = measure(Client(port, 1), images=1, seconds=seconds, callers=2 * batch)
+    after = [in_process(1, seconds / 2), in_process(batch, seconds / 2)]
+    single, whole = (
+        Figures(first.seconds + last.seconds, (first.images_a_second + last.images_a_second) / 2)
+        for first, last in zip(before, after, strict=True)
+    )
+
+    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {date.today()}; {arguments}\n")
+    print("| | calls | images/s | ms: median | 95% | 99% |\n| --- | --- | --- | --- | --- | --- |")
+    print(single.row("in process, 1 image"))
+    print(one.row("served, 1 image, one client"))
+    print(whole.row(f"in process, {batch} images"))
+    print(many.row(f"served, {batch} images a request, two clients"))
+    print(singles.row(f"served, 1 image a request, {2 * batch} clients"))
+    print(f"\nadded to the median of a single request: {1000 * (one.median - single.median):.1f} ms")
+    for name, figures in ((f"{batch} images a request", many), ("1 image a request", singles)):
+        ratio = figures.images_a_second / whole.images_a_second
+        print(f"served throughput against in-process at batch {batch}, {name}: {ratio:.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,389 @@
+"""Serving for real: Ray Serve on a free port, the openai client, schemathesis, faults under load."""
+
+import base64
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from nvg.config import ServeConfig
+
+ROOT = Path(__file__).parent.parent.parent
+ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def replicas():
+    """Process ids of the replicas that run below this process."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if line.startswith("ray::ServeReplica:nvg:sampler"):
+            found.append(process.pid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def port(ray_cluster):
+    from ray import serve
+
+    yield free_port()
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def deploy(port):
+    """deploy(**settings): the application with these settings, replacing the one before; returns its address."""
+    from pipelines.serve import deploy
+
+    def run(**settings):
+        deploy(ServeConfig(port=port, cpus_per_replica=0.5, **settings))
+        return f"http://127.0.0.1:{port}"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def address(deploy):
+    return deploy()
+
+
+@pytest.fixture
+def client(address):
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{address}/v1", api_key="none")
+
+
+def picture(b64):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
+
+
+# ---- the openai client, unchanged ----
+
+
+def test_the_openai_client_generates(client):
+    answer = client.images.generate(prompt="Bag", n=2, size="64x64", response_format="b64_json", model="fashion-mnist")
+    assert [picture(item.b64_json).shape for item in answer.data] == [(64, 64)] * 2
+    assert answer.usage.output_tokens == 62 and answer.size == "64x64"
+    seeded = [client.images.generate(prompt="Bag", extra_body={"seed": 5}) for _ in range(2)]
+    assert seeded[0].data[0].b64_json == seeded[1].data[0].b64_json
+    assert seeded[0].nvg["seed"] == 5 and len(seeded[0].nvg["fingerprint"]) == 16
+
+
+def test_the_openai_client_streams(client):
+    events = list(client.images.generate(prompt="Coat", stream=True, partial_images=3, extra_body={"seed": 1}))
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
+    assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
+    whole = client.images.generate(prompt="Coat", extra_body={"seed": 1})
+    assert events[-1].b64_json == whole.data[0].b64_json
+
+
+def test_the_openai_client_edits_and_streams_edits(client, tmp_path):
+    reference = tmp_path / "bag.png"
+    made = client.images.generate(prompt="Bag", extra_body={"seed": 1}).data[0]
+    reference.write_bytes(base64.b64decode(made.b64_json))
+    same = client.images.edit(image=reference.open("rb"), prompt="Bag", extra_body={"seed": 1, "keep_stages": 4})
+    assert same.data[0].nvg["class_name"] == "Bag"
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG")
+    drawn = client.images.edit(image=reference.open("rb"), mask=buffer.getvalue(), prompt="Coat", n=2)
+    assert len(drawn.data) == 2 and drawn.nvg["moved"] == 0
+    half = np.array(drawn.data[0].nvg["structure"]) >> 3
+    assert half.tolist() == [[0, 0, 1, 1]] * 4
+    events = list(client.images.edit(image=reference.open("rb"), prompt="Coat", stream=True))
+    assert [event.type for event in events] == ["image_edit.partial_image"] * 5 + ["image_edit.completed"]
+
+
+def test_the_openai_client_lists_models_and_understands_refusals(client):
+    import openai
+
+    assert [model.id for model in client.models.list()] == ["fashion-mnist"]
+    with pytest.raises(openai.BadRequestError, match="the classes are T-shirt/top") as refused:
+        client.images.generate(prompt="Hat")
+    assert refused.value.param == "prompt" and refused.value.code == "unknown_class"
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(prompt="Bag", model="dall-e-3")
+
+
+# ---- the OpenAPI document ----
+
+
+def test_the_openapi_document_holds_for_whatever_schemathesis_sends(address):
+    import schemathesis
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis.checks import load_all_checks, not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    load_all_checks()
+    document = schemathesis.openapi.from_url(f"{address}/openapi.json")
+    rules = [
+        not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+        checks.negative_data_rejection,
+    ]
+    tried = set()
+    for operation in document.get_all_operations():
+        operation = operation.ok()
+
+        @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def each(case):
+            case.call_and_validate(checks=rules)
+            tried.add(case.operation.label)
+
+        each()
+    assert tried == {
+        "POST /v1/images/generations",
+        "POST /v1/images/edits",
+        "GET /v1/models",
+        "GET /v1/models/{name}",
+        "GET /healthz",
+        "GET /readyz",
+    }
+
+
+# ---- under load ----
+
+
+def ask(address, **body):
+    return httpx.post(f"{address}/v1/images/generations", json=body, timeout=120)
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_load(address):
+    bodies = [
+        {"prompt": [number % 10], "n": 1 + number % 3, "seed": number, "content_guidance": 1.0 + number % 4}
+        for number in range(12)
+    ]
+    alone = [ask(address, **body).json() for body in bodies]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda body: ask(address, **body).json(), bodies))
+    for one, other in zip(alone, together, strict=True):
+        assert [item["b64_json"] for item in one["data"]] == [item["b64_json"] for item in other["data"]]
+    assert max(size for answer in together for size in answer["nvg"]["timings"]["batches"]) > 4
+
+
+def test_a_client_that_goes_away_frees_the_sampler(address):
+    slow = {"prompt": "Bag", "n": 64, "flow_steps": 100}
+
+    def leave(stream):
+        with httpx.Client(timeout=0.8 if not stream else 60) as client:
+            if not stream:
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post(f"{address}/v1/images/generations", json=slow)
+            else:
+                body = slow | {"stream": True}
+                with client.stream("POST", f"{address}/v1/images/generations", json=body) as answer:
+                    next(answer.iter_lines())
+
+    begun = time.perf_counter()
+    whole = ask(address, prompt="Bag", n=16, flow_steps=100).json()["nvg"]["timings"]["total_ms"] / 1000
+    for stream in (False, True):
+        begun = time.perf_counter()
+        leave(stream)
+        assert ask(address, prompt="Bag", seed=0).status_code == 200
+        assert time.perf_counter() - begun < 2.5 * whole, "four batches were drawn for nobody"
+
+
+def test_figures_are_exported_for_prometheus(address):
+    import ray
+
+    ask(address, prompt=["Bag"] * 8)
+    ask(address, prompt="Hat")
+    exports = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    wanted = [
+        'ray_nvg_requests_total{',
+        'ray_nvg_request_seconds_bucket{',
+        'ray_nvg_queue_images{',
+        'ray_nvg_batch_images_bucket{',
+        'ray_nvg_stage_seconds_bucket{',
+    ]
+    text, until = "", time.time() + 60
+    while time.time() < until and not all(name in text for name in wanted):
+        time.sleep(2)
+        text = httpx.get(exports).text
+    assert [name for name in wanted if name not in text] == []
+    lines = [line for line in text.splitlines() if line.startswith("ray_nvg_requests_total{")]
+    assert any('status="400"' in line and 'route="/v1/images/generations"' in line for line in lines)
+    timed = [line for line in text.splitlines() if line.startswith("ray_nvg_stage_seconds_count{")]
+    stages = {line.split('stage="')[1][0] for line in timed}
+    assert stages == {"0", "1", "2", "3", "4"}
+
+
+class Load:
+    """Threads that send requests one after another until the block ends; what came back is in `answers`."""
+
+    def __init__(self, address, threads=4):
+        from openai import OpenAI
+
+        self.client = OpenAI(base_url=f"{address}/v1", api_key="none")  # with its ordinary two retries
+        self.answers, self.errors = [], []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(threads)]
+
+    def _send(self, number):
+        seed = number * 10_000
+        while not self._stop.is_set():
+            try:
+                answer = self.client.images.generate(prompt=str(seed % 10), extra_body={"seed": seed})
+                self.answers.append((answer.nvg["fingerprint"], seed, answer.data[0].b64_json))
+            except Exception as error:
+                self.errors.append(repr(error))
+            seed += 1
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, condition, seconds=90):
+        until = time.time() + seconds
+        while time.time() < until and not condition():
+            time.sleep(0.1)
+        assert condition(), (len(self.answers), self.errors[:3])
+
+
+def test_a_new_model_version_takes_over_without_a_dropped_request(deploy, address, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(ASSET, other)
+    weights = load_file(other / "content.safetensors")
+    weights["to_logits.bias"] = weights["to_logits.bias"] * 0.9
+    save_file(weights, other / "content.safetensors")
+    with Load(address) as load:
+        load.wait_for(lambda: len(load.answers) > 10)
+        deploy(model=str(other), name="fashion-mnist")
+        load.wait_for(lambda: len({fingerprint for fingerprint, *_ in load.answers}) == 2)
+        seen = len(load.answers)
+        load.wait_for(lambda: len(load.answers) > seen + 20)
+    assert load.errors == []
+    last = [fingerprint for fingerprint, *_ in load.answers[-10:]]
+    assert set(last) == {load.answers[-1][0]} != {load.answers[0][0]}
+
+
+def test_a_killed_replica_loses_no_request_that_a_retry_does_not_get_back(deploy, address):
+    deploy(min_replicas=2, max_replicas=2)
+    alone = {}
+    with Load(address) as load:
+        load.wait_for(lambda: len(load.answers) > 20)
+        victim = replicas()[0]
+        os.kill(victim, signal.SIGKILL)
+        seen = len(load.answers)
+        load.wait_for(lambda: len(load.answers) > seen + 40)
+        load.wait_for(lambda: len(replicas()) == 2 and victim not in replicas(), 120)
+    assert load.errors == []
+    for _, seed, b64 in load.answers:
+        assert alone.setdefault(seed, b64) == b64
+    check = load.answers[-1]
+    again = ask(address, prompt=str(check[1] % 10), seed=check[1]).json()["data"][0]["b64_json"]
+    assert again == check[2]
+
+
+def test_replicas_come_with_load(deploy):
+    address = deploy(min_replicas=1, max_replicas=2, target_ongoing_requests=1.0, upscale_delay_s=1.0)
+    assert len(replicas()) <= 2
+    with Load(address, threads=6) as load:
+        load.wait_for(lambda: len(replicas()) == 2, 90)
+        seen = len(load.answers)
+        load.wait_for(lambda: len(load.answers) > seen + 10)
+    assert load.errors == []
+
+
+# ---- the job itself ----
+
+
+def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    job = subprocess.Popen(
+        [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml", f"port={port}"],
+        cwd=ROOT,
+        env=environment | {"NVG_API_KEYS": "one, two"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        address, until = f"http://127.0.0.1:{port}", time.time() + 150
+        while time.time() < until:
+            try:
+                if httpx.get(f"{address}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        assert ask(address, prompt="Bag").status_code == 401
+        keyed = httpx.Client(headers={"Authorization": "Bearer two"}, timeout=120)
+        assert "Next visual granularity" in keyed.get(f"{address}/openapi.json").text
+        with ThreadPoolExecutor(1) as pool:
+            body = {"prompt": "Bag", "n": 32, "flow_steps": 20}
+            slow = pool.submit(keyed.post, f"{address}/v1/images/generations", json=body)
+            time.sleep(1)
+            assert not slow.done()
+            job.send_signal(signal.SIGTERM)
+            answer = slow.result()
+        assert answer.status_code == 200 and len(answer.json()["data"]) == 32
+        output, _ = job.communicate(timeout=60)
+        assert job.returncode == 0 and "stopping: requests in hand" in output
+        assert '"route": "/v1/images/generations", "status": 200' in output
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{address}/healthz")
+    finally:
+        if job.poll() is None:
+            job.kill()
+            job.wait()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["model=nowhere"], "no sampler 'nowhere'"),
+        (["mdel=x"], "unknown key 'mdel'; did you mean 'model'?"),
+        (["max_queue=8"], "max_queue=8 is below max_images=64"),
+        (["max_batch=0"], "max_batch=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_ends_the_job_before_ray_starts(settings, words):
+    job = subprocess.run(
+        [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml", *settings],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert job.returncode == 1 and words in job.stderr and "Traceback" not in job.stderr
+
+
+def test_a_port_in_use_is_told():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        job = subprocess.run(
+            [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml",
+             f"port={taken.getsockname()[1]}"],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+    assert job.returncode == 1 and "cannot listen on 127.0.0.1" in job.stderr
