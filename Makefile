@@ -12,7 +12,7 @@ export PYTHON
 # Where bytecode is not kept (container images often say so) each of Ray's processes compiles torch anew: 3 s of a core.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve test setup data lint lock
+.PHONY: demo serve test setup data browser lint lock
 .NOTPARALLEL:
 
 demo: setup
@@ -22,7 +22,7 @@ demo: setup
 serve: setup
 	@exec .venv/bin/python pipelines/serve.py --config conf/serving/fashion_mnist.yaml $(SETTINGS)
 
-test: data
+test: data browser
 	@exec scripts/test.sh $(TESTS)
 
 setup:
@@ -30,6 +30,9 @@ setup:
 
 data: setup
 	@.venv/bin/python scripts/fashion_mnist.py
+
+browser: setup
+	@.venv/bin/python scripts/browser.py
 
 lint: setup
 	@.venv/bin/ruff check . && .venv/bin/mypy

@@ -2,8 +2,9 @@
 
     python pipelines/ablate.py --config conf/fashion_mnist.yaml conf/ablation/*.yaml [key=value ...]
 
-A file of conf/ablation holds the keys that differ, under a comment that says what it asks. Steps that a change does not
-touch are shared (artifacts have keys), a run that was stopped goes on. Writes ablations.json into the output folder,
+A file of conf/ablation holds the keys that differ, under a comment that says what it asks; baseline.yaml holds what all of
+them share over the configuration. Steps that a change does not touch are shared (artifacts have keys), a run that was
+stopped goes on. Writes ablations.json into the output folder,
 the table between the two markers of --doc, and the plot into figures/ beside it.
 """
 
@@ -32,13 +33,12 @@ def question(path: str) -> str:
     return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
 
 
-def read_variant(base: str, path: str, overrides: Sequence[str]) -> Config:
-    """The configuration of a variant. Raises ConfigError."""
-    import yaml
-
-    with storage.open(path) as file:
-        changes = yaml.safe_load(file) or {}  # the baseline changes nothing
-    return configuration.from_dict(configuration.merged(configuration.read(base), changes), overrides, where=path)
+def read_variant(base: str, baseline: str, path: str, overrides: Sequence[str]) -> Config:
+    """The configuration of a variant: its file over the baseline's over the base. Raises ConfigError."""
+    content = configuration.read(base)
+    for changes in (baseline, path):
+        content = configuration.merged(content, configuration.read(changes))
+    return configuration.from_dict(content, overrides, where=path)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -97,9 +97,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = [item for item in arguments.overrides if "=" not in item]
     overrides = [item for item in arguments.overrides if "=" in item]
     try:
-        variants = {Path(file).stem: (file, read_variant(arguments.config, file, overrides)) for file in files}
-        if BASELINE not in variants:
+        paths = {Path(file).stem: file for file in files}
+        if BASELINE not in paths:
             raise ConfigError(f"no {BASELINE}.yaml among the files: give conf/ablation/*.yaml")
+        variants = {
+            name: (file, read_variant(arguments.config, paths[BASELINE], file, overrides))
+            for name, file in paths.items()
+        }
         results: dict[str, dict[str, Any]] = {}
         for number, (name, (file, config)) in enumerate(variants.items(), start=1):
             common.check_output(config)

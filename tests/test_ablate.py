@@ -10,6 +10,7 @@ from pipelines import ablate, common
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "conf" / "ablation").glob("*.yaml"))
 BASE = str(ROOT / "conf" / "fashion_mnist.yaml")
+BASELINE = str(ROOT / "conf" / "ablation" / "baseline.yaml")
 
 
 def result(distance, low, high):
@@ -23,8 +24,8 @@ def result(distance, low, high):
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_each_file_asks_something_and_changes_what_it_says(file):
     assert len(ablate.question(str(file))) > 10
-    base = ablate.read_variant(BASE, str(ROOT / "conf" / "ablation" / "baseline.yaml"), [])
-    variant = ablate.read_variant(BASE, str(file), [])
+    base = ablate.read_variant(BASE, BASELINE, BASELINE, [])
+    variant = ablate.read_variant(BASE, BASELINE, str(file), [])
     assert (variant != base) == (file.stem != "baseline")
     if file.stem.startswith("sampler_"):  # these share all training with the baseline
         variant.sampler = base.sampler
@@ -39,7 +40,7 @@ def test_a_sampling_ablation_trains_nothing_anew(tmp_path):
     overrides = [f"data.train={tmp_path}/images", f"output={tmp_path}/out"]
     folder = ROOT / "conf" / "ablation"
     plans = {
-        name: common.plan(ablate.read_variant(smoke, str(folder / f"{name}.yaml"), overrides))
+        name: common.plan(ablate.read_variant(smoke, BASELINE, str(folder / f"{name}.yaml"), overrides))
         for name in ("baseline", "sampler_flow_1", "noise_known", "child_feature")
     }
     same = {

@@ -1,8 +1,11 @@
-"""One Ray for all cluster tests: two CPUs, started once."""
+"""One Ray for all cluster tests: two CPUs, started once. And Ray Serve on it, for the files that serve."""
 
 import os
+import socket
 
 import pytest
+
+from nvg.config import ServeConfig
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,34 @@ def ray_cluster():
     )
     yield context
     ray.shutdown()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def port(ray_cluster):
+    from ray import serve
+
+    yield free_port()
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def deploy(port):
+    """deploy(**settings): the application with these settings, replacing the one before; returns its address."""
+    from pipelines.serve import deploy
+
+    def run(**settings):
+        deploy(ServeConfig(port=port, cpus_per_replica=0.5, **settings))
+        return f"http://127.0.0.1:{port}"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def address(deploy):
+    return deploy()

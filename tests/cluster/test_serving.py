@@ -20,51 +20,22 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from nvg.config import ServeConfig
+from tests.cluster.conftest import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def replicas():
     """Process ids of the replicas that run below this process."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if line.startswith("ray::ServeReplica:nvg:sampler"):
-            found.append(process.pid)
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith("ray::ServeReplica:nvg:sampler"):
+                found.append(process.pid)
+        except psutil.NoSuchProcess:
+            continue
     return found
-
-
-@pytest.fixture(scope="module")
-def port(ray_cluster):
-    from ray import serve
-
-    yield free_port()
-    serve.shutdown()
-
-
-@pytest.fixture(scope="module")
-def deploy(port):
-    """deploy(**settings): the application with these settings, replacing the one before; returns its address."""
-    from pipelines.serve import deploy
-
-    def run(**settings):
-        deploy(ServeConfig(port=port, cpus_per_replica=0.5, **settings))
-        return f"http://127.0.0.1:{port}"
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def address(deploy):
-    return deploy()
 
 
 @pytest.fixture
