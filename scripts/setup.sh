@@ -81,13 +81,13 @@ install() {  # folder, constraints ...
 
 lock() {
   local folder; folder=$(mktemp -d)
-  trap 'rm -rf "$folder"' EXIT
+  trap "rm -rf '$folder'" EXIT  # now, while the name is known
   create "$folder/venv"
   install "$folder/venv" || fail "the packages could not be installed, see above"
   # torch's own needs differ from machine to machine (CUDA or not), and it is pinned in pyproject.toml.
   { echo "# The tested versions: constraints for scripts/setup.sh, written by 'make lock' on Python $("$folder/venv/bin/python" -c 'import platform; print(platform.python_version())')."
     "$folder/venv/bin/python" -m pip freeze --disable-pip-version-check --exclude-editable \
-      | grep -v -i -E '^(torch|triton|nvidia|cuda|pip|setuptools|wheel)([-_a-z0-9]*)==' | sort -f
+      | grep -v -i -E '^((torch|pip|setuptools|wheel)|(triton|nvidia|cuda)[-_a-z0-9]*)==' | sort -f
   } > "$folder/lock"
   cp "$folder/lock" requirements.lock
   say "requirements.lock: $(grep -c == requirements.lock) packages"
