@@ -2,10 +2,10 @@
 
     python pipelines/ablate.py --config conf/fashion_mnist.yaml conf/ablation/*.yaml [key=value ...]
 
-A file of conf/ablation holds the keys that differ, under a comment that says what it asks; baseline.yaml holds what all of
-them share over the configuration. Steps that a change does not touch are shared (artifacts have keys), a run that was
-stopped goes on. Writes ablations.json into the output folder,
-the table between the two markers of --doc, and the plot into figures/ beside it.
+A file of conf/ablation holds the keys that differ, under a comment that says what it asks; baseline.yaml holds what all
+share over the configuration. Steps that a change does not touch are shared (artifacts have keys), and a run that was
+stopped goes on. Writes ablations.json into the output folder, the table between the two markers of --doc, and the plot
+into figures/ beside it.
 """
 
 from __future__ import annotations

@@ -85,14 +85,22 @@ class Client:
             raise RuntimeError(f"{answer.status}: {text[:300]!r}")
 
 
-def main() -> None:
-    """Measure and print."""
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print. argv: the command line without the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--batch", type=int, default=16, help="images drawn at once")
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    arguments = parser.parse_args()
+    parser.add_argument("--port", type=int, help="of a Serve that runs here already; else a free one")
+    arguments = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
@@ -111,9 +119,7 @@ def main() -> None:
         call(0)
         return measure(call, images=images, seconds=seconds)
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = arguments.port or free_port()
     config = ServeConfig(
         model=arguments.model, port=port, threads_per_replica=arguments.threads, max_batch=arguments.batch, local_cpus=2
     )

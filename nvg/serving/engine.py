@@ -11,6 +11,7 @@ Imports no Ray and no HTTP library: nvg/serving/deployment.py and nvg/serving/ap
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import time
@@ -225,20 +226,14 @@ class Engine:
 
     def _draw(self, batch: list[Unit]) -> None:
         sampler = batch[0].job.model.sampler
-        settings = [unit.job.settings for unit in batch]
-        names = (
-            "structure_guidance",
-            "content_guidance",
-            "top_p",
-            "structure_temperature",
-            "content_temperature",
-        )
+        settings = [dataclasses.asdict(unit.job.settings) for unit in batch]
+        flow_steps = [one.pop("flow_steps") for one in settings][0]  # alike in a batch
         stages = sampler.stages(
             [unit.class_index for unit in batch],
             seed=[unit.seed for unit in batch],
             given=[unit.job.given for unit in batch],
-            flow_steps=settings[0].flow_steps,
-            **{name: [getattr(one, name) for one in settings] for name in names},
+            flow_steps=flow_steps,
+            **{name: [one[name] for one in settings] for name in settings[0]},
         )
         last = sampler.last_stage
         begun = time.perf_counter()

@@ -43,7 +43,7 @@ def plan(request: Common, prompts: list[str | int], model: Served, config: Serve
     return Job(
         model,
         classes,
-        [seed + j for j in range(len(classes))],
+        [(seed + j) % 2**31 for j in range(len(classes))],
         settings_of(request, sampler.settings),
         given,
         watched_stages(request, sampler.last_stage) if request.stream else frozenset(),

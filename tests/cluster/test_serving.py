@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -285,6 +286,16 @@ def test_replicas_come_with_load(deploy):
         seen = len(load.answers)
         load.wait_for(lambda: len(load.answers) > seen + 10)
     assert load.errors == []
+
+
+def test_the_load_test_measures_both_sides(port, deploy, capsys):
+    from scripts import load_test
+
+    load_test.main(["--seconds", "0.5", "--batch", "4", "--port", str(port)])
+    printed = capsys.readouterr().out
+    assert printed.count("| in process, ") == 2 and printed.count("| served, ") == 3
+    assert re.search(r"added to the median of a single request: -?[\d.]+ ms", printed)
+    assert len(re.findall(r"a request: \d+%", printed)) == 2
 
 
 # ---- the job itself ----

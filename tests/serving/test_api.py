@@ -69,6 +69,8 @@ def test_a_seed_is_drawn_and_told_when_none_is_given(post):
     assert first["nvg"]["seed"] != second["nvg"]["seed"]
     again = post({"prompt": "8", "seed": first["nvg"]["seed"]}).json()
     assert again["data"][0]["b64_json"] == first["data"][0]["b64_json"]
+    largest = post({"prompt": "8", "n": 2, "seed": 2**31 - 1}).json()["data"]
+    assert [item["nvg"]["seed"] for item in largest] == [2**31 - 1, 0]  # seeds stay such as can be asked for
 
 
 def test_settings_of_the_request_are_used_and_told(post, model):
