@@ -270,7 +270,7 @@ class ServeConfig:
     gpus_per_replica: float = 0.0  # above 0 the sampler runs on CUDA
     threads_per_replica: int = 1  # torch threads
     max_batch: int = 16  # images that are drawn at once
-    batch_wait_ms: float = 2.0  # how long a batch that is not full waits for more
+    batch_wait_ms: float = 2.0  # how long a batch smaller than the one before it waits for more
     max_queue: int = 256  # images that may wait in a replica; a request beyond gets 429
     max_images: int = 64  # of one request
     max_body_mb: float = 10.0  # of one request

@@ -1,9 +1,9 @@
 """What HTTP costs: the sampler called in this process, and through Ray Serve on loopback, in one run.
 
-    python scripts/load_test.py [--model fashion-mnist] [--batch 16] [--seconds 20]
+    python scripts/load_test.py [--model fashion-mnist] [--batch 16] [--seconds 20] [--rounds 5]
 
-Both with the same weights, number of torch threads and images a batch, in turns (in process, served, in process), so
-that a change of the machine's speed shows. Prints a Markdown table: images a second and percentiles of latency.
+Both with the same weights, number of torch threads and images a batch, in turns within each of some rounds, so that
+changes of the machine's speed meet both. Prints a Markdown table: images a second and percentiles of latency.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ def measure(call: Callable[[int], None], *, images: int, seconds: float, callers
     return Figures(latencies, images * len(latencies) / (time.perf_counter() - begun))
 
 
+def together(rounds: list[Figures]) -> Figures:
+    """All calls of some rounds."""
+    seconds = [value for figures in rounds for value in figures.seconds]
+    return Figures(seconds, statistics.mean(figures.images_a_second for figures in rounds))
+
+
 class Client:
     """Keeps a connection a thread."""
 
@@ -97,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--batch", type=int, default=16, help="images drawn at once")
-    parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=20, help="of each measurement, over all rounds")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--port", type=int, help="of a Serve that runs here already; else a free one")
     arguments = parser.parse_args(argv)
@@ -127,16 +134,18 @@ def main(argv: list[str] | None = None) -> None:
     deploy(config)
     Client(port, arguments.batch)(0)
 
-    batch, seconds = arguments.batch, arguments.seconds
-    before = [in_process(1, seconds / 2), in_process(batch, seconds / 2)]
-    one = measure(Client(port, 1), images=1, seconds=seconds)
-    many = measure(Client(port, batch), images=batch, seconds=seconds, callers=2)
-    singles = measure(Client(port, 1), images=1, seconds=seconds, callers=2 * batch)
-    after = [in_process(1, seconds / 2), in_process(batch, seconds / 2)]
-    single, whole = (
-        Figures(first.seconds + last.seconds, (first.images_a_second + last.images_a_second) / 2)
-        for first, last in zip(before, after, strict=True)
-    )
+    batch, seconds = arguments.batch, arguments.seconds / arguments.rounds
+    measured: dict[str, list[Figures]] = {}
+    for _ in range(arguments.rounds):
+        for name, run in (
+            ("single", lambda: in_process(1, seconds)),
+            ("one", lambda: measure(Client(port, 1), images=1, seconds=seconds)),
+            ("whole", lambda: in_process(batch, seconds)),
+            ("many", lambda: measure(Client(port, batch), images=batch, seconds=seconds, callers=2)),
+            ("singles", lambda: measure(Client(port, 1), images=1, seconds=seconds, callers=2 * batch)),
+        ):
+            measured.setdefault(name, []).append(run())
+    single, one, whole, many, singles = (together(rounds) for rounds in measured.values())
 
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {date.today()}; {arguments}\n")
     print("| | calls | images/s | ms: median | 95% | 99% |\n| --- | --- | --- | --- | --- | --- |")

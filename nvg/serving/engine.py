@@ -114,6 +114,7 @@ class Engine:
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampler")
         self._loop = asyncio.get_running_loop()
+        self._last = 0  # images of the last batch
         self._seconds_an_image = 0.1  # a moving average, for Retry-After
         self._task = self._loop.create_task(self._run())
 
@@ -197,12 +198,13 @@ class Engine:
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
-            if self._wait and len(self._pending) < self.max_batch:
+            if len(self._pending) < min(self._last, self.max_batch):  # more were drawn together a moment ago
                 await asyncio.sleep(self._wait)
             if not self._pending:
                 self._wake.clear()
                 continue
             batch = self._take()
+            self._last = len(batch)
             begun = time.perf_counter()
             for unit in batch:
                 unit.job.began = unit.job.began or begun

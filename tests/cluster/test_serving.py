@@ -291,7 +291,7 @@ def test_replicas_come_with_load(deploy):
 def test_the_load_test_measures_both_sides(port, deploy, capsys):
     from scripts import load_test
 
-    load_test.main(["--seconds", "0.5", "--batch", "4", "--port", str(port)])
+    load_test.main(["--seconds", "0.5", "--rounds", "1", "--batch", "4", "--port", str(port)])
     printed = capsys.readouterr().out
     assert printed.count("| in process, ") == 2 and printed.count("| served, ") == 3
     assert re.search(r"added to the median of a single request: -?[\d.]+ ms", printed)
