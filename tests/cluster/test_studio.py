@@ -122,7 +122,7 @@ def test_a_structure_is_drawn_with_the_pointer_and_with_keys(visit):
     canvas.focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowDown", " "):
         page.keyboard.press(key)
-    assert page.url != before  # the drawing is in the address
+    expect(page).not_to_have_url(before)  # the drawing is in the address
 
 
 def test_a_dropped_image_gives_its_structure_and_content_up_to_a_stage(visit, tmp_path):
@@ -277,7 +277,7 @@ def test_it_fits_a_phone_and_takes_a_finger(visit, scheme):
     page.get_by_role("button", name="Clear drawing").tap()
     box = page.get_by_role("img", name="Drawing of the first structure map").bounding_box()
     page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert re.search("drawing=0*[1-9a-f]", page.url)
+    expect(page).to_have_url(re.compile("drawing=0*[1-9a-f]"))
     page.get_by_label("Generated").check()
     generate(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -7,7 +7,7 @@ export function setKey(value) {
   sessionStorage.setItem("nvg-key", value);
 }
 
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(message, status) {
     super(message);
     this.status = status;
@@ -26,8 +26,13 @@ async function send(path, options = {}) {
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => null);
   let message = body?.error?.message ?? `The server answered ${answer.status}.`;
-  if (answer.status === 401) message = "This server asks for an API key: enter it above, then try again.";
-  if (answer.status === 429) message = `The server is busy: try again in ${answer.headers.get("Retry-After") ?? "a few"} s.`;
+  if (answer.status === 401) {
+    const reason = key ? "The server does not know this API key" : "This server asks for an API key";
+    message = `${reason}: enter it above, then try again.`;
+  }
+  if (answer.status === 429) {
+    message = `The server is busy: try again in ${answer.headers.get("Retry-After") ?? "a few"} s.`;
+  }
   throw new ApiError(message, answer.status);
 }
 
@@ -35,7 +40,8 @@ export async function model() {
   return (await (await send("/v1/models")).json()).data[0];
 }
 
-// One image that keeps all of a reference: what the model sees of it, with its structure and content.
+// One image that keeps all of a reference: what the model sees of it, with its structure and content. From then on
+// these are what is sent, and what a link holds; the file is not needed again.
 export async function encode(file, lastStage, className) {
   const form = new FormData();
   const fields = { prompt: className, seed: 0, keep_stages: lastStage, keep_content: lastStage + 1 };
@@ -44,8 +50,8 @@ export async function encode(file, lastStage, className) {
   return (await (await send("/v1/images/edits", { method: "POST", body: form })).json()).data[0];
 }
 
-// Events of a stream, as they come: {type, b64_json, nvg, ...}. Ends after `count` completed images.
-export async function* generate(request, count, signal) {
+// Events of a stream, as they come: {type, b64_json, nvg, ...}. Ends after `n` completed images.
+export async function* generate(request, signal) {
   const answer = await send("/v1/images/generations", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -65,11 +71,13 @@ export async function* generate(request, count, signal) {
     const blocks = text.split("\n\n");
     text = blocks.pop();
     for (const block of blocks) {
-      const event = JSON.parse(block.slice(block.indexOf("data: ") + 6));
+      const data = block.split("\n").find((line) => line.startsWith("data:"));
+      if (!data) continue; // a comment, which proxies may add to keep a connection open
+      const event = JSON.parse(data.slice(5));
       if (event.error) throw new ApiError(event.error.message, 500);
       completed += event.type.endsWith(".completed");
       yield event;
     }
   }
-  if (completed < count) throw new ApiError("The answer ended before all images had come. Try again.", 0);
+  if (completed < request.n) throw new ApiError("The answer ended before all images had come. Try again.", 0);
 }

@@ -1,34 +1,43 @@
 // The brush: a square of cells that are 0 or 1, painted by pointer or keys.
 
+import { colour } from "./structure.js";
+
 export class Drawing {
-  constructor(canvas, side, changed) {
+  // changed(): cells are others than before. said(text): what somebody who draws with keys should hear.
+  constructor(canvas, side, { changed, said }) {
     this.canvas = canvas;
     this.side = side;
     this.changed = changed;
-    this.cells = new Uint8Array(side * side);
+    this.said = said;
     this.cursor = null; // [x, y] while the keyboard draws
     this.brush = 3;
     this.erase = false;
     canvas.width = canvas.height = side * 16;
-    canvas.addEventListener("pointerdown", (event) => {
-      canvas.setPointerCapture(event.pointerId);
-      this.cursor = null;
-      this.last = this.place(event);
-      this.stroke(this.last, this.last);
-    });
-    canvas.addEventListener("pointermove", (event) => {
-      if (!event.buttons) return;
-      const place = this.place(event);
-      this.stroke(this.last ?? place, place);
-      this.last = place;
-    });
-    canvas.addEventListener("pointerup", () => changed());
-    canvas.addEventListener("keydown", (event) => this.press(event));
+    canvas.addEventListener("pointerdown", (event) => this.press(event));
+    canvas.addEventListener("pointermove", (event) => this.drag(event));
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => changed());
+    canvas.addEventListener("keydown", (event) => this.type(event));
     canvas.addEventListener("blur", () => {
       this.cursor = null;
       this.show();
     });
+    this.cells = Uint8Array.from({ length: side * side }, (_, index) => Number(index % side >= side / 2));
     this.show();
+  }
+
+  press(event) {
+    if (event.button || !event.isPrimary) return;
+    this.canvas.setPointerCapture(event.pointerId);
+    this.cursor = null;
+    this.last = this.place(event);
+    this.stroke(this.last, this.last);
+  }
+
+  drag(event) {
+    if (!this.canvas.hasPointerCapture(event.pointerId)) return;
+    const place = this.place(event);
+    this.stroke(this.last, place);
+    this.last = place;
   }
 
   place(event) {
@@ -54,17 +63,20 @@ export class Drawing {
         if (Math.hypot(column - x, row - y) < this.brush / 2) this.cells[row * this.side + column] = this.erase ? 0 : 1;
   }
 
-  press(event) {
+  type(event) {
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    if (event.key !== " " && !(event.key in steps)) return;
+    event.preventDefault();
     const clamp = (value) => Math.min(this.side - 1, Math.max(0, value));
     this.cursor ??= [this.side >> 1, this.side >> 1];
-    if (event.key in steps) {
-      this.cursor = this.cursor.map((value, axis) => clamp(value + steps[event.key][axis]));
-    } else if (event.key === " ") {
+    if (event.key === " ") {
       this.dot(...this.cursor);
       this.changed();
-    } else return;
-    event.preventDefault();
+    } else {
+      this.cursor = this.cursor.map((value, axis) => clamp(value + steps[event.key][axis]));
+    }
+    const [x, y] = this.cursor;
+    this.said(`Row ${y + 1}, column ${x + 1}: ${this.cells[y * this.side + x] ? "painted" : "empty"}`);
     this.show();
   }
 
@@ -72,13 +84,15 @@ export class Drawing {
     const pen = this.canvas.getContext("2d");
     const size = this.canvas.width / this.side;
     this.cells.forEach((cell, index) => {
-      pen.fillStyle = cell ? "hsl(270 60% 66%)" : "hsl(90 60% 44%)"; // the colours of stage 1's two labels
+      pen.fillStyle = colour(cell, 1);
       pen.fillRect((index % this.side) * size, Math.floor(index / this.side) * size, size, size);
     });
-    if (this.cursor) {
-      pen.lineWidth = 4;
-      pen.strokeStyle = "#fff";
-      pen.strokeRect(this.cursor[0] * size, this.cursor[1] * size, size, size);
+    if (!this.cursor) return;
+    const [x, y] = this.cursor.map((value) => value * size);
+    for (const [inset, ink] of [[1, "#000"], [3, "#fff"]]) {
+      pen.lineWidth = 2;
+      pen.strokeStyle = ink;
+      pen.strokeRect(x + inset, y + inset, size - 2 * inset, size - 2 * inset);
     }
   }
 
@@ -92,15 +106,8 @@ export class Drawing {
     return Array.from({ length: this.side }, (_, y) => [...this.cells.slice(y * this.side, (y + 1) * this.side)]);
   }
 
-  // Four cells a hexadecimal digit, for the address.
-  textOf(rows) {
-    return rows.flat().join("").replace(/.{4}/g, (bits) => parseInt(bits, 2).toString(16));
-  }
-
-  set text(digits) {
-    const bits = [...digits].map((digit) => parseInt(digit, 16).toString(2).padStart(4, "0")).join("");
-    if (bits.length !== this.cells.length || /[^01]/.test(bits)) return;
-    this.cells = Uint8Array.from(bits, Number);
+  set rows(rows) {
+    this.cells = Uint8Array.from(rows.flat());
     this.show();
   }
 }

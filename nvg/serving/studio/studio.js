@@ -1,10 +1,13 @@
 // The page: controls -> requests -> stages as they come -> gallery. The address holds what made the last pictures.
 
+import * as address from "./address.js";
 import * as api from "./api.js";
 import { Drawing } from "./drawing.js";
+import { addStage, addToGallery, element, finishStrip, newStrip, source } from "./pictures.js";
 import { mapOfStage, structureMap } from "./structure.js";
 
 const byId = (id) => document.getElementById(id);
+const MANY_CLASSES = 20; // from here on a list needs a search
 const SETTINGS = {
   structure_guidance: { name: "Structure guidance", step: 0.1, min: 0, max: 20 },
   content_guidance: { name: "Content guidance", step: 0.1, min: 0, max: 20 },
@@ -14,7 +17,7 @@ const SETTINGS = {
   content_temperature: { name: "Content temperature", step: 0.1, min: 0.1, max: 10 },
 };
 
-let model; // of GET /v1/models
+let model; // what GET /v1/models tells of it
 let drawing;
 let kept = null; // {map, stage, content}: what an image gives; the map is of `stage`
 let running = null; // AbortController of the requests in hand
@@ -52,11 +55,12 @@ const request = () => ({
   ...given(),
 });
 
-function keep(map, stage, content) {
+function keep(map, stage, content, pictures = []) {
   kept = { map, stage, content };
   byId("keep-stages").max = stage;
   byId("keep-stages").value = stage;
   byId("keep-content").value = 0;
+  byId("reference-shown").replaceChildren(...pictures, element("span", { id: "kept-map" }));
   showKept();
   setMode("kept");
 }
@@ -67,50 +71,79 @@ function showKept() {
   byId("keep-content").max = Math.min(stage + 1, kept?.content.length ?? 0);
   byId("keep-stages-shown").textContent = stage;
   byId("keep-content-shown").textContent = byId("keep-content").value;
+  if (kept) byId("kept-map").replaceChildren(structureMap(mapOfStage(kept.map, stage, kept.stage), stage));
+}
+
+const comparedClasses = () => [...byId("compare-classes").selectedOptions].map((option) => option.value);
+
+const list = (id, names, chosen) =>
+  byId(id).replaceChildren(...names.map((name) => new Option(name, name, false, chosen.includes(name))));
+
+// The lists hold the classes that the search finds; what was chosen to compare stays.
+function findClasses() {
+  const text = byId("find-class").value.trim().toLowerCase();
+  const found = model.classes.filter((name) => name.toLowerCase().includes(text));
+  if (!found.length) return say("No class has this in its name.");
+  const compared = comparedClasses();
+  list("class", found, [byId("class").value]);
+  list("compare-classes", [...new Set([...compared, ...found])], compared);
+  if (text) say(`${found.length} ${found.length === 1 ? "class" : "classes"} found.`);
 }
 
 // ---- the address ----
 
-const listsToText = (lists) => lists.map((list) => list.join(".")).join("-");
-const textToLists = (text) => text.split("-").map((list) => list.split(".").map(Number));
+const remember = (compare) => history.replaceState(null, "", address.write(request(), { compare, model }));
 
-// The address of a request: opened, it makes the same pictures. A drawing is finer than the model's grid, a map is not.
-function addressOf({ prompt, seed, n, structure, keep_stages: stage, content, ...rest }) {
-  const fields = { class: prompt, seed, n, ...rest };
-  if (structure?.length === drawing.side) fields.drawing = drawing.textOf(structure);
-  else if (structure) Object.assign(fields, { structure: listsToText(structure), stage });
-  if (content) fields.content = listsToText(content);
-  return `#${new URLSearchParams(fields)}`;
-}
-
-const remember = () => history.replaceState(null, "", addressOf(request()));
-
-function restore(text) {
-  const fields = Object.fromEntries(new URLSearchParams(text.replace(/^#/, "")));
-  if (!model.nvg.classes.includes(fields.class)) return false;
-  byId("class").value = fields.class;
-  byId("seed").value = fields.seed ?? 0;
-  byId("count").value = fields.n ?? 1;
-  for (const name of Object.keys(SETTINGS)) byId(name).value = fields[name] ?? "";
+// The controls as a link says. Throws an Error for what this model cannot draw.
+function restore(link) {
+  if (!model.classes.includes(link.prompt)) {
+    throw new Error(`The link is for a class that this model lacks: ${link.prompt}.`);
+  }
+  if (link.drawing && link.drawing.flat().length !== drawing.side ** 2) {
+    throw new Error("The link's drawing is for a model of another grid.");
+  }
+  byId("find-class").value = "";
+  findClasses();
+  byId("class").value = link.prompt;
+  byId("seed").value = link.fields.seed ?? 0;
+  byId("count").value = link.fields.n ?? 1;
+  for (const name of Object.keys(SETTINGS)) byId(name).value = link.fields[name] ?? "";
+  for (const option of byId("compare-classes").options) option.selected = link.compare.includes(option.value);
+  byId("comparison").open ||= link.compare.length > 0;
   setMode("generated");
-  if (fields.drawing) {
-    drawing.text = fields.drawing;
+  if (link.drawing) {
+    drawing.rows = link.drawing;
     setMode("drawn");
-  } else if (fields.structure || fields.content) {
-    const content = fields.content ? textToLists(fields.content) : [];
-    const grid = Array.from({ length: model.nvg.grid }, () => Array(model.nvg.grid).fill(0));
-    keep(fields.structure ? textToLists(fields.structure) : grid, Number(fields.stage ?? 0), content);
-    byId("keep-content").value = content.length;
+  } else if (link.map || link.content.length) {
+    const oneCluster = Array.from({ length: model.grid }, () => Array(model.grid).fill(0));
+    keep(link.map ?? oneCluster, link.stage, link.content);
+    byId("keep-content").value = link.content.length;
     showKept();
   }
-  return true;
 }
 
-// ---- requests -> pictures ----
+function follow(hash) {
+  const link = address.read(hash);
+  if (!link) return;
+  try {
+    restore(link);
+  } catch (error) {
+    return fail(error);
+  }
+  if (link.compare.length) compare();
+  else generate();
+  const { weights = model.fingerprint } = link.fields;
+  if (weights !== model.fingerprint) tell("The link was made with other weights: the picture may be another one.");
+}
+
+// ---- what is said ----
+
+const say = (text) => (byId("status").textContent = text);
+const tell = (text) => (byId("error").textContent = text);
 
 function fail(error) {
   if (error.name === "AbortError") return say("Stopped.");
-  byId("error").textContent = error.message;
+  tell(error.message);
   say("");
   if (error.status === 401) {
     byId("key-field").hidden = false;
@@ -118,18 +151,39 @@ function fail(error) {
   }
 }
 
-const say = (text) => (byId("status").textContent = text);
+// ---- requests -> pictures ----
 
-// One call at a time: draws the requests one after another; a function makes the next from the pictures so far.
-async function run(requests) {
+function generate() {
+  if (!model) return;
+  if (mode() === "kept" && !kept) return tell("Choose a reference image first.");
+  run([request()]);
+}
+
+// A request a class, not one of them all: image j of a request would have seed + j.
+function compare() {
+  const classes = comparedClasses();
+  if (classes.length < 2) return tell("Choose at least two classes to compare.");
+  if (mode() === "kept" && !kept) return tell("Choose a reference image first.");
+  const [first, ...others] = classes.map((prompt) => ({ ...request(), prompt, n: 1 }));
+  const last = model.last_stage;
+  const following = others.map((body) => (made) => ({ ...body, structure: made[0].structure, keep_stages: last }));
+  run([first, ...(mode() === "generated" ? following : others)], classes);
+}
+
+// Draws requests one after another; a function makes the next one from the pictures so far. A run ends the one before.
+async function run(requests, compared = []) {
   running?.abort();
   const mine = (running = new AbortController());
-  byId("error").textContent = "";
+  tell("");
+  remember(compared);
   byId("stop").disabled = false;
   byId("stages").replaceChildren();
+  byId("stages").classList.toggle("columns", compared.length > 0);
   const made = [];
   try {
-    for (const next of requests) made.push(...(await draw(typeof next === "function" ? next(made) : next, mine.signal)));
+    for (const next of requests) {
+      made.push(...(await draw(typeof next === "function" ? next(made) : next, mine.signal)));
+    }
     say(`Done: ${made.length} ${made.length === 1 ? "picture" : "pictures"}.`);
   } catch (error) {
     if (running === mine || error.name !== "AbortError") fail(error);
@@ -138,205 +192,171 @@ async function run(requests) {
 }
 
 async function draw(body, signal) {
-  const strips = Array.from({ length: body.n }, (_, index) => addStrip(body.prompt, body.seed + index));
+  const strips = [];
   const made = [];
-  history.replaceState(null, "", addressOf(body));
   say(`Drawing ${body.prompt}…`);
-  for await (const event of api.generate(body, body.n, signal)) {
-    const strip = strips[event.nvg.image_index];
+  for await (const event of api.generate(body, signal)) {
+    const index = event.nvg.image_index;
+    if (!strips[index]) {
+      strips[index] = newStrip(body.prompt, body.seed + index);
+      byId("stages").append(strips[index]);
+    }
     if (event.type.endsWith(".partial_image")) {
-      addStage(strip, body.prompt, event);
-      say(`${body.prompt}: stage ${event.nvg.stage} of ${model.nvg.last_stage}`);
+      addStage(strips[index], body.prompt, event);
+      say(`${body.prompt}: stage ${event.nvg.stage} of ${model.last_stage}`);
     } else {
-      const address = addressOf({ ...body, seed: event.nvg.seed, n: 1 });
-      const picture = { ...event.nvg, source: `data:image/png;base64,${event.b64_json}`, address };
+      const itself = address.write({ ...body, seed: event.nvg.seed, n: 1 }, { model });
+      const picture = { ...event.nvg, source: source(event), address: itself };
       made.push(picture);
-      finish(strip, picture);
-      addToGallery(picture);
+      finishStrip(strips[index], picture);
+      addToGallery(byId("gallery"), picture, { use: () => useStructure(picture), open: () => open(picture) });
     }
   }
   return made;
 }
 
-function element(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+function useStructure(picture) {
+  const image = element("img", { src: picture.source, alt: "the picture whose structure is kept" });
+  keep(picture.structure, model.last_stage, picture.content, [image]);
+  remember();
+  byId("keep-stages").focus();
 }
 
-function addStrip(className, seed) {
-  const stages = element("ol", { className: "strip" });
-  byId("stages").append(
-    element("figure", {}, element("figcaption", { textContent: `${className}, seed ${seed}` }), stages),
-  );
-  return stages;
+function open(picture) {
+  restore(address.read(picture.address));
+  remember();
 }
-
-function addStage(strip, className, event) {
-  const { stage, structure } = event.nvg;
-  const preview = element("img", {
-    src: `data:image/png;base64,${event.b64_json}`,
-    alt: `${className} after stage ${stage}`,
-  });
-  strip.append(element("li", {}, structureMap(structure, stage), preview, element("span", { textContent: stage })));
-}
-
-function finish(strip, picture) {
-  const image = element("img", { src: picture.source, alt: `${picture.class_name}, seed ${picture.seed}` });
-  strip.append(element("li", { className: "final" }, image));
-}
-
-function addToGallery(picture) {
-  const name = `${picture.class_name}, seed ${picture.seed}`;
-  const file = `${picture.class_name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}-seed${picture.seed}.png`;
-  const button = (label, action) =>
-    element("button", { type: "button", textContent: label, ariaLabel: `${label}: ${name}`, onclick: action });
-  const useStructure = () => {
-    keep(picture.structure, model.nvg.last_stage, picture.content);
-    byId("keep-stages").focus();
-  };
-  const open = () => restore(picture.address) && remember();
-  const remove = () => {
-    item.remove();
-    showGallery();
-  };
-  const item = element(
-    "li",
-    {},
-    element("img", { src: picture.source, alt: name }),
-    element("p", { textContent: name }),
-    element("a", { href: picture.source, download: file, textContent: "Download", ariaLabel: `Download: ${name}` }),
-    element("div", { className: "row" }, button("Use structure", useStructure), button("Open", open), button("Remove", remove)),
-  );
-  byId("gallery").prepend(item);
-  showGallery();
-}
-
-const showGallery = () => (byId("clear-gallery").hidden = !byId("gallery").children.length);
 
 // ---- a reference image ----
 
 async function readReference(file) {
-  byId("error").textContent = "";
+  tell("");
   if (!file.type.startsWith("image/")) {
-    return fail(new api.ApiError(`${file.name} is not an image: drop a picture such as a PNG or JPEG.`, 0));
+    return tell(`${file.name} is not an image: drop a picture such as a PNG or JPEG.`);
   }
   say("Reading the reference image…");
   try {
-    const seen = await api.encode(file, model.nvg.last_stage, byId("class").value);
-    keep(seen.nvg.structure, model.nvg.last_stage, seen.nvg.content);
+    const seen = await api.encode(file, model.last_stage, byId("class").value);
     const url = URL.createObjectURL(file);
-    byId("reference-shown").replaceChildren(
+    keep(seen.nvg.structure, model.last_stage, seen.nvg.content, [
       element("img", { src: url, alt: "the reference image", onload: () => URL.revokeObjectURL(url) }),
-      element("img", { src: `data:image/png;base64,${seen.b64_json}`, alt: "the reference as the model sees it" }),
-      structureMap(seen.nvg.structure, model.nvg.last_stage),
-    );
+      element("img", { src: source(seen), alt: "the reference as the model sees it" }),
+    ]);
+    remember();
     say("The reference image is read: choose what to keep of it, then generate.");
   } catch (error) {
     fail(error);
   }
 }
 
-// ---- compare classes ----
-
-function compare() {
-  const classes = [...byId("compare-classes").selectedOptions].map((option) => option.value);
-  if (classes.length < 2) return fail(new api.ApiError("Choose at least two classes to compare.", 0));
-  const [first, ...others] = classes.map((prompt) => ({ ...request(), prompt, n: 1 }));
-  const last = model.nvg.last_stage;
-  const following = others.map((body) => (made) => ({ ...body, structure: made[0].structure, keep_stages: last }));
-  run([first, ...(mode() === "generated" ? following : others)]);
-}
-
 // ---- setting up ----
 
 function fill() {
-  const names = model.nvg.classes;
-  for (const id of ["class", "compare-classes"]) byId(id).replaceChildren(...names.map((name) => new Option(name)));
+  const { classes, image_size: size, last_stage: last, fingerprint } = model;
+  for (const id of ["class", "compare-classes"]) list(id, classes, []);
+  byId("find-class-field").hidden = classes.length <= MANY_CLASSES;
   for (const [name, { name: label, ...limits }] of Object.entries(SETTINGS)) {
-    const input = element("input", { id: name, type: "number", placeholder: model.nvg.settings[name], ...limits });
+    const input = element("input", { id: name, type: "number", placeholder: model.settings[name], ...limits });
     byId("settings").append(element("label", {}, `${label} `, input));
   }
-  byId("count").max = Math.min(8, model.nvg.max_images);
-  byId("keep-stages").max = model.nvg.last_stage;
-  const { image_size: size, fingerprint } = model.nvg;
-  byId("model").textContent = `${model.id}: ${names.length} classes, ${size} × ${size}, ${model.nvg.last_stage + 1} stages, weights ${fingerprint}`;
+  byId("count").max = Math.min(8, model.max_images);
+  byId("keep-stages").max = last;
+  const facts = [`${classes.length} classes`, `${size} × ${size}`, `${last + 1} stages`, `weights ${fingerprint}`];
+  byId("model").textContent = `${model.id}: ${facts.join(", ")}`;
+  document.body.classList.toggle("small-images", size <= 128);
   // Finer than the model's grid, so that curves can be drawn; the server averages.
-  drawing = new Drawing(byId("drawing"), Math.max(16, 2 * model.nvg.grid), remember);
-  drawing.cells = drawing.cells.map((_, index) => Number(index % drawing.side < drawing.side / 2));
-  drawing.show();
+  drawing = new Drawing(byId("drawing"), Math.max(16, 2 * model.grid), { changed: remember, said: say });
+  for (const waiting of document.querySelectorAll("#controls [disabled]:not(#stop)")) waiting.disabled = false;
 }
 
 function listen() {
   const on = (id, event, action) => byId(id).addEventListener(event, action);
   on("controls", "submit", (event) => {
     event.preventDefault();
-    if (mode() === "kept" && !kept) return fail(new api.ApiError("Choose a reference image first.", 0));
-    run([request()]);
+    generate();
   });
   on("stop", "click", () => running?.abort());
   on("random-seed", "click", () => {
-    byId("seed").value = Math.floor(Math.random() * 2 ** 31) % 2147483640;
+    byId("seed").value = Math.floor(Math.random() * 2147483640);
     remember();
   });
   on("copy-link", "click", async () => {
-    remember();
+    if (!location.hash) remember();
     await navigator.clipboard.writeText(location.href).then(
       () => say("Link copied."),
       () => say("The browser does not let this page copy: the link is in the address bar."),
     );
   });
+  on("find-class", "input", findClasses);
   for (const radio of document.getElementsByName("mode")) radio.addEventListener("change", () => setMode(radio.value));
-  on("controls", "change", remember);
+  // Choosing classes to compare changes nothing that Generate draws.
+  on("controls", "change", (event) => model && event.target.id !== "compare-classes" && remember());
   on("brush", "input", () => (drawing.brush = Number(byId("brush").value)));
   on("erase", "change", () => (drawing.erase = byId("erase").checked));
   on("clear-drawing", "click", () => drawing.fill(() => 0));
   on("invert-drawing", "click", () => drawing.fill((cell) => 1 - cell));
   on("reference", "change", () => byId("reference").files[0] && readReference(byId("reference").files[0]));
-  on("drop", "dragover", (event) => event.preventDefault());
-  on("drop", "drop", (event) => {
-    event.preventDefault();
-    if (event.dataTransfer.files[0]) readReference(event.dataTransfer.files[0]);
-  });
   for (const id of ["keep-stages", "keep-content"]) on(id, "input", showKept);
+  on("compare-classes", "mousedown", toggleClass);
   on("compare", "click", compare);
   on("reset-settings", "click", () => {
     for (const name of Object.keys(SETTINGS)) byId(name).value = "";
     remember();
   });
-  on("clear-gallery", "click", () => {
-    byId("gallery").replaceChildren();
-    showGallery();
-  });
+  on("clear-gallery", "click", () => byId("gallery").replaceChildren());
   on("key", "change", () => {
     api.setKey(byId("key").value);
     if (!model) start();
   });
   on("show-keys", "click", () => byId("keys").showModal());
   document.addEventListener("keydown", press);
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", dropped);
+  addEventListener("hashchange", () => model && follow(location.hash)); // a link pasted over this page's own address
+}
+
+// Anywhere on the page: a browser would leave the page for a file that misses its place, and the gallery be lost.
+function dropped(event) {
+  event.preventDefault();
+  if (!model || !event.dataTransfer.files[0]) return;
+  setMode("kept");
+  readReference(event.dataTransfer.files[0]);
+}
+
+// A plain click takes a class in or out, as a checkbox would; a list by itself asks for Ctrl.
+function toggleClass(event) {
+  if (event.target.tagName !== "OPTION" || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const place = byId("compare-classes").scrollTop;
+  event.target.selected = !event.target.selected;
+  byId("compare-classes").focus();
+  byId("compare-classes").scrollTop = place;
 }
 
 function press(event) {
   if (byId("keys").open) return;
   if (event.key === "Escape") return running?.abort();
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return byId("controls").requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault(); // or a button with the focus would be pressed too
+    return generate();
+  }
   if (event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "g") byId("controls").requestSubmit();
+  if (event.key === "g") generate();
   if (event.key === "r") byId("random-seed").click();
   if (event.key === "?") byId("keys").showModal();
 }
 
 async function start() {
   try {
-    model = await api.model();
+    const served = await api.model();
+    model = { id: served.id, ...served.nvg };
   } catch (error) {
     byId("model").textContent = "No model.";
     return fail(error);
   }
-  byId("error").textContent = "";
+  tell("");
   fill();
-  byId("generate").disabled = false;
-  if (location.hash.length > 1 && restore(location.hash)) run([request()]);
+  follow(location.hash);
 }
 
 listen();
