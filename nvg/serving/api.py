@@ -66,6 +66,12 @@ def create_app(service: Service, *, key_hashes: frozenset[str], observer: Observ
 
 # ---- routes ----
 
+# Of one event; its data is the JSON of PartialImageEvent, CompletedEvent or Error.
+EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 EXAMPLE_EVENTS = (
     'event: image_generation.partial_image\ndata: {"type": "image_generation.partial_image", "b64_json": "...", '
     '"partial_image_index": 0, ...}\n\nevent: image_generation.completed\ndata: {"type": '
@@ -87,7 +93,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _routes(app: FastAPI, service: Service) -> None:
     stream: dict[int | str, dict[str, Any]] = {
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": EXAMPLE_EVENTS}}}
+        200: {"content": {"text/event-stream": {"schema": EVENT, "example": EXAMPLE_EVENTS}}}
     }
     drawing = _errors(400, 401, 404, 413, 429, 500) | stream
 

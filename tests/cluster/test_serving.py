@@ -121,7 +121,7 @@ def test_the_openapi_document_holds_for_whatever_schemathesis_sends(address):
     for operation in document.get_all_operations():
         operation = operation.ok()
 
-        @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def each(case):
             case.call_and_validate(checks=rules)
