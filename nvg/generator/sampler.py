@@ -317,11 +317,11 @@ def nucleus_sample(logits: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
 def check_setting(name: str, value: float) -> None:
     """Raises ValueError for a value that a sampler setting cannot have."""
     if name == "top_p":
-        if not 0 < value <= 1:
-            raise ValueError(f"top_p={value} must be in (0, 1]")
+        if not 1e-6 <= value <= 1:  # less is 0 beside a float32 probability
+            raise ValueError(f"top_p={value} must be in (0, 1], at least 1e-6")
     elif name == "content_temperature":
-        if not 0 < value < math.inf:
-            raise ValueError(f"content_temperature={value} must be above 0")
+        if not 1e-3 <= value < math.inf:  # less takes logits out of float32
+            raise ValueError(f"content_temperature={value} must be above 0, at least 0.001")
     elif not 0 <= value < math.inf:
         raise ValueError(f"{name}={value} must be at least 0")
 

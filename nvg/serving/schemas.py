@@ -22,9 +22,11 @@ class Settings(BaseModel):
     flow_steps: int | None = Field(None, ge=1, le=100, description="Euler steps of the structure flow, a stage.")
     structure_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the structure, last stage.")
     content_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the content, last stage.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus of the last stage; falls from 1 at the first.")
+    top_p: float | None = Field(
+        None, ge=0.001, le=1, description="Nucleus of the last stage; falls from 1."
+    )
     structure_temperature: float | None = Field(None, ge=0, le=10, description="Gumbel noise of the halving.")
-    content_temperature: float | None = Field(None, gt=0, le=10, description="Temperature of the content tokens.")
+    content_temperature: float | None = Field(None, ge=0.01, le=10, description="Temperature of the content tokens.")
 
 
 class Common(Settings):
