@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -45,8 +45,12 @@ class Step:
     @cached_property
     def preview(self) -> np.ndarray:
         """The canvas so far, decoded: uint8 (N, H, W, C). Costs one pass of the decoder, on first use."""
-        with torch.inference_mode():
-            return to_pixels(in_fours(self.tokenizer.decode_canvas, self.canvas))
+        return self.images(list(range(self.canvas.shape[0])))
+
+    @torch.inference_mode()
+    def images(self, index: list[int]) -> np.ndarray:
+        """`preview` of some images alone, n of them: uint8 (n, H, W, C). Costs one pass of the decoder, each time."""
+        return to_pixels(in_fours(self.tokenizer.decode_canvas, self.canvas[index]))
 
     @property
     def sequence(self) -> GranularitySequence:
@@ -137,48 +141,41 @@ class Sampler:
         if len(seeds) != count:
             raise ValueError(f"{len(seeds)} seeds for {count} images")
         positions = self.tokenizer.config.positions
-        givens = [one and one.to(self.device) for one in one_each(given, count, positions)]
+        givens = [one.to(self.device) for one in one_each(given, count, positions)]
         quantizer, last = self.tokenizer.quantizer, self.last_stage
         codes = torch.zeros(count, positions, dtype=torch.int64, device=self.device)
         canvas = torch.zeros(count, positions, self.tokenizer.config.code_width, device=self.device)
         content: list[Tensor] = []
+
+        def rows(index: list[int]) -> tuple[Tensor, Tensor, Tensor, list[int], Options]:
+            """Some images alone: rows of a network do not depend on each other."""
+            return canvas[index], codes[index], labels[index], [seeds[j] for j in index], options.rows(index)
+
         for stage in range(last + 1):
-            drawn = []  # images whose structure is to be generated; rows of a network do not depend on each other
-            for j, one in enumerate(givens):
-                if one is not None and 0 < stage <= one.structure_stages:
-                    codes[j] = codes_from_map(structure_map(one.codes, stage), stage)[0]
-                else:
-                    drawn.append(j)
-            if drawn and 0 < stage < last:
-                split = self._split(
-                    stage, canvas[drawn], codes[drawn], labels[drawn], [seeds[j] for j in drawn], options.rows(drawn)
-                )
-                codes = codes.index_copy(0, torch.tensor(drawn, device=self.device), split)
-            elif drawn and stage == last:
-                # Pairs: the first of the two gets bit 0, by convention, so nothing is left to choose.
-                order = torch.arange(positions, device=self.device).float().expand(len(drawn), -1)
-                codes[drawn] = split_codes(codes[drawn], stage, order)
+            if stage > 0:  # stage 0 is one cluster
+                kept, free = divided(stage <= one.structure_stages for one in givens)
+                for j in kept:
+                    codes[j] = codes_from_map(structure_map(givens[j].codes, stage), stage)[0]
+                if free:
+                    codes[free] = self._sample_structure(stage, *rows(free))
             tokens = torch.zeros(count, 2**stage, dtype=torch.int64, device=self.device)
-            drawn = []
-            for j, one in enumerate(givens):
-                if one is not None and stage < one.content_stages:
-                    tokens[j] = one.content[stage][0]
-                else:
-                    drawn.append(j)
-            if drawn:
-                tokens[drawn] = self._sample_content(
-                    stage, canvas[drawn], codes[drawn], labels[drawn], [seeds[j] for j in drawn], options.rows(drawn)
-                )
+            kept, free = divided(stage < one.content_stages for one in givens)
+            for j in kept:
+                tokens[j] = givens[j].content[stage][0]
+            if free:
+                tokens[free] = self._sample_content(stage, *rows(free))
             canvas = canvas + in_fours(partial(quantizer.increment, stage), tokens, structure_map(codes, stage))
             content.append(tokens)
             yield Step(stage, codes.clone(), list(content), canvas, self.tokenizer)
 
     # ---- structure ----
 
-    def _split(
+    def _sample_structure(
         self, stage: int, canvas: Tensor, codes: Tensor, labels: Tensor, seeds: list[int], options: Options
     ) -> Tensor:
         """Codes of `stage` from stage - 1's: integrate the flow, read channel stage - 1, halve by Gumbel-top-k."""
+        if stage == self.last_stage:  # pairs: the first of two gets bit 0, by convention, so nothing is left to choose
+            return split_codes(codes, stage, torch.arange(codes.shape[1], device=self.device).float().expand_as(codes))
         known = stage - 1
         kept = 0 if self.structure.config.noise_known else known
         clean = structure_embedding(codes, known)  # (N, L, K)
@@ -326,23 +323,31 @@ def check_setting(name: str, value: float) -> None:
         raise ValueError(f"{name}={value} must be at least 0")
 
 
-def one_each(given: Given | Sequence[Given | None] | None, count: int, positions: int) -> list[Given | None]:
+def one_each(given: Given | Sequence[Given | None] | None, count: int, positions: int) -> list[Given]:
     """What is given for each image, of one image each. Raises ValueError where sizes do not fit."""
-    if given is None:
-        return [None] * count
     if isinstance(given, Given):
         if tuple(given.codes.shape) not in ((1, positions), (count, positions)):
             raise ValueError(
                 f"the given structure has shape {tuple(given.codes.shape)}, {count} images of this model need "
                 f"({count}, {positions}) or (1, {positions})"
             )
-        return [*given.each()] * (count if given.codes.shape[0] == 1 else 1)
-    if len(given) != count:
+        return given.each() * (count if given.codes.shape[0] == 1 else 1)
+    if given is not None and len(given) != count:
         raise ValueError(f"{len(given)} given for {count} images: one (or None) an image")
-    for one in given:
-        if one is not None and tuple(one.codes.shape) != (1, positions):
+    nothing = Given(torch.zeros(1, positions, dtype=torch.int64), 0, [], torch.zeros(1, dtype=torch.int64))
+    each = [one or nothing for one in given or [None] * count]
+    for one in each:
+        if tuple(one.codes.shape) != (1, positions):
             raise ValueError(f"a given structure has shape {tuple(one.codes.shape)}, this model needs (1, {positions})")
-    return list(given)
+    return each
+
+
+def divided(which: Iterable[bool]) -> tuple[list[int], list[int]]:
+    """The indices of what is true, and of what is not."""
+    indices: tuple[list[int], list[int]] = ([], [])
+    for index, true in enumerate(which):
+        indices[not true].append(index)
+    return indices
 
 
 def in_fours(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

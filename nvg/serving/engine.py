@@ -25,7 +25,6 @@ import numpy as np
 
 from nvg.config import SamplerConfig
 from nvg.generator import Given, Sampler
-from nvg.generator.sampler import in_fours, to_pixels
 from nvg.serving.errors import RequestError
 
 Result = TypeVar("Result")
@@ -247,7 +246,7 @@ class Engine:
             shown = alive if step.stage == last else watched
             results: list[tuple[Job, Any]] = []
             if shown:
-                pixels = to_pixels(in_fours(step.tokenizer.decode_canvas, step.canvas[shown]))
+                pixels = step.images(shown)
                 maps = step.structure_map[shown].cpu().numpy()
                 for row, picture, structure in zip(shown, pixels, maps, strict=True):
                     unit = batch[row]
