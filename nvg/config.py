@@ -351,6 +351,11 @@ def serve_config(content: dict, overrides: Sequence[str] = (), *, where: str = "
     for name in ("min_replicas", "threads_per_replica", "max_batch", "max_queue", "max_images", "max_upload_pixels"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 1")
+    for name in ("target_ongoing_requests", "max_body_mb"):
+        if getattr(config, name) <= 0:
+            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be above 0")
+    if not 1 <= config.port <= 65535:
+        raise ConfigError(f"{where}: port={config.port} is none of 1 ... 65535")
     not_negative = ("batch_wait_ms", "cpus_per_replica", "gpus_per_replica", "drain_seconds")
     for name in (*not_negative, "upscale_delay_s", "downscale_delay_s"):
         if getattr(config, name) < 0:

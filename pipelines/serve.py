@@ -3,8 +3,9 @@
     python pipelines/serve.py --config conf/serving/fashion_mnist.yaml [key=value ...]
 
 Without RAY_ADDRESS it starts a Ray of its own and serves until it is stopped (Ctrl-C or SIGTERM: requests in hand are
-answered first). With RAY_ADDRESS it deploys on that cluster and returns; deployed again with another model, the running
-replicas load it and no request is dropped. Ray's own tools work too: `serve run pipelines.serve:build model=...`.
+answered first). With RAY_ADDRESS it deploys on that cluster and returns; deployed again with another model, new
+replicas take over from the old ones and no request is dropped. Ray's own tools work too:
+`serve run pipelines.serve:build model=...`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def build(arguments: dict[str, Any]) -> Application:
 
 
 def deploy(config: ServeConfig) -> None:
-    """Deploy on the Ray that is connected, or replace the model there; returns when replicas answer."""
+    """Deploy on the Ray that is connected, or replace what is deployed there; returns when replicas answer.
+
+    Raises RuntimeError when they do not come up.
+    """
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
@@ -84,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own, which end the process at once
         signal.signal(number, lambda *_: stop.set())
-    deploy(config)
+    try:
+        deploy(config)
+    except RuntimeError as error:  # a replica could not start; its own traceback is in the log above
+        sys.exit(f"error: {error}")
     address = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
     print(f"serving {config.model}: studio {address}/  API {address}/v1  documentation {address}/docs", flush=True)
     if os.environ.get("RAY_ADDRESS"):

@@ -79,12 +79,15 @@ class Client:
         self.port, self.images, self.local = port, images, threading.local()
 
     def __call__(self, number: int) -> None:
-        """One request of `images` images. Raises RuntimeError for an answer other than 200."""
+        """One request: of `images` images, or for 0 of /healthz. Raises RuntimeError for an answer other than 200."""
         connection = getattr(self.local, "connection", None)
         if connection is None:
             connection = self.local.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        body = json.dumps({"prompt": str(number % 10), "n": self.images, "seed": number})
-        connection.request("POST", "/v1/images/generations", body, {"content-type": "application/json"})
+        if self.images:
+            body = json.dumps({"prompt": str(number % 10), "n": self.images, "seed": number})
+            connection.request("POST", "/v1/images/generations", body, {"content-type": "application/json"})
+        else:
+            connection.request("GET", "/healthz")
         answer = connection.getresponse()
         text = answer.read()
         if answer.status != 200:
@@ -138,6 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     measured: dict[str, list[Figures]] = {}
     for _ in range(arguments.rounds):
         for name, run in (
+            ("way", lambda: measure(Client(port, 0), images=0, seconds=seconds / 4)),
             ("single", lambda: in_process(1, seconds)),
             ("one", lambda: measure(Client(port, 1), images=1, seconds=seconds)),
             ("whole", lambda: in_process(batch, seconds)),
@@ -145,10 +149,11 @@ def main(argv: list[str] | None = None) -> None:
             ("singles", lambda: measure(Client(port, 1), images=1, seconds=seconds, callers=2 * batch)),
         ):
             measured.setdefault(name, []).append(run())
-    single, one, whole, many, singles = (together(rounds) for rounds in measured.values())
+    way, single, one, whole, many, singles = (together(rounds) for rounds in measured.values())
 
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {date.today()}; {arguments}\n")
     print("| | calls | images/s | ms: median | 95% | 99% |\n| --- | --- | --- | --- | --- | --- |")
+    print(way.row("served, /healthz: the way alone"))
     print(single.row("in process, 1 image"))
     print(one.row("served, 1 image, one client"))
     print(whole.row(f"in process, {batch} images"))

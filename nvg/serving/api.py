@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
-import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi import Path as PathParameter
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from nvg.config import ServeConfig
 from nvg.serving import schemas
-from nvg.serving.engine import Engine, ImageDone, Job, Served, StageDone
+from nvg.serving.answers import answer
+from nvg.serving.engine import Engine, Served
 from nvg.serving.errors import RequestError
 from nvg.serving.guard import Guard, Observer
-from nvg.serving.images import base64_text, to_png
-from nvg.serving.requests import given_from_upload, given_in, plan, scale_of
+from nvg.serving.images import open_drawing
+from nvg.serving.requests import encode, given_in, given_in_edit, plan, read_image
 
 STUDIO = Path(__file__).with_name("studio")
-Kind = Literal["image_generation", "image_edit"]
 
 
 @dataclass
@@ -105,7 +101,7 @@ def _routes(app: FastAPI, service: Service) -> None:
         model = service.model
         prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
         job = plan(body, prompts, model, service.config, given_in(body, model))
-        return await _answer(service, job, body, "image_generation")
+        return await answer(service.engine, job, body, "image_generation")
 
     @app.post(
         "/v1/images/edits", response_model=schemas.ImagesAnswer, responses=drawing, tags=["images"],
@@ -116,10 +112,18 @@ def _routes(app: FastAPI, service: Service) -> None:
         model = service.model
         body, files = await _form(request)
         job = plan(body, [body.prompt], model, service.config, None)
-        job.given = await service.engine.call(
-            lambda: given_from_upload(body, files.get("image"), files.get("mask"), model, service.config)
-        )
-        return await _answer(service, job, body, "image_edit")
+        engine, config = service.engine, service.config
+        engine.require_room(len(job.classes))  # before a large upload is decoded for nothing
+        reference = mask = None
+        if "mask" in files:
+            mask = await asyncio.to_thread(
+                open_drawing, files["mask"], max_pixels=config.max_upload_pixels, field="mask"
+            )
+        if "image" in files:
+            image = await asyncio.to_thread(read_image, files["image"], model, config)
+            reference = await engine.call(lambda: encode(image, model))
+        job.given = given_in_edit(body, reference, mask, model)
+        return await answer(service.engine, job, body, "image_edit")
 
     @app.get("/v1/models", response_model=schemas.ModelList, responses=_errors(401), tags=["models"])
     async def models() -> Any:
@@ -179,137 +183,6 @@ async def _form(request: Request) -> tuple[schemas.EditRequest, dict[str, bytes]
         return schemas.EditRequest.model_validate(fields), files
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
-
-
-async def _answer(service: Service, job: Job, request: schemas.Common, kind: Kind) -> Any:
-    model = job.model
-    scale = scale_of(request, model.sampler.tokenizer.config.image_size)
-    service.engine.submit(job)
-    if request.stream:
-        return StreamingResponse(_events(service, job, scale, kind), media_type="text/event-stream", headers=NO_STORE)
-    done: list[ImageDone] = []
-    async with aclosing(service.engine.results(job)) as results:
-        async for result in results:
-            if isinstance(result, ImageDone):
-                done.append(result)
-    done.sort(key=lambda result: result.index)
-    pictures = await asyncio.to_thread(lambda: [base64_text(_png(job, result, scale)) for result in done])
-    as_url = request.response_format == "url"
-    data = [
-        schemas.Image(
-            b64_json=None if as_url else picture,
-            url=f"data:image/png;base64,{picture}" if as_url else None,
-            nvg=_of_image(job, result),
-        )
-        for picture, result in zip(pictures, done, strict=True)
-    ]
-    answer = schemas.ImagesAnswer(
-        created=int(time.time()), data=data, size=_size(job, scale), usage=_usage(job, len(done)), nvg=_of_answer(job)
-    )
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json", headers=NO_STORE)
-
-
-async def _events(service: Service, job: Job, scale: int, kind: Kind) -> AsyncIterator[str]:
-    """Server-sent events: partial images as their stages end, and each image when it is finished."""
-    sent = [0] * len(job.classes)
-    try:
-        async with aclosing(service.engine.results(job)) as results:
-            async for result in results:
-                event: BaseModel
-                if isinstance(result, StageDone):
-                    picture = await asyncio.to_thread(to_png, result.preview, scale=scale)
-                    extension = schemas.StageExtension(
-                        image_index=result.index, stage=result.stage, structure=result.structure.tolist()
-                    )
-                    event = schemas.PartialImageEvent(
-                        type=f"{kind}.partial_image",  # type: ignore[arg-type]
-                        b64_json=base64_text(picture),
-                        partial_image_index=sent[result.index],
-                        created_at=int(time.time()),
-                        size=_size(job, scale),
-                        nvg=extension,
-                    )
-                    sent[result.index] += 1
-                else:
-                    job.ended = time.perf_counter()
-                    picture = await asyncio.to_thread(_png, job, result, scale)
-                    values = _of_answer(job).model_dump() | _of_image(job, result).model_dump()
-                    event = schemas.CompletedEvent(
-                        type=f"{kind}.completed",  # type: ignore[arg-type]
-                        b64_json=base64_text(picture),
-                        created_at=int(time.time()),
-                        size=_size(job, scale),
-                        usage=_usage(job, 1),
-                        nvg=schemas.CompletedExtension(image_index=result.index, **values),
-                    )
-                name = event.type  # type: ignore[attr-defined]
-                yield f"event: {name}\ndata: {event.model_dump_json(exclude_none=True)}\n\n"
-    except RequestError as error:  # the status line has gone out already
-        yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
-
-
-NO_STORE = {"Cache-Control": "no-store"}
-
-
-def _png(job: Job, result: ImageDone, scale: int) -> bytes:
-    """The finished picture, with the request that makes it again in its text chunk."""
-    size = job.model.sampler.tokenizer.config.image_size * scale
-    request: dict[str, Any] = {
-        "prompt": job.model.sampler.class_names[job.classes[result.index]],
-        "seed": job.seeds[result.index],
-        "size": f"{size}x{size}",
-        **dataclasses.asdict(job.settings),
-    }
-    if job.given is not None:
-        stages, last = job.given.structure_stages, job.model.sampler.last_stage
-        if stages:
-            request |= {"structure": (result.structure >> (last - stages)).tolist(), "keep_stages": stages}
-        if job.given.content_stages:
-            request |= {"content": result.content[: job.given.content_stages]}
-    made_by = {"model": job.model.name, "fingerprint": job.model.fingerprint, "request": request}
-    return to_png(result.pixels, scale=scale, made_by=made_by)
-
-
-def _size(job: Job, scale: int) -> str:
-    side = job.model.sampler.tokenizer.config.image_size * scale
-    return f"{side}x{side}"
-
-
-def _of_image(job: Job, result: ImageDone) -> schemas.ImageExtension:
-    index = job.classes[result.index]
-    return schemas.ImageExtension(
-        class_index=index,
-        class_name=job.model.sampler.class_names[index],
-        seed=job.seeds[result.index],
-        structure=result.structure.tolist(),
-        content=result.content,
-    )
-
-
-def _of_answer(job: Job) -> schemas.AnswerExtension:
-    now = time.perf_counter()
-    timings = schemas.Timings(
-        queued_ms=round(1000 * (job.began - job.arrived), 2),
-        sampling_ms=round(1000 * (job.ended - job.began), 2),
-        total_ms=round(1000 * (now - job.arrived), 2),
-        batches=job.batches,
-    )
-    return schemas.AnswerExtension(
-        model=job.model.name,
-        fingerprint=job.model.fingerprint,
-        seed=job.seeds[0],
-        settings=dataclasses.asdict(job.settings),
-        moved=int(job.given.moved[0]) if job.given is not None else None,
-        timings=timings,
-    )
-
-
-def _usage(job: Job, images: int) -> schemas.Usage:
-    output = images * (2 ** (job.model.sampler.last_stage + 1) - 1)
-    details = schemas.TokenDetails(image_tokens=0, text_tokens=images)
-    return schemas.Usage(
-        input_tokens=images, input_tokens_details=details, output_tokens=output, total_tokens=images + output
-    )
 
 
 def _describe(service: Service) -> schemas.Model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
+from nvg import tracking
 from nvg.config import ServeConfig
 from nvg.generator import Sampler
 from nvg.serving.api import Service, create_app
@@ -31,8 +33,14 @@ DEPLOYMENT = "sampler"
 def load_model(model: str, name: str | None, device: str) -> Served:
     """A model for serving, on a device. Raises ValueError as `nvg.load` does."""
     sampler = load_sampler(sampler_folder(model)).to(device)
-    name = name or model.removeprefix("models:/").rstrip("/").rsplit("/", 1)[-1]
-    return Served(name, sampler, weights_fingerprint(sampler), int(time.time()))
+    return Served(name or default_name(model), sampler, weights_fingerprint(sampler), int(time.time()))
+
+
+def default_name(model: str) -> str:
+    """The id of a model in the API: a registered one's own name, else the last part of its folder."""
+    if model.startswith("models:/"):
+        return re.split("[@/]", model.removeprefix("models:/"))[0]
+    return model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def weights_fingerprint(sampler: Sampler) -> str:
@@ -75,6 +83,9 @@ class SamplerReplica:
 
 def application(config: ServeConfig) -> serve.Application:
     """What `serve.run` deploys."""
+    variables = {"OMP_NUM_THREADS": str(config.threads_per_replica)}
+    if tracking.ENVIRONMENT in os.environ:  # a replica looks models:/ up on its own node
+        variables[tracking.ENVIRONMENT] = os.environ[tracking.ENVIRONMENT]
     deployment = serve.deployment(
         SamplerReplica,
         name=DEPLOYMENT,
@@ -95,7 +106,7 @@ def application(config: ServeConfig) -> serve.Application:
         ray_actor_options={
             "num_cpus": config.cpus_per_replica,
             "num_gpus": config.gpus_per_replica,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads_per_replica)}},
+            "runtime_env": {"env_vars": variables},
         },
     )
     return deployment.bind(dataclasses.asdict(config), api_key_hashes())

@@ -83,8 +83,8 @@ class Job:
     watched: frozenset[int] = frozenset()  # stages whose previews are wanted
     cancelled: bool = False
     arrived: float = field(default_factory=time.perf_counter)
-    began: float = 0.0
-    ended: float = 0.0
+    began: float = 0.0  # of its first batch; these three in seconds of time.perf_counter
+    ended: float = 0.0  # of its last image so far
     batches: list[int] = field(default_factory=list)
     results: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
 
@@ -132,10 +132,9 @@ class Engine:
         """Seconds until the queue of now is worked off, at least 1."""
         return max(1, math.ceil(len(self._pending) * self._seconds_an_image))
 
-    def submit(self, job: Job) -> None:
-        """Queue a job's images; listen to `results` then. Raises RequestError 429 when the queue is full."""
-        units = job.units()
-        if len(self._pending) + len(units) > self.max_queue:
+    def require_room(self, images: int) -> None:
+        """Raises RequestError 429 when the queue has no room for so many."""
+        if len(self._pending) + images > self.max_queue:
             raise RequestError(
                 429,
                 f"{len(self._pending)} images are waiting and at most {self.max_queue} may: try again in "
@@ -143,6 +142,11 @@ class Engine:
                 code="queue_full",
                 retry_after=self.retry_after,
             )
+
+    def submit(self, job: Job) -> None:
+        """Queue a job's images; listen to `results` then. Raises RequestError 429 when the queue is full."""
+        units = job.units()
+        self.require_room(len(units))
         self._pending.extend(units)
         self._observer.queue(len(self._pending))
         self._wake.set()
@@ -159,9 +163,10 @@ class Engine:
                 result = await job.results.get()
                 if isinstance(result, Exception):
                     raise RequestError(500, "the sampler failed; the server's log has the reason") from result
-                missing -= isinstance(result, ImageDone)
+                if isinstance(result, ImageDone):
+                    missing -= 1
+                    job.ended = time.perf_counter()
                 yield result
-            job.ended = time.perf_counter()
         finally:
             self._cancel(job)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -82,8 +81,8 @@ class Guard:
                 await JSONResponse(refusal.body, refusal.status, challenge)(scope, receive, answer)
             else:
                 await self.app(scope, self._counted(receive), answer)
-        except asyncio.CancelledError:
-            status = CLIENT_GONE
+        except Exception:  # answered 500 further out; a client that goes away is a CancelledError, which is none
+            status = 500
             raise
         finally:
             route = getattr(scope.get("route"), "path", "other")

@@ -70,20 +70,12 @@ def open_drawing(data: bytes, *, max_pixels: int, field: str) -> Tensor:
     """An uploaded drawing: (1, H, W) in [0, 1]. Its alpha where it has some, else its brightness, makes the shape."""
     _check_size(data, max_pixels, field)
     try:
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-        if "A" in picture.getbands() or "transparency" in picture.info:
+        with Image.open(io.BytesIO(data)) as picture:
             alpha = picture.convert("RGBA").getchannel("A")
-            low, high = alpha.getextrema()
-            grey = alpha if low != high else picture.convert("RGB").convert("L")
-        else:
-            grey = decode_image(data, 1)
-    except RequestError:
-        raise
+        low, high = alpha.getextrema()
+        grey = alpha if low != high else decode_image(data, 1)  # an even alpha draws nothing
     except Exception as error:  # Pillow's decoders raise nearly every type on bad bytes
-        raise RequestError(
-            400, f"{field} cannot be read: {type(error).__name__}: {error}", param=field, code="invalid_image"
-        ) from None
+        raise RequestError(400, f"{field} cannot be read: {error}", param=field, code="invalid_image") from None
     grey.thumbnail((_DRAWING_SIDE, _DRAWING_SIDE))
     return torch.from_numpy(np.asarray(grey, dtype=np.float32) / 255)[None]
 

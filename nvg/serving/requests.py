@@ -14,7 +14,7 @@ from nvg.generator.controls import given_from_drawing, given_from_sequence
 from nvg.granularity import GranularitySequence, codes_from_map, split_codes
 from nvg.serving.engine import Job, Served
 from nvg.serving.errors import RequestError
-from nvg.serving.images import open_drawing, open_upload
+from nvg.serving.images import open_upload
 from nvg.serving.schemas import MAX_SIDE, Common, EditRequest, GenerationRequest, Settings
 
 
@@ -173,56 +173,49 @@ def _content(request: GenerationRequest, stages: int, model: Served) -> list[tor
     return [torch.tensor(tokens)[None] for tokens in content]
 
 
-def given_from_upload(
-    request: EditRequest, image: bytes | None, mask: bytes | None, model: Served, config: ServeConfig
-) -> Given:
-    """What an edit keeps: the drawn structure of a mask, or stages of a reference image (its first content too).
-
-    Runs the encoder: call it in the sampler's thread. Raises RequestError naming the field.
-    """
-    tokenizer = model.sampler.tokenizer
-    last = tokenizer.config.last_stage
-    if image is None and mask is None:
-        raise RequestError(400, "give image (a reference), mask (a drawn structure) or both", param="image")
-    if request.keep_stages is not None and request.keep_stages > last:
-        raise RequestError(
-            400, f"keep_stages={request.keep_stages}: this model's last stage is {last}", param="keep_stages"
-        )
-    drawn = None
-    if mask is not None:
-        if request.keep_stages not in (None, 1):
-            raise RequestError(
-                400,
-                "a mask is the structure of stage 1: leave keep_stages out, or leave the mask out",
-                param="keep_stages",
-            )
-        drawing = open_drawing(mask, max_pixels=config.max_upload_pixels, field="mask")
-        try:
-            drawn = given_from_drawing(drawing, tokenizer.config.grid)
-        except ValueError as error:
-            raise RequestError(400, f"mask: {error}", param="mask") from None
-    stages = 1 if drawn is not None else last if request.keep_stages is None else request.keep_stages
-    # Beside a mask an image can give its first stage's content alone, which belongs to no structure.
-    most = 0 if image is None else 1 if drawn is not None else stages + 1
-    if request.keep_content > most:
-        raise RequestError(
-            400, f"keep_content={request.keep_content}: with what is given here at most {most}", param="keep_content"
-        )
-    if image is None:
-        assert drawn is not None
-        return drawn
-    reference = _encode(image, model, config)
-    if drawn is not None:
-        return dataclasses.replace(drawn, content=list(reference.content[: request.keep_content]))
-    return given_from_sequence(reference, structure_stages=stages, content_stages=request.keep_content)
+def read_image(data: bytes, model: Served, config: ServeConfig) -> torch.Tensor:
+    """A reference image as the encoder takes it: (1, C, H, W) in [-1, 1]. Raises RequestError."""
+    tokenizer = model.sampler.tokenizer.config
+    view = DataConfig(image_size=tokenizer.image_size, channels=tokenizer.channels)
+    upload = open_upload(data, channels=view.channels, max_pixels=config.max_upload_pixels, field="image")
+    return to_float(make_view(upload, view, 0, 0, "")[None].copy())  # Pillow's memory is read-only
 
 
-def _encode(image: bytes, model: Served, config: ServeConfig) -> GranularitySequence:
-    tokenizer = model.sampler.tokenizer
-    view = DataConfig(image_size=tokenizer.config.image_size, channels=tokenizer.config.channels)
-    upload = open_upload(image, channels=view.channels, max_pixels=config.max_upload_pixels, field="image")
-    pixels = make_view(upload, view, 0, 0, "").copy()  # Pillow's memory is read-only
+def encode(image: torch.Tensor, model: Served) -> GranularitySequence:
+    """The granularity sequence of an image (1, C, H, W), on the CPU. For the sampler's thread."""
     with torch.inference_mode():
-        sequence = tokenizer.encode(to_float(pixels[None]).to(model.sampler.device))
+        sequence = model.sampler.tokenizer.encode(image.to(model.sampler.device))
     cpu = torch.device("cpu")
     return GranularitySequence(sequence.codes.to(cpu), [tokens.to(cpu) for tokens in sequence.content])
+
+
+def given_in_edit(
+    request: EditRequest, reference: GranularitySequence | None, mask: torch.Tensor | None, model: Served
+) -> Given:
+    """What an edit keeps: the drawn structure of a mask (1, H, W), or stages of a reference (its first content too).
+
+    Raises RequestError naming the field.
+    """
+    tokenizer = model.sampler.tokenizer.config
+    last, stages = tokenizer.last_stage, request.keep_stages
+    if stages is not None and stages > last:
+        raise RequestError(400, f"keep_stages={stages}: this model's last stage is {last}", param="keep_stages")
+    if mask is not None and stages not in (None, 1):
+        words = "a mask is the structure of stage 1: leave keep_stages out, or leave the mask out"
+        raise RequestError(400, words, param="keep_stages")
+    if stages is None:
+        stages = 1 if mask is not None else last
+    # Beside a mask an image can give its first stage's content alone, which belongs to no structure.
+    most = 0 if reference is None else 1 if mask is not None else stages + 1
+    if request.keep_content > most:
+        words = f"keep_content={request.keep_content}: with what is given here at most {most}"
+        raise RequestError(400, words, param="keep_content")
+    kept = list(reference.content[: request.keep_content]) if reference is not None else []
+    if mask is not None:
+        try:
+            return dataclasses.replace(given_from_drawing(mask, tokenizer.grid), content=kept)
+        except ValueError as error:
+            raise RequestError(400, f"mask: {error}", param="mask") from None
+    if reference is None:
+        raise RequestError(400, "give image (a reference), mask (a drawn structure) or both", param="image")
+    return given_from_sequence(reference, structure_stages=stages, content_stages=request.keep_content)

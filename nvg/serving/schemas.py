@@ -22,9 +22,7 @@ class Settings(BaseModel):
     flow_steps: int | None = Field(None, ge=1, le=100, description="Euler steps of the structure flow, a stage.")
     structure_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the structure, last stage.")
     content_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the content, last stage.")
-    top_p: float | None = Field(
-        None, ge=0.001, le=1, description="Nucleus of the last stage; falls from 1."
-    )
+    top_p: float | None = Field(None, ge=0.001, le=1, description="Nucleus of the last stage; falls from 1.")
     structure_temperature: float | None = Field(None, ge=0, le=10, description="Gumbel noise of the halving.")
     content_temperature: float | None = Field(None, ge=0.01, le=10, description="Temperature of the content tokens.")
 
@@ -171,15 +169,20 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class ImagesAnswer(BaseModel):
-    """The answer to generations and edits."""
+class Pictures(BaseModel):
+    """What the API tells of its pictures, in answers and events alike."""
 
-    created: int
-    data: list[Image]
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png"] = "png"
     quality: Literal["standard"] = "standard"
     size: str
+
+
+class ImagesAnswer(Pictures):
+    """The answer to generations and edits."""
+
+    created: int
+    data: list[Image]
     usage: Usage
     nvg: AnswerExtension
 
@@ -192,17 +195,13 @@ class StageExtension(BaseModel):
     structure: list[list[int]] = Field(description="This stage's structure map: h rows of w numbers below 2^stage.")
 
 
-class PartialImageEvent(BaseModel):
+class PartialImageEvent(Pictures):
     """A server-sent event: the image decoded after a stage."""
 
     type: Literal["image_generation.partial_image", "image_edit.partial_image"]
     b64_json: str
     partial_image_index: int
-    background: Literal["opaque"] = "opaque"
     created_at: int
-    output_format: Literal["png"] = "png"
-    quality: Literal["standard"] = "standard"
-    size: str
     nvg: StageExtension
 
 
@@ -212,16 +211,12 @@ class CompletedExtension(ImageExtension, AnswerExtension):
     image_index: int
 
 
-class CompletedEvent(BaseModel):
+class CompletedEvent(Pictures):
     """A server-sent event: an image is finished. One for each image of the request."""
 
     type: Literal["image_generation.completed", "image_edit.completed"]
     b64_json: str
-    background: Literal["opaque"] = "opaque"
     created_at: int
-    output_format: Literal["png"] = "png"
-    quality: Literal["standard"] = "standard"
-    size: str
     usage: Usage
     nvg: CompletedExtension
 

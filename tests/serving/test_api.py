@@ -5,7 +5,9 @@ import base64
 import io
 import json
 import struct
+import threading
 import zlib
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -288,6 +290,25 @@ def test_a_bad_edit_is_refused_in_words(post, bag, data, files, status, param, w
 # ---- the rest ----
 
 
+@asynccontextmanager
+async def full_queue(server):
+    """The sampler is held up, one image is in its hands, and as many wait as may."""
+    release = threading.Event()
+    held = asyncio.create_task(server.engine.call(release.wait))
+    one = asyncio.create_task(server.client.post(GENERATE, json={"prompt": "Bag"}))
+    while not server.figures.batches:
+        await asyncio.sleep(0.001)
+    rest = {"prompt": "Bag", "n": server.config.max_queue}
+    waiting = asyncio.create_task(server.client.post(GENERATE, json=rest))
+    while server.engine.queued < server.config.max_queue:
+        await asyncio.sleep(0.001)
+    try:
+        yield
+    finally:
+        release.set()
+        await asyncio.gather(held, one, waiting)
+
+
 def test_the_model_is_listed_with_what_a_client_must_know(serve, model):
     async def test(server):
         listed = (await server.client.get("/v1/models")).json()
@@ -303,16 +324,12 @@ def test_ready_means_the_engine_runs_and_the_queue_has_room(serve):
     async def test(server):
         client = server.client
         ready = await client.get("/readyz")
-        busy = asyncio.create_task(client.post(GENERATE, json={"prompt": "Bag", "n": 8}))
-        await asyncio.sleep(0)
-        while not server.engine.queued:
-            await asyncio.sleep(0.001)
-        full = await client.get("/readyz")
-        await busy
+        async with full_queue(server):
+            full = await client.get("/readyz")
         await server.engine.close()
         return ready, full, await client.get("/readyz"), await client.get("/healthz")
 
-    ready, full, stopped, healthy = serve(test, max_queue=8, max_images=8, batch_wait_ms=50)
+    ready, full, stopped, healthy = serve(test, max_queue=8, max_images=8)
     assert (ready.status_code, full.status_code, stopped.status_code, healthy.status_code) == (200, 503, 503, 200)
     assert full.json()["reason"] == "8 images wait" and stopped.json()["reason"] == "the engine has stopped"
 
@@ -352,15 +369,31 @@ def test_a_body_that_is_too_large_is_refused_before_or_while_it_is_read(serve):
 
 def test_a_full_queue_answers_429_with_retry_after(serve):
     async def test(server):
-        body = {"prompt": "Bag", "n": 8}
-        return await asyncio.gather(*(server.client.post(GENERATE, json=body) for _ in range(4)))
+        async with full_queue(server):
+            refused = await server.client.post(GENERATE, json={"prompt": "Bag"})
+        return refused, await server.client.post(GENERATE, json={"prompt": "Bag"})
 
-    answers = serve(test, max_queue=16, max_images=8, max_batch=4)
-    statuses = sorted(answer.status_code for answer in answers)
-    assert statuses[0] == 200 and statuses[-1] == 429
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-    assert refused[0].json()["error"]["code"] == "queue_full"
+    refused, later = serve(test, max_queue=8, max_images=8)
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["code"] == "queue_full" and later.status_code == 200
+
+
+def test_an_edit_meets_a_full_queue_before_its_image_is_read(serve):
+    async def test(server):
+        async with full_queue(server):
+            return await server.client.post(EDIT, data={"prompt": "Bag"}, files={"image": ("a.png", b"no picture")})
+
+    assert serve(test, max_queue=4, max_images=4).status_code == 429
+
+
+def test_a_fault_of_ours_is_a_500_in_the_answer_and_in_the_figures(serve):
+    async def test(server):
+        server.service.model = None
+        return await server.client.get("/v1/models"), server.figures.requests
+
+    answer, requests = serve(test)
+    assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+    assert requests == {("/v1/models", 500): 1}
 
 
 def test_every_request_is_counted_and_logged_in_one_line_without_its_prompt(serve, caplog):

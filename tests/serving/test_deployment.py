@@ -1,15 +1,35 @@
 """The deployment, before any Ray: what Serve is told."""
 
+import pytest
+
+from nvg.serving.deployment import default_name
 from nvg.serving.guard import hash_key
 from pipelines.serve import build
 
 
 def test_ray_serves_own_tools_build_it_from_words_and_see_no_key(monkeypatch):
     monkeypatch.setenv("NVG_API_KEYS", "one, two")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     deployment = build({"model": "fashion-mnist", "max_replicas": "4", "drain_seconds": "9"})._bound_deployment
     config, hashes = deployment.init_args
     assert config["model"] == "fashion-mnist" and config["max_replicas"] == 4
     assert hashes == [hash_key("one"), hash_key("two")] and "two" not in str(deployment.init_args)
     told = deployment._deployment_config
     assert told.autoscaling_config.max_replicas == 4 and told.graceful_shutdown_timeout_s == 9
+    variables = deployment.ray_actor_options["runtime_env"]["env_vars"]
+    assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"  # where a replica looks models:/ up
     assert told.max_surge_percent == 100  # a new version starts before the old one stops
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        ("fashion-mnist", "fashion-mnist"),
+        ("runs/a/generators-12/", "generators-12"),
+        ("s3://bucket/best", "best"),
+        ("models:/nvg@champion", "nvg"),
+        ("models:/nvg/3", "nvg"),
+    ],
+)
+def test_a_model_is_called_by_its_own_name(model, name):
+    assert default_name(model) == name
