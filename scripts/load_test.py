@@ -15,15 +15,18 @@ import os
 import platform
 import socket
 import statistics
+import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 
 @dataclass
@@ -115,9 +118,6 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     import nvg
-    from nvg.config import ServeConfig
-    from pipelines import common
-    from pipelines.serve import deploy
 
     torch.set_num_threads(arguments.threads)
     sampler = nvg.load(arguments.model)
@@ -130,13 +130,50 @@ def main(argv: list[str] | None = None) -> None:
         return measure(call, images=images, seconds=seconds)
 
     port = arguments.port or free_port()
-    config = ServeConfig(
-        model=arguments.model, port=port, threads_per_replica=arguments.threads, max_batch=arguments.batch, local_cpus=2
-    )
-    common.start_ray(config)
-    deploy(config)
-    Client(port, arguments.batch)(0)
+    job = None if arguments.port else serve(arguments, port)
+    try:
+        wait_until_ready(port)
+        Client(port, arguments.batch)(0)
+        measured = in_turns(arguments, port, in_process)
+    finally:
+        if job is not None:
+            job.terminate()
+            job.wait()
+    report(arguments, measured)
 
+
+def serve(arguments: argparse.Namespace, port: int) -> subprocess.Popen:
+    """The serving job, as a user starts it, in a process of its own: this one is the client alone."""
+    settings = {
+        "model": arguments.model,
+        "port": port,
+        "threads_per_replica": arguments.threads,
+        "max_batch": arguments.batch,
+        "max_replicas": 1,
+        "local_cpus": 2,
+    }
+    command = [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml"]
+    command += [f"{name}={value}" for name, value in settings.items()]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+
+def wait_until_ready(port: int, seconds: float = 180) -> None:
+    """Returns when images are being drawn. Raises TimeoutError."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+                return
+        except OSError:  # not there yet, or an answer that says so
+            time.sleep(0.5)
+    raise TimeoutError(f"nothing serves on port {port} after {seconds:.0f} s")
+
+
+def in_turns(
+    arguments: argparse.Namespace, port: int, in_process: Callable[[int, float], Figures]
+) -> dict[str, Figures]:
+    """Every measurement once a round, and their rounds together."""
     batch, seconds = arguments.batch, arguments.seconds / arguments.rounds
     measured: dict[str, list[Figures]] = {}
     for _ in range(arguments.rounds):
@@ -149,8 +186,13 @@ def main(argv: list[str] | None = None) -> None:
             ("singles", lambda: measure(Client(port, 1), images=1, seconds=seconds, callers=2 * batch)),
         ):
             measured.setdefault(name, []).append(run())
-    way, single, one, whole, many, singles = (together(rounds) for rounds in measured.values())
+    return {name: together(rounds) for name, rounds in measured.items()}
 
+
+def report(arguments: argparse.Namespace, measured: dict[str, Figures]) -> None:
+    """Print the table."""
+    way, single, one, whole, many, singles = measured.values()
+    batch = arguments.batch
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {date.today()}; {arguments}\n")
     print("| | calls | images/s | ms: median | 95% | 99% |\n| --- | --- | --- | --- | --- | --- |")
     print(way.row("served, /healthz: the way alone"))

@@ -303,7 +303,8 @@ def test_the_load_test_measures_both_sides(port, deploy, capsys):
 
 def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
     port = free_port()
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # Without the settings of this process's own Ray, and its proxy's ports.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     job = subprocess.Popen(
         [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml", f"port={port}"],
         cwd=ROOT,
