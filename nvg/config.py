@@ -147,6 +147,8 @@ class StructureConfig:
     num_classes: int = REQUIRED  # derived
     structure_rope: bool = True
     noise_known: bool = False  # True: channels of known stages are noised too (the source's ablation)
+    few_step: bool = False  # True: step size and guidance scale are inputs (pipelines/distill.py makes these)
+    max_guidance: float = 4.0  # the largest guidance scale that a few-step generator knows
 
 
 @dataclass
@@ -174,6 +176,31 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps
     preview_every: int = 0  # steps between sample grids in MLflow; 0 = only at the end
     precision: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 where the device has it
+
+
+@dataclass
+class FewStepConfig:
+    """Distillation of the structure generator into one of few steps (docs/fast_sampling.md)."""
+
+    steps: int = 0  # optimizer steps; 0 = no distillation
+    flow_share: float = 0.5  # of the rows: the guided flow itself; the others learn larger steps
+    max_guidance: float = 4.0  # the guidance scales that are learned: 1 ... max_guidance
+    flow_steps: int = 1  # sampler.flow_steps of the sampler that is made
+    all_stages: bool = False
+    batch_size: int = 768  # over all workers
+    accumulate: int = 1
+    lr: float = 1e-4  # at batch 256; scaled linearly with the batch size
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    decay_share: float = 0.5
+    final_lr: float = 0.02
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    shuffle_rows: int = 16384
+    checkpoint_every: int = 1000
+    preview_every: int = 0
+    precision: str = "auto"
 
 
 @dataclass
@@ -247,6 +274,7 @@ class Config:
     content: ContentConfig = field(default_factory=ContentConfig)
     structure: StructureConfig = field(default_factory=StructureConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    few_step: FewStepConfig = field(default_factory=FewStepConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -491,7 +519,11 @@ def validate(config: Config, where: str = "configuration") -> None:
         config.content.repa_block is None or 1 <= config.content.repa_block <= config.content.depth,
         f"repa.block={config.content.repa_block} is not one of the {config.content.depth} blocks of content.depth",
     )
-    for name, section in (("tokenizer_train", config.tokenizer_train), ("train", config.train)):
+    for name, section in (
+        ("tokenizer_train", config.tokenizer_train),
+        ("train", config.train),
+        ("few_step", config.few_step),
+    ):
         check(
             section.precision in ("auto", "float32", "bfloat16"),
             f"{name}.precision={section.precision!r} is none of auto, float32, bfloat16",
@@ -505,6 +537,10 @@ def validate(config: Config, where: str = "configuration") -> None:
         )
         check(len(section.betas) == 2, f"{name}.betas={section.betas} must be two numbers")
         check(section.checkpoint_every >= 1, f"{name}.checkpoint_every={section.checkpoint_every}: at least 1")
+    few_step = config.few_step
+    check(few_step.steps >= 0, f"few_step.steps={few_step.steps} must be at least 0 (no distillation)")
+    check(0 < few_step.flow_share < 1, f"few_step.flow_share={few_step.flow_share} must be between 0 and 1")
+    check(few_step.max_guidance > 1, f"few_step.max_guidance={few_step.max_guidance} must be above 1")
     evaluate = config.evaluate
     for name, least in (("samples_per_class", 1), ("batch_size", 1), ("bootstrap", 2)):
         value = getattr(evaluate, name)

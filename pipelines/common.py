@@ -12,7 +12,7 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,12 @@ from nvg import config as configuration
 from nvg import storage
 from nvg.config import ClusterConfig, Config, ConfigError, ServeConfig
 
-STEPS = ("tokenizer", "tokens", "generators", "evaluation")
+STEPS = ("tokenizer", "tokens", "generators", "few_step", "evaluation")
 SCRIPTS = {
     "tokenizer": "pipelines/train_tokenizer.py",
     "tokens": "pipelines/build_tokens.py",
     "generators": "pipelines/train.py",
+    "few_step": "pipelines/distill.py",
     "evaluation": "pipelines/evaluate.py",
 }
 COMPLETE = "metadata.json"
@@ -170,7 +171,8 @@ class PeakMemory:
 
 
 def plan(config: Config) -> dict[str, Artifact]:
-    """The artifact of every step, in order. Lists the images, for their fingerprint; computes nothing else."""
+    """The artifact of every step, in order; `few_step` where the configuration asks for one. Lists the images, for
+    their fingerprint; computes nothing else."""
     from nvg.data import open_source
 
     data = dataclasses.asdict(config.data)
@@ -178,9 +180,10 @@ def plan(config: Config) -> dict[str, Artifact]:
     data.pop("train")  # the fingerprint tells the images, wherever they are
     train_images = open_source(config.data, split="train").fingerprint()
     test_images = open_source(config.data, split="test").fingerprint() if test else None
-    training = dataclasses.asdict(config.train)
+    training, distillation = dataclasses.asdict(config.train), dataclasses.asdict(config.few_step)
     for operational in ("parts", "checkpoint_every", "preview_every"):  # these change no weight of the result
         training.pop(operational)
+        distillation.pop(operational, None)
 
     keys: dict[str, str] = {}
     keys["tokenizer"] = configuration.digest(
@@ -190,10 +193,25 @@ def plan(config: Config) -> dict[str, Artifact]:
     keys["generators"] = configuration.digest(
         "generators", keys["tokens"], config.content, config.structure, training, config.repa, config.seed
     )
-    keys["evaluation"] = configuration.digest(
-        "evaluation", keys["generators"], test_images, config.evaluate, config.sampler
-    )
-    return {step: Artifact(step, keys[step], storage.join(config.output, f"{step}-{keys[step]}")) for step in STEPS}
+    if config.few_step.steps:
+        keys["few_step"] = configuration.digest("few_step", keys["generators"], distillation, config.seed)
+    drawn_with = keys.get("few_step", keys["generators"])
+    settings = as_drawn(config).sampler
+    keys["evaluation"] = configuration.digest("evaluation", drawn_with, test_images, config.evaluate, settings)
+    return {step: Artifact(step, key, storage.join(config.output, f"{step}-{key}")) for step, key in keys.items()}
+
+
+def sampler(artifacts: Mapping[str, Artifact]) -> Artifact:
+    """The artifact that images are drawn with: the few-step generators where there are some."""
+    return artifacts.get("few_step", artifacts["generators"])
+
+
+def as_drawn(config: Config) -> Config:
+    """The configuration with the settings of `sampler(plan(config))`: a few-step one has steps of its own."""
+    if config.few_step.steps == 0:
+        return config
+    settings = dataclasses.replace(config.sampler, flow_steps=config.few_step.flow_steps)
+    return dataclasses.replace(config, sampler=settings)
 
 
 def require(artifact: Artifact, arguments: Sequence[str]) -> str:

@@ -338,7 +338,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             evaluation = artifacts["evaluation"]
             if common.already(evaluation):
                 return
-            folder = common.require(artifacts["generators"], given)
+            folder = common.require(common.sampler(artifacts), given)
+            config = common.as_drawn(config)
         else:
             folder = sampler_folder(arguments.sampler)
             settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))

@@ -1,4 +1,4 @@
-"""The whole pipeline: images -> tokenizer -> tokens -> generators -> evaluation.
+"""The whole pipeline: images -> tokenizer -> tokens -> generators [-> few_step] -> evaluation.
 
     python pipelines/run.py --config conf/fashion_mnist.yaml [--until STEP] [--force STEP] [--dry-run] key=value ...
 
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     arguments = parser.parse_intermixed_args(argv)
     config = common.read_config(arguments)
-    wanted = STEPS[: STEPS.index(arguments.until) + 1]
     try:
         artifacts = common.plan(config)
+        wanted = [step for step in STEPS[: STEPS.index(arguments.until) + 1] if step in artifacts]
         if "evaluation" in wanted and (arguments.force or not artifacts["evaluation"].complete):
             common.check_evaluation(config)
     except (ConfigError, DataError, FileNotFoundError) as error:
@@ -78,6 +78,7 @@ def run_steps(config: Config, artifacts: dict[str, Artifact], steps: Sequence[st
 def run_step(step: str, config: Config, artifacts: dict[str, Artifact], after: object) -> str:
     """One step; `after` is the step before, whose end it waits for. Returns the artifact's folder."""
     from pipelines.build_tokens import build_tokens
+    from pipelines.distill import distill_structure
     from pipelines.evaluate import evaluate
     from pipelines.train import train_generators
     from pipelines.train_tokenizer import train_tokenizer
@@ -92,8 +93,10 @@ def run_step(step: str, config: Config, artifacts: dict[str, Artifact], after: o
         build_tokens(config, folder["tokenizer"], folder["tokens"])
     elif step == "generators":
         train_generators(config, folder["tokenizer"], folder["tokens"], folder["generators"])
+    elif step == "few_step":
+        distill_structure(config, folder["generators"], folder["tokens"], folder["few_step"])
     else:
-        evaluate(config, folder["generators"], folder["evaluation"])
+        evaluate(common.as_drawn(config), common.sampler(artifacts).folder, folder["evaluation"])
     storage.write_json(storage.join(folder[step], "timing.json"), {"seconds": round(time.time() - begun, 1)})
     return folder[step]
 

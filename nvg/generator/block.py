@@ -82,13 +82,13 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def condition(self, labels: Tensor, stage: Tensor, time: Tensor | None) -> Tensor:
-        """The activated condition vector: labels (B,), stage (B,), time (B,) or None -> (B, w)."""
+    def condition(self, labels: Tensor, stage: Tensor, time: Tensor | None, more: Tensor | None) -> Tensor:
+        """The activated condition vector: labels (B,), stage (B,), time (B,) or None, more (B, w) or None -> (B, w)."""
         vector = self.class_condition(labels) + self.stage_condition(stage)
         if self.time_condition is not None:
             assert time is not None
             vector = vector + self.time_condition(time)
-        return F.silu(vector)
+        return F.silu(vector if more is None else vector + more)
 
     def forward(
         self,
@@ -98,13 +98,15 @@ class Backbone(nn.Module):
         stage: Tensor,
         time: Tensor | None = None,
         *,
+        more: Tensor | None = None,
         tap: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """tokens (B, T, w) without the class token, table for 1 + T tokens -> (output (B, T, w), hidden or None).
 
-        `hidden` is what leaves block number `tap` (from 1), without the class token: representation alignment.
+        `more` (B, w) is added to the condition. `hidden` is what leaves block number `tap` (from 1), without the class
+        token: representation alignment.
         """
-        condition = self.condition(labels, stage, time)
+        condition = self.condition(labels, stage, time, more)
         x = torch.cat((self.class_token(labels)[:, None], tokens), dim=1)  # (B, 1 + T, w)
         hidden = None
         for number, block in enumerate(self.blocks, start=1):
@@ -127,6 +129,11 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("frequency", 2 * math.pi * torch.logspace(-1, 2, 128), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+
+    def begin_as_zero(self) -> None:
+        """Nothing is added until it has been trained."""
+        for parameter in self.mlp[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, time: Tensor) -> Tensor:
         angle = time.float()[:, None] * self.frequency

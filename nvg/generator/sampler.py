@@ -22,7 +22,7 @@ from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig
 from nvg.generator.content import ContentGenerator
 from nvg.generator.controls import Given
-from nvg.generator.structure import StructureGenerator
+from nvg.generator.structure import STEP_COUNTS, StructureGenerator
 from nvg.granularity import GranularitySequence, codes_from_map, split_codes, structure_embedding, structure_map
 
 
@@ -183,15 +183,19 @@ class Sampler:
         z = torch.cat((clean[..., :kept], noise[..., kept:]), dim=-1)
         guidance = ramp(options.structure_guidance, stage - 1, self.last_stage - 2)
 
-        def velocity(z: Tensor, canvas: Tensor, labels: Tensor, codes: Tensor, time: float) -> Tensor:
+        def velocity(z: Tensor, canvas: Tensor, labels: Tensor, codes: Tensor, time: float, **inputs) -> Tensor:
             count = labels.shape[0]
             times = torch.full((count,), time, device=self.device)
             stages = torch.full((count,), stage, device=self.device)
-            return self.structure(z, times, canvas, labels, stages, codes)
+            return self.structure(z, times, canvas, labels, stages, codes, **inputs)
 
         times = torch.linspace(1.0, 0.0, options.flow_steps + 1).tolist()
         for now, then in zip(times[:-1], times[1:], strict=True):
-            guided = self._guided(partial(velocity, time=now), (z, canvas, labels, codes), guidance)
+            if self.structure.config.few_step:  # one pass: it has learned the guided flow, and its mean over a step
+                size = torch.full_like(guidance, step_size(options.flow_steps))
+                guided = velocity(z, canvas, labels, codes, now, step=size, guidance=guidance)
+            else:
+                guided = self._guided(partial(velocity, time=now), (z, canvas, labels, codes), guidance)
             z = torch.cat((clean[..., :kept], (z + (then - now) * guided)[..., kept:]), dim=-1)
         gumbel = draw(seeds, stage, HALVING, (codes.shape[1],), gumbel_noise).to(self.device)
         preference = z[..., known] + options.structure_temperature[:, None] * gumbel
@@ -292,6 +296,11 @@ def gumbel_noise(shape: tuple[int, ...], *, generator: torch.Generator) -> Tenso
     """Standard Gumbel noise: -log(-log(u))."""
     uniform = torch.rand(shape, generator=generator).clamp_(1e-9, 1 - 1e-7)
     return -(-uniform.log()).log()
+
+
+def step_size(flow_steps: int) -> float:
+    """What a few-step generator is told of a step's size: 1 / flow_steps where it has learned that, else 0."""
+    return 1 / flow_steps if flow_steps in STEP_COUNTS else 0.0
 
 
 def ramp(final: Tensor, index: int, last: int) -> Tensor:

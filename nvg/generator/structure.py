@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from nvg.config import StructureConfig
-from nvg.generator.block import Backbone
+from nvg.generator.block import Backbone, TimeEmbedding
 from nvg.generator.rope import IMAGE, STRUCTURE, axis_widths, class_token_ids, rotary_table, token_ids
 from nvg.granularity import last_stage, structure_embedding
+
+STEP_COUNTS = (1, 2, 4, 8, 16)  # steps of sizes 1 ... 1/16 that a few-step generator learns; more are the flow itself
 
 
 class StructureGenerator(nn.Module):
@@ -35,6 +37,10 @@ class StructureGenerator(nn.Module):
             timed=True,
         )
         self.velocity = nn.Linear(width, self.last_stage)
+        if config.few_step:
+            self.step_condition, self.guidance_condition = TimeEmbedding(width), TimeEmbedding(width)
+            for embedding in (self.step_condition, self.guidance_condition):
+                embedding.begin_as_zero()
 
     @torch.no_grad()
     def begin(self, canvas: Tensor) -> None:
@@ -50,10 +56,28 @@ class StructureGenerator(nn.Module):
         return rotary_table(torch.cat((text, image, structure), dim=1), self.axis_widths)
 
     def forward(
-        self, noisy: Tensor, time: Tensor, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor
+        self,
+        noisy: Tensor,
+        time: Tensor,
+        canvas: Tensor,
+        labels: Tensor,
+        stage: Tensor,
+        codes: Tensor,
+        step: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """The velocity at z(t): noisy (N, L, K), time (N,) in [0, 1], canvas x_i (N, L, e), labels (N,), stage (N,)
-        to be generated, codes (N, L) of which bits up to stage - 1 are read -> (N, L, K)."""
+        to be generated, codes (N, L) of which bits up to stage - 1 are read -> (N, L, K).
+
+        Of a few-step generator alone: the mean velocity over [time - step, time] of the flow that is guided with scale
+        `guidance` (docs/fast_sampling.md); step (N,) in [0, 1], 0 = at the point itself, guidance (N,) in
+        [1, max_guidance].
+        """
         tokens = torch.cat((self.embed_canvas(canvas), self.embed_structure(noisy)), dim=1)  # (N, 2L, w)
-        out, _ = self.backbone(tokens, self.rotary(codes, stage), labels, stage, time)
+        more = None
+        if self.config.few_step:
+            assert step is not None and guidance is not None
+            scale = (guidance - 1) / (self.config.max_guidance - 1)  # in [0, 1], as times are
+            more = self.step_condition(step) + self.guidance_condition(scale)
+        out, _ = self.backbone(tokens, self.rotary(codes, stage), labels, stage, time, more=more)
         return self.velocity(out[:, canvas.shape[1] :])

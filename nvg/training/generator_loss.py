@@ -67,12 +67,10 @@ class Generators(nn.Module):
         ):
             if part is None:
                 continue
-            if self.config.all_stages:
-                stage_list = torch.arange(first, last + 1).repeat_interleave(labels.shape[0])
-            else:
-                stage_list = draw_stages(labels.shape[0], first, last, generator)
-            rows = torch.arange(labels.shape[0], device=device).repeat(len(stage_list) // labels.shape[0])
-            stage = stage_list.to(device)
+            stage_list, rows = rows_of_stages(
+                labels.shape[0], first, last, generator, all_stages=self.config.all_stages
+            )
+            stage, rows = stage_list.to(device), rows.to(device)
             canvas = canvases[stage, rows]  # x_i, (M, L, e), M = N or N * stages
             dropped = torch.rand(len(stage_list), generator=generator) < self.config.class_dropout
             shown = torch.where(dropped.to(device), part.config.num_classes, labels[rows])
@@ -87,6 +85,17 @@ class Generators(nn.Module):
                 loss = loss + part_terms["flow"]
             terms |= part_terms
         return loss, terms
+
+
+def rows_of_stages(
+    images: int, first: int, last: int, generator: torch.Generator, *, all_stages: bool
+) -> tuple[Tensor, Tensor]:
+    """What a pass is made of: the stage of each row, and its image, (M,) each on the CPU. M is `images`, with stages
+    drawn by `draw_stages`, or with all_stages `images` times the stages first ... last."""
+    if not all_stages:
+        return draw_stages(images, first, last, generator), torch.arange(images)
+    stages = torch.arange(first, last + 1)
+    return stages.repeat_interleave(images), torch.arange(images).repeat(len(stages))
 
 
 def draw_stages(count: int, first: int, last: int, generator: torch.Generator) -> Tensor:

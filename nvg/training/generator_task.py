@@ -11,8 +11,8 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from nvg.autoencoder import Autoencoder
-from nvg.config import Config
-from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.config import Config, FewStepConfig, TrainConfig
+from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.granularity import GranularitySequence
 from nvg.training.ema import EMA
 from nvg.training.generator_loss import Generators
@@ -55,19 +55,11 @@ class GeneratorTask(Task):
                 part.backbone.gradient_checkpointing = settings.gradient_checkpointing
         both = Generators(content, structure, self.tokenizer.quantizer, settings, config.repa.weight)
         self.averages = {name: EMA(module, settings.ema_decay) for name, module in self.modules.items()}
-        self.optimizers = {name: self._optimizer(module) for name, module in self.modules.items()}
+        self.optimizers = {name: adamw(module, settings) for name, module in self.modules.items()}
         self.clip = {name: list(module.parameters()) for name, module in self.modules.items()}
         self.bare = both
         self.generators = wrap(both)
         self.parallel = [self.generators]
-
-    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
-        vectors = [parameter for parameter in module.parameters() if parameter.ndim < 2]  # biases and gains: no decay
-        groups = [{"params": matrices, "weight_decay": self.config.train.weight_decay}]
-        groups.append({"params": vectors, "weight_decay": 0.0})
-        first, second = self.config.train.betas
-        return torch.optim.AdamW(groups, lr=self.config.train.lr, betas=(first, second))
 
     def batches(self, step: int) -> Iterator[Batch]:
         return self.stream(step)
@@ -99,21 +91,33 @@ class GeneratorTask(Task):
         """samples.png of the averaged weights, when both generators are there."""
         if len(self.modules) < 2:
             return {}
-        from nvg.evaluation.pictures import sample_grid
-        from nvg.generator import Sampler
-
-        count = len(self.class_names)
-        some = torch.linspace(0, count - 1, min(count, PREVIEW_CLASSES)).round().long()
-        labels = some.repeat_interleave(PREVIEW_COLUMNS).tolist()
         with ExitStack() as stack:
             for average in self.averages.values():
                 stack.enter_context(average.applied())
             content, structure = self.modules["content"], self.modules["structure"]
             assert isinstance(content, ContentGenerator) and isinstance(structure, StructureGenerator)
             sampler = Sampler(self.tokenizer, content, structure, self.config.sampler, self.class_names)
-            images = sampler.generate(labels, seed=self.config.evaluate.seed)
-        return {"samples.png": sample_grid(images, labels, self.class_names)}
+            return {"samples.png": preview_grid(sampler, self.config.evaluate.seed)}
 
     def averaged(self) -> dict[str, dict[str, Tensor]]:
         """The averaged weights of each part that was trained."""
         return {name: ema.shadow for name, ema in self.averages.items()}
+
+
+def adamw(module: nn.Module, settings: TrainConfig | FewStepConfig) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices alone: biases and gains have none."""
+    matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in module.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    first, second = settings.betas
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second))
+
+
+def preview_grid(sampler: Sampler, seed: int) -> Any:
+    """A picture of a few samples of some classes."""
+    from nvg.evaluation.pictures import sample_grid
+
+    count = len(sampler.class_names)
+    some = torch.linspace(0, count - 1, min(count, PREVIEW_CLASSES)).round().long()
+    labels = some.repeat_interleave(PREVIEW_COLUMNS).tolist()
+    return sample_grid(sampler.generate(labels, seed=seed), labels, sampler.class_names)

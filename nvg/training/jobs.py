@@ -1,4 +1,5 @@
-"""What a training worker does, from its data to the finished artifact: `train_tokenizer` and `train_generators`.
+"""What a training worker does, from its data to the finished artifact: `train_tokenizer`, `train_generators` and
+`distill_structure`.
 
 They run in a Ray Train worker (nvg/training/ray_train.py gives `place` and `wrap`) or, with the defaults, in a test.
 """
@@ -20,10 +21,13 @@ from nvg.training.checkpoint import (
     PARTS,
     export_sampler,
     exported_parts,
+    fingerprint,
+    load_sampler,
     load_tokenizer,
     save_tokenizer,
     tokenizer_fingerprint,
 )
+from nvg.training.few_step_task import FewStepTask
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Batch, Place, Settings, train
 from nvg.training.tokenizer_task import TokenizerTask
@@ -95,6 +99,8 @@ def train_generators(
     config.train.parts = [part for part in PARTS if part in config.train.parts and part not in done]
     if not config.train.parts:
         return storage.read_json(storage.join(folder, HALF if len(done) < len(PARTS) else "metadata.json"))["training"]
+    if config.structure.few_step:
+        raise ConfigError("structure.few_step: few-step generators are made of trained ones, by pipelines/distill.py")
     settings = config.train
     about = storage.read_json(storage.join(tokens, "metadata.json"))
     mark = tokenizer_fingerprint(tokenizer)
@@ -139,6 +145,61 @@ def train_generators(
         if not whole:
             missing = next(part for part in PARTS if part not in exported_parts(folder))
             print(f"{job}: now train the {missing} generator, with train.parts=[{missing}]", flush=True)
+    return figures
+
+
+# ---- the few-step structure generator ----
+
+
+def distill_structure(
+    config: Config, place: Place, wrap: Callable[[nn.Module], nn.Module] = same, *, generators: str, tokens: str,
+    folder: str,
+) -> dict[str, Any]:
+    """Distill the structure generator of sampler `generators` into one of few steps, on the tokens of folder `tokens`:
+    a whole sampler in `folder`, going on from its checkpoints; returns figures.
+    """
+    settings = config.few_step
+    about, teacher = storage.read_json(storage.join(tokens, "metadata.json")), load_sampler(generators)
+    if teacher.structure.config.few_step:
+        raise ConfigError(f"the structure generator in {generators} is a few-step one: distill the one it was made of")
+    steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "few_step")
+
+    def epoch(number: int, skip: int) -> Iterator[Batch]:
+        return token_batches(
+            tokens, epoch=number, rank=place.rank, world=place.world, batch_size=settings.batch_size,
+            seed=config.seed, shuffle_rows=settings.shuffle_rows, skip=skip,
+        )
+
+    parts = {"tokenizer": teacher.tokenizer, "content": teacher.content}
+    kept = {
+        name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in parts.items()
+    }
+    mark = fingerprint(kept["tokenizer"])
+    if about["fingerprint"] != mark:
+        raise ConfigError(f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {generators} has {mark}")
+    taught = fingerprint(teacher.structure.state_dict())
+    task = FewStepTask(
+        config, teacher, endless(epoch, steps_per_epoch), settings.steps, device=place.device, wrap=wrap
+    )
+    identity = configuration.digest("few_step", mark, taught, _weights_only(settings), config.seed)
+    job = "distill_structure"
+    run = _Tracking(config, job, folder, {"teacher": generators, "tokenizer": mark})
+    checkpoints = storage.join(folder, "checkpoints")
+    figures = train(
+        task, _settings(job, settings, config, settings.steps, identity), config, checkpoints, place=place,
+        start_tracking=run.start,
+    )
+    if place.rank == 0:
+        export_sampler(
+            folder,
+            tokenizer=kept["tokenizer"],
+            parts={"content": kept["content"], "structure": task.averaged()},
+            config=task.sampler_config(),
+            class_names=about["class_names"],
+            metadata={"training": figures, "run_id": run.id, "teacher": {"folder": generators, "structure": taught}},
+        )
+        run.finish({}, figures, register=folder)
+        storage.remove(checkpoints)
     return figures
 
 

@@ -1,0 +1,111 @@
+"""The loss of a few-step structure generator: a shortcut model of the guided flow (docs/fast_sampling.md).
+
+After Frans et al., "One Step Diffusion via Shortcut Models" (arXiv 2410.12557), with a frozen teacher for the flow
+itself. With s(z, t, d, w) the network, t from 1 (noise) to 0, and w the guidance scale:
+
+    d = 0   s is the teacher's guided velocity        v(z, t, "no class") + w (v(z, t, class) - v(z, t, "no class"))
+    d > 0   s is the mean of two steps of half the size   (s(z, t, d/2, w) + s(z', t - d/2, d/2, w)) / 2,
+            z' = z - d/2 s(z, t, d/2, w)
+
+Known channels are clean at t, and put back to clean in z'. Only unknown ones are learned.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nvg.config import FewStepConfig
+from nvg.generator import StructureGenerator
+from nvg.generator.structure import STEP_COUNTS
+from nvg.granularity import structure_embedding
+
+
+class FewStep(nn.Module):
+    """The student, called with what its loss needs."""
+
+    def __init__(
+        self,
+        student: StructureGenerator,
+        average: StructureGenerator,
+        teacher: StructureGenerator,
+        config: FewStepConfig,
+    ) -> None:
+        """average: the student with averaged weights, of which the targets of d > 0 are made; teacher: frozen."""
+        super().__init__()
+        self.student = student
+        self.config = config
+        self.frozen = (average, teacher)  # in a tuple: no part of this module's state
+
+    def forward(
+        self, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The mean squared errors of N rows: of those with d = 0 (`flow`) and of those with d > 0 (`shortcut`).
+
+        canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated, codes (N, L) whole; generator: CPU.
+        """
+        average, teacher = self.frozen
+        rows, positions = codes.shape
+        last, device = self.student.last_stage, codes.device
+        complete = structure_embedding(codes, last)  # (N, L, K)
+        unknown = torch.arange(last, device=device) >= stage[:, None, None] - 1  # (N, 1, K)
+        if self.student.config.noise_known:
+            unknown = torch.ones_like(unknown)
+        noise = torch.randn(rows, positions, last, generator=generator).to(device)
+        guidance = 1 + (self.student.config.max_guidance - 1) * torch.rand(rows, generator=generator)
+        size, time = draw_steps(rows, self.config.flow_share, generator)
+        flow, half = size == 0, size / 2
+        inner = torch.where(half < 1 / STEP_COUNTS[-1], 0.0, half)  # below the smallest size it is the flow itself
+        split = [index.nonzero()[:, 0].to(device) for index in (flow, ~flow)]
+        size, time, half, inner, guidance = (value.to(device) for value in (size, time, half, inner, guidance))
+        fraction = time[:, None, None]
+        noisy = torch.where(unknown, fraction * noise + (1 - fraction) * complete, complete)
+
+        target = torch.empty_like(noisy)
+        with torch.no_grad():
+            some = split[0]
+            target[some] = guided_velocity(
+                teacher, noisy[some], time[some], canvas[some], labels[some], stage[some], codes[some], guidance[some]
+            ).float()
+            some = split[1]
+            condition = (canvas[some], labels[some], stage[some], codes[some], inner[some], guidance[some])
+            first = average(noisy[some], time[some], *condition).float()
+            between = noisy[some] - half[some, None, None] * first
+            between = torch.where(unknown[some], between, complete[some])
+            second = average(between, time[some] - half[some], *condition).float()
+            target[some] = (first + second) / 2
+
+        velocity = self.student(noisy, time, canvas, labels, stage, codes, size, guidance).float()
+        error = ((velocity - target).square() * unknown).sum(dim=(1, 2)) / (unknown.sum(dim=(1, 2)) * positions)
+        return {name: error[some].mean() for name, some in zip(("flow", "shortcut"), split, strict=True)}
+
+
+def draw_steps(rows: int, flow_share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Step sizes d and times t, (N,) each on the CPU. The first share of rows has d = 0 and t in [0, 1]; the others
+    have d = 1 ... 1/16, each equally often but for chance, and t at the begin of a step of that size."""
+    flows = round(rows * flow_share)
+    counts = torch.tensor(STEP_COUNTS, dtype=torch.float32)
+    counts = counts[torch.randint(len(STEP_COUNTS), (rows,), generator=generator)]
+    place = torch.rand(rows, generator=generator)
+    time = 1 - (place * counts).floor() / counts
+    size = 1 / counts
+    size[:flows], time[:flows] = 0.0, place[:flows]
+    order = torch.randperm(rows, generator=generator)
+    return size[order], time[order]
+
+
+def guided_velocity(
+    teacher: StructureGenerator,
+    noisy: Tensor,
+    time: Tensor,
+    canvas: Tensor,
+    labels: Tensor,
+    stage: Tensor,
+    codes: Tensor,
+    guidance: Tensor,
+) -> Tensor:
+    """u + w (c - u) of a generator that knows "no class", from one batch of 2N: (N, L, K)."""
+    nobody = torch.full_like(labels, teacher.config.num_classes)
+    pairs = ((noisy, noisy), (time, time), (canvas, canvas), (labels, nobody), (stage, stage), (codes, codes))
+    conditional, unconditional = teacher(*(torch.cat(pair) for pair in pairs)).chunk(2)
+    return unconditional + guidance[:, None, None] * (conditional - unconditional)
