@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, (name, (file, config)) in enumerate(variants.items(), start=1):
             common.check_output(config)
             artifacts = common.plan(config)
-            todo = [step for step in common.STEPS if not artifacts[step].complete]
+            todo = [step for step, artifact in artifacts.items() if not artifact.complete]
             print(f"== {number} of {len(variants)}: {name} ({', '.join(todo) or 'complete'})", flush=True)
             if todo:
                 run.run_steps(config, artifacts, todo)

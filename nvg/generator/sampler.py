@@ -106,6 +106,15 @@ class Sampler:
             raise ValueError(f"class {index} is none of 0 ... {len(self.class_names) - 1}")
         return index
 
+    def check_structure_guidance(self, scale: float) -> None:
+        """Raises ValueError for a guidance scale that a few-step structure generator has not learned."""
+        config = self.structure.config
+        if config.few_step and not 1 <= scale <= config.max_guidance:
+            raise ValueError(
+                f"structure_guidance={scale:g}: this model's few-step structure generator knows 1 ... "
+                f"{config.max_guidance:g}"
+            )
+
     def generate(
         self,
         classes: Sequence[str | int],
@@ -136,6 +145,8 @@ class Sampler:
         """
         count = len(classes)
         options = Options.of(self.settings, settings, count, self.device)
+        for scale in options.structure_guidance.tolist():
+            self.check_structure_guidance(scale)
         labels = torch.tensor([self.class_index(name) for name in classes], device=self.device)
         seeds = [seed + j for j in range(count)] if isinstance(seed, int) else list(seed)
         if len(seeds) != count:

@@ -39,12 +39,17 @@ def plan(request: Common, prompts: list[str | int], model: Served, config: Serve
             f"{config.max_images} a request",
             param="n",
         )
+    settings = settings_of(request, sampler.settings)
+    try:
+        sampler.check_structure_guidance(settings.structure_guidance)
+    except ValueError as error:
+        raise RequestError(400, str(error), param="structure_guidance") from None
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     return Job(
         model,
         classes,
         [(seed + j) % 2**31 for j in range(len(classes))],
-        settings_of(request, sampler.settings),
+        settings,
         given,
         watched_stages(request, sampler.last_stage) if request.stream else frozenset(),
     )

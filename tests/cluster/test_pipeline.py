@@ -116,6 +116,33 @@ def test_a_changed_setting_redoes_its_step_and_those_after_it(done, arguments):
         )
 
 
+def test_the_structure_is_distilled_between_generators_and_evaluation(done, arguments, capsys):
+    few = [*arguments, "few_step.steps=4", "few_step.batch_size=8", "few_step.all_stages=true"]
+    run.main(few)
+    artifacts = common.plan(config(few))
+    assert list(artifacts) == ["tokenizer", "tokens", "generators", "few_step", "evaluation"]
+    for step in ("tokenizer", "tokens", "generators"):
+        assert artifacts[step].folder == done[step].folder
+    assert artifacts["evaluation"].folder != done["evaluation"].folder
+    folder = artifacts["few_step"].folder
+    sampler, teacher = nvg.load(folder), nvg.load(done["generators"].folder)
+    assert sampler.structure.config.few_step and sampler.settings.flow_steps == 1
+    for name, value in teacher.content.state_dict().items():
+        assert torch.equal(value, sampler.content.state_dict()[name])
+    figures = storage.read_json(storage.join(folder, "evaluation.json"))["figures"]
+    assert figures["samples"] == 12
+    samples = np.load(f"{artifacts['evaluation'].folder}/samples.npz")["arr_0"]
+    assert np.array_equal(samples[7:8], sampler.generate([1], seed=7))  # drawn with the one step, not the two
+    assert not storage.exists(storage.join(folder, "checkpoints"))
+    from pipelines import distill
+
+    capsys.readouterr()
+    distill.main(few)
+    assert "few_step: complete, nothing to do" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="few_step.steps=0: say how many steps"):
+        distill.main(arguments)
+
+
 def test_an_interrupted_steps_leftovers_are_not_a_result_and_are_finished_to_the_same_bytes(done, arguments):
     folder = Path(done["tokens"].folder)
     before = {path.name: path.read_bytes() for path in folder.glob("part-*.parquet")}

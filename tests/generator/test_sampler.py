@@ -117,6 +117,32 @@ def test_guidance_one_is_the_conditional_model_in_a_single_pass(sampler):
     assert calls == [2, 4, 4, 4, 4]  # stage 0 has scale 1
 
 
+def test_a_few_step_structure_takes_one_pass_a_step_and_none_twice(sampler):
+    structure = awake(StructureGenerator(structure_config(2, 4, num_classes=3, few_step=True, max_guidance=3.0)))
+    few = Sampler(sampler.tokenizer, sampler.content, structure, SamplerConfig(flow_steps=1), NAMES)
+    calls = []
+    handle = structure.register_forward_pre_hook(
+        lambda module, inputs, named: calls.append((inputs[3].tolist(), named["step"].tolist(), named["guidance"])),
+        with_kwargs=True,
+    )
+    tokens(few, [0, 1], structure_guidance=[2.0, 1.0])
+    assert [(labels, step) for labels, step, _ in calls] == [([0, 1], [1.0, 1.0])] * 3  # stages 1, 2, 3
+    assert [guidance.tolist() for *_, guidance in calls] == [[1.0, 1.0], [1.5, 1.0], [2.0, 1.0]]
+    calls.clear()
+    tokens(few, [0], flow_steps=4)
+    assert [step for _, step, _ in calls] == [[0.25]] * 12
+    calls.clear()
+    tokens(few, [0], flow_steps=3)  # not one of the sizes that are learned: the flow itself
+    handle.remove()
+    assert [step for _, step, _ in calls] == [[0.0]] * 9
+    together = tokens(few, [0, 1, 2], seed=[3, 4, 5], structure_guidance=[1.0, 2.0, 3.0])
+    alone = tokens(few, [1], seed=4, structure_guidance=2.0)
+    assert torch.equal(together.codes[1], alone.codes[0])
+    for scale in (0.5, 3.5):
+        with pytest.raises(ValueError, match=f"structure_guidance={scale}: .* knows 1 ... 3"):
+            tokens(few, [0], structure_guidance=scale)
+
+
 def test_the_guidance_ramp_and_its_ends():
     scale = torch.tensor([3.0, 1.0])
     assert [ramp(scale, stage, 4).tolist() for stage in range(5)] == [[value, 1.0] for value in (1, 1.5, 2, 2.5, 3)]

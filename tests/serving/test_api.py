@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import io
 import json
 import struct
@@ -437,3 +438,25 @@ def test_no_page_loads_anything_from_elsewhere(serve):
     for path, page in pages.items():
         assert page.status_code == 200 and "http://" not in page.text and "https://" not in page.text, path
     assert "default-src 'self'" in pages["/"].headers["content-security-policy"]
+
+
+def test_a_guidance_that_a_few_step_model_has_not_learned_is_refused(model, serve):
+    from nvg.generator import Sampler
+    from nvg.training.few_step_task import begin_as
+
+    whole = model.sampler
+    few = Sampler(
+        whole.tokenizer, whole.content, begin_as(whole.structure, 3.0),
+        dataclasses.replace(whole.settings, flow_steps=1), whole.class_names,
+    )
+
+    async def test(server):
+        server.service.model = dataclasses.replace(model, sampler=few)
+        good = await server.client.post(GENERATE, json={"prompt": "Bag", "seed": 1})
+        bad = await server.client.post(GENERATE, json={"prompt": "Bag", "structure_guidance": 3.5})
+        return good, bad
+
+    good, bad = serve(test)
+    assert good.status_code == 200 and good.json()["nvg"]["settings"]["flow_steps"] == 1
+    assert bad.status_code == 400 and bad.json()["error"]["param"] == "structure_guidance"
+    assert "knows 1 ... 3" in bad.json()["error"]["message"]
