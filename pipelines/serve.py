@@ -63,14 +63,13 @@ def deploy(config: ServeConfig) -> None:
     )
 
 
-def use_haproxy() -> None:
-    """Have a Ray that this process starts put HAProxy before the replicas (Linux; elsewhere Ray has none).
+def prepare_haproxy() -> None:
+    """Where the environment asks for HAProxy (Linux), give it ports of its own on a Ray that this process starts.
 
     A running cluster decides for itself, by these variables where it was started. Call before Ray Serve is imported.
     """
-    if sys.platform != "linux":
+    if os.environ.get(HAPROXY) != "1":
         return
-    os.environ.setdefault(HAPROXY, "1")
     os.environ.setdefault(DRAINING, "2")  # a replica that leaves waits so long for HAProxy to know it, not 30 s
     with contextlib.ExitStack() as held:  # all at once, so that they differ
         for name in HAPROXY_PORTS:  # fixed ones, by default: a second Serve on this machine would have none
@@ -110,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     if not os.environ.get("RAY_ADDRESS"):
-        use_haproxy()
+        prepare_haproxy()
     common.start_ray(config)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own, which end the process at once
