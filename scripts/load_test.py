@@ -154,7 +154,11 @@ def serve(arguments: argparse.Namespace, port: int) -> subprocess.Popen:
     }
     command = [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml"]
     command += [f"{name}={value}" for name, value in settings.items()]
-    environment = {name: value for name, value in os.environ.items() if name == "RAY_SERVE_ENABLE_HA_PROXY" or not name.startswith("RAY_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "RAY_SERVE_ENABLE_HA_PROXY" or not name.startswith("RAY_")
+    }
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
