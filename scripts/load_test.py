@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     port = arguments.port or free_port()
     job = None if arguments.port else serve(arguments, port)
     try:
-        wait_until_ready(port)
+        wait_until_ready(port, job)
         Client(port, arguments.batch)(0)
         measured = in_turns(arguments, port, in_process)
     finally:
@@ -154,22 +154,20 @@ def serve(arguments: argparse.Namespace, port: int) -> subprocess.Popen:
     }
     command = [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml"]
     command += [f"{name}={value}" for name, value in settings.items()]
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name == "RAY_SERVE_ENABLE_HA_PROXY" or not name.startswith("RAY_")
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "NVG_"))}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
-def wait_until_ready(port: int, seconds: float = 180) -> None:
-    """Returns when images are being drawn. Raises TimeoutError."""
+def wait_until_ready(port: int, job: subprocess.Popen | None, seconds: float = 180) -> None:
+    """Returns when images are being drawn. Raises RuntimeError when the job has ended, and TimeoutError."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
                 return
         except OSError:  # not there yet, or an answer that says so
+            if job is not None and job.poll() is not None:
+                raise RuntimeError(f"the serving job ended with {job.returncode}; its message is above") from None
             time.sleep(0.5)
     raise TimeoutError(f"nothing serves on port {port} after {seconds:.0f} s")
 

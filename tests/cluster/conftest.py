@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from nvg.config import ServeConfig
-from pipelines.serve import prepare_haproxy
+from pipelines.serve import use_haproxy
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def ray_cluster():
     """A running local Ray with 2 CPUs and an object store of 500 MB."""
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    prepare_haproxy()
+    use_haproxy()
     import ray
 
     context = ray.init(
