@@ -22,6 +22,7 @@ from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig
 from nvg.generator.content import ContentGenerator
 from nvg.generator.controls import Given
+from nvg.generator.guidance import guided
 from nvg.generator.structure import STEP_COUNTS, StructureGenerator
 from nvg.granularity import GranularitySequence, codes_from_map, split_codes, structure_embedding, structure_map
 
@@ -86,6 +87,11 @@ class Sampler:
     def last_stage(self) -> int:
         """K."""
         return self.tokenizer.config.last_stage
+
+    @property
+    def no_class(self) -> int:
+        """The label of "no class"."""
+        return self.content.config.num_classes
 
     def to(self, device: str | torch.device) -> Sampler:
         """Move all weights; returns self."""
@@ -194,7 +200,7 @@ class Sampler:
         z = torch.cat((clean[..., :kept], noise[..., kept:]), dim=-1)
         guidance = ramp(options.structure_guidance, stage - 1, self.last_stage - 2)
 
-        def velocity(z: Tensor, canvas: Tensor, labels: Tensor, codes: Tensor, time: float, **inputs) -> Tensor:
+        def velocity(labels: Tensor, z: Tensor, canvas: Tensor, codes: Tensor, time: float, **inputs) -> Tensor:
             count = labels.shape[0]
             times = torch.full((count,), time, device=self.device)
             stages = torch.full((count,), stage, device=self.device)
@@ -204,10 +210,10 @@ class Sampler:
         for now, then in zip(times[:-1], times[1:], strict=True):
             if self.structure.config.few_step:  # one pass: it has learned the guided flow, and its mean over a step
                 size = torch.full_like(guidance, step_size(options.flow_steps))
-                guided = velocity(z, canvas, labels, codes, now, step=size, guidance=guidance)
+                flow = velocity(labels, z, canvas, codes, now, step=size, guidance=guidance)
             else:
-                guided = self._guided(partial(velocity, time=now), (z, canvas, labels, codes), guidance)
-            z = torch.cat((clean[..., :kept], (z + (then - now) * guided)[..., kept:]), dim=-1)
+                flow = guided(partial(velocity, time=now), labels, (z, canvas, codes), guidance, self.no_class)
+            z = torch.cat((clean[..., :kept], (z + (then - now) * flow)[..., kept:]), dim=-1)
         gumbel = draw(seeds, stage, HALVING, (codes.shape[1],), gumbel_noise).to(self.device)
         preference = z[..., known] + options.structure_temperature[:, None] * gumbel
         return split_codes(codes, stage, preference, rename=self.tokenizer.config.child_order == "raster")
@@ -219,33 +225,17 @@ class Sampler:
     ) -> Tensor:
         """c_i, (N, 2^i)."""
 
-        def logits(canvas: Tensor, labels: Tensor, codes: Tensor) -> Tensor:
+        def logits(labels: Tensor, canvas: Tensor, codes: Tensor) -> Tensor:
             stages = torch.full((labels.shape[0],), stage, device=self.device)
             estimate, _ = self.content(canvas, labels, stages, codes)
             return self.content.logits(estimate, canvas, structure_map(codes, stage), stage).float()
 
         guidance = ramp(options.content_guidance, stage, self.last_stage)
-        guided = self._guided(logits, (canvas, labels, codes), guidance) / options.content_temperature[:, None, None]
+        drawn_from = guided(logits, labels, (canvas, codes), guidance, self.no_class)
+        drawn_from = drawn_from / options.content_temperature[:, None, None]
         # One uniform number a token, and the inverse of the cumulative distribution over the sorted codes.
         uniform = draw(seeds, stage, CONTENT, (2**stage,), torch.rand).to(self.device)
-        return nucleus_sample(guided, options.top_p ** (stage / self.last_stage), uniform)
-
-    # ---- guidance ----
-
-    def _guided(self, network: Callable[..., Tensor], inputs: tuple[Tensor, ...], guidance: Tensor) -> Tensor:
-        """u + guidance * (c - u), from one batch of 2N; one pass where the guidance of all images is 1.
-
-        inputs hold the labels (N,) among tensors (N, ...); guidance (N,); the network's output (N, T, channels).
-        """
-        if (guidance == 1.0).all():
-            return network(*inputs)
-        nobody = self.content.config.num_classes
-        without = [torch.full_like(value, nobody) if value.dim() == 1 else value for value in inputs]
-        both = network(*(torch.cat(pair) for pair in zip(inputs, without, strict=True)))
-        conditional, unconditional = both.chunk(2)
-        scale = guidance[:, None, None]
-        # An image of guidance 1 gets the very bits that it would get in a batch without guidance.
-        return torch.where(scale == 1.0, conditional, unconditional + scale * (conditional - unconditional))
+        return nucleus_sample(drawn_from, options.top_p ** (stage / self.last_stage), uniform)
 
 
 @dataclass(frozen=True, eq=False)

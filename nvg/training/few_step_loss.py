@@ -12,11 +12,14 @@ Known channels are clean at t, and put back to clean in z'. Only unknown ones ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from nvg.config import FewStepConfig
 from nvg.generator import StructureGenerator
+from nvg.generator.guidance import guided
 from nvg.generator.structure import STEP_COUNTS
 from nvg.granularity import structure_embedding
 
@@ -45,6 +48,7 @@ class FewStep(nn.Module):
         canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated, codes (N, L) whole; generator: CPU.
         """
         average, teacher = self.frozen
+        no_class = teacher.config.num_classes
         rows, positions = codes.shape
         last, device = self.student.last_stage, codes.device
         complete = structure_embedding(codes, last)  # (N, L, K)
@@ -64,9 +68,8 @@ class FewStep(nn.Module):
         target = torch.empty_like(noisy)
         with torch.no_grad():
             some = split[0]
-            target[some] = guided_velocity(
-                teacher, noisy[some], time[some], canvas[some], labels[some], stage[some], codes[some], guidance[some]
-            ).float()
+            flow_of = (noisy[some], time[some], canvas[some], stage[some], codes[some])
+            target[some] = guided(velocity_of(teacher), labels[some], flow_of, guidance[some], no_class).float()
             some = split[1]
             condition = (canvas[some], labels[some], stage[some], codes[some], inner[some], guidance[some])
             first = average(noisy[some], time[some], *condition).float()
@@ -94,18 +97,6 @@ def draw_steps(rows: int, flow_share: float, generator: torch.Generator) -> tupl
     return size[order], time[order]
 
 
-def guided_velocity(
-    teacher: StructureGenerator,
-    noisy: Tensor,
-    time: Tensor,
-    canvas: Tensor,
-    labels: Tensor,
-    stage: Tensor,
-    codes: Tensor,
-    guidance: Tensor,
-) -> Tensor:
-    """u + w (c - u) of a generator that knows "no class", from one batch of 2N: (N, L, K)."""
-    nobody = torch.full_like(labels, teacher.config.num_classes)
-    pairs = ((noisy, noisy), (time, time), (canvas, canvas), (labels, nobody), (stage, stage), (codes, codes))
-    conditional, unconditional = teacher(*(torch.cat(pair) for pair in pairs)).chunk(2)
-    return unconditional + guidance[:, None, None] * (conditional - unconditional)
+def velocity_of(structure: StructureGenerator) -> Callable[..., Tensor]:
+    """v as `guided` calls it, labels first: (labels, noisy, time, canvas, stage, codes) -> (N, L, K)."""
+    return lambda labels, noisy, time, canvas, stage, codes: structure(noisy, time, canvas, labels, stage, codes)
