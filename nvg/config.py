@@ -519,11 +519,9 @@ def validate(config: Config, where: str = "configuration") -> None:
         config.content.repa_block is None or 1 <= config.content.repa_block <= config.content.depth,
         f"repa.block={config.content.repa_block} is not one of the {config.content.depth} blocks of content.depth",
     )
-    for name, section in (
-        ("tokenizer_train", config.tokenizer_train),
-        ("train", config.train),
-        ("few_step", config.few_step),
-    ):
+    few_step = config.few_step
+    check(few_step.steps >= 0, f"few_step.steps={few_step.steps} must be at least 0 (no distillation)")
+    for name, section in trainings(config).items():
         check(
             section.precision in ("auto", "float32", "bfloat16"),
             f"{name}.precision={section.precision!r} is none of auto, float32, bfloat16",
@@ -537,10 +535,15 @@ def validate(config: Config, where: str = "configuration") -> None:
         )
         check(len(section.betas) == 2, f"{name}.betas={section.betas} must be two numbers")
         check(section.checkpoint_every >= 1, f"{name}.checkpoint_every={section.checkpoint_every}: at least 1")
-    few_step = config.few_step
-    check(few_step.steps >= 0, f"few_step.steps={few_step.steps} must be at least 0 (no distillation)")
-    check(0 < few_step.flow_share < 1, f"few_step.flow_share={few_step.flow_share} must be between 0 and 1")
-    check(few_step.max_guidance > 1, f"few_step.max_guidance={few_step.max_guidance} must be above 1")
+    if few_step.steps:
+        check(few_step.flow_steps >= 1, f"few_step.flow_steps={few_step.flow_steps} must be at least 1")
+        check(0 < few_step.flow_share < 1, f"few_step.flow_share={few_step.flow_share} must be between 0 and 1")
+        check(few_step.max_guidance > 1, f"few_step.max_guidance={few_step.max_guidance} must be above 1")
+        check(
+            1 <= config.sampler.structure_guidance <= few_step.max_guidance,
+            f"sampler.structure_guidance={config.sampler.structure_guidance} is not in 1 ... few_step.max_guidance="
+            f"{few_step.max_guidance}: a few-step generator knows no other",
+        )
     evaluate = config.evaluate
     for name, least in (("samples_per_class", 1), ("batch_size", 1), ("bootstrap", 2)):
         value = getattr(evaluate, name)
@@ -559,6 +562,17 @@ def validate(config: Config, where: str = "configuration") -> None:
     )
     check(config.sampler.flow_steps >= 1, f"sampler.flow_steps={config.sampler.flow_steps} must be at least 1")
     check(0 < config.sampler.top_p <= 1, f"sampler.top_p={config.sampler.top_p} must be in (0, 1]")
+
+
+def trainings(config: Config) -> dict[str, TokenizerTrainConfig | TrainConfig | FewStepConfig]:
+    """The sections of the trainings that this configuration runs, by name."""
+    sections: dict[str, TokenizerTrainConfig | TrainConfig | FewStepConfig] = {
+        "tokenizer_train": config.tokenizer_train,
+        "train": config.train,
+    }
+    if config.few_step.steps:
+        sections["few_step"] = config.few_step
+    return sections
 
 
 def to_dict(config: Any) -> dict:

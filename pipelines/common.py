@@ -172,7 +172,9 @@ class PeakMemory:
 
 def plan(config: Config) -> dict[str, Artifact]:
     """The artifact of every step, in order; `few_step` where the configuration asks for one. Lists the images, for
-    their fingerprint; computes nothing else."""
+    their fingerprint; computes nothing else. Raises ConfigError for a configuration that no training can make."""
+    if config.structure.few_step:
+        raise ConfigError("structure.few_step=true is what pipelines/distill.py makes: set few_step.steps instead")
     from nvg.data import open_source
 
     data = dataclasses.asdict(config.data)

@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = common.read_config(arguments)
     try:
         artifacts = common.plan(config)
+        if "few_step" in (arguments.until, arguments.force) and "few_step" not in artifacts:
+            raise ConfigError("few_step.steps=0: there is no such step; say how many steps to train")
         wanted = [step for step in STEPS[: STEPS.index(arguments.until) + 1] if step in artifacts]
         if "evaluation" in wanted and (arguments.force or not artifacts["evaluation"].complete):
             common.check_evaluation(config)

@@ -193,6 +193,14 @@ def test_a_missing_value_is_asked_for_by_name(key: str) -> None:
         (["sampler.flow_steps=0"], ["sampler.flow_steps=0"]),
         (["sampler.top_p=0"], ["sampler.top_p=0"]),
         (["sampler.top_p=1.5"], ["sampler.top_p=1.5"]),
+        (["few_step.steps=-1"], ["few_step.steps=-1"]),
+        (["few_step.steps=9", "few_step.flow_share=1"], ["few_step.flow_share=1"]),
+        (["few_step.steps=9", "few_step.flow_steps=0"], ["few_step.flow_steps=0"]),
+        (
+            ["few_step.steps=9", "few_step.max_guidance=2"],
+            ["sampler.structure_guidance=2.5", "few_step.max_guidance=2"],
+        ),
+        (["few_step.steps=9", "few_step.batch_size=7", "cluster.num_workers=2"], ["few_step.batch_size=7"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

@@ -14,7 +14,7 @@ from torch import nn
 
 from nvg import config as configuration
 from nvg import storage, tracking
-from nvg.config import Config, ConfigError
+from nvg.config import Config, ConfigError, FewStepConfig, TrainConfig
 from nvg.data import image_batches, open_source, token_batches
 from nvg.training.checkpoint import (
     HALF,
@@ -99,8 +99,6 @@ def train_generators(
     config.train.parts = [part for part in PARTS if part in config.train.parts and part not in done]
     if not config.train.parts:
         return storage.read_json(storage.join(folder, HALF if len(done) < len(PARTS) else "metadata.json"))["training"]
-    if config.structure.few_step:
-        raise ConfigError("structure.few_step: few-step generators are made of trained ones, by pipelines/distill.py")
     settings = config.train
     about = storage.read_json(storage.join(tokens, "metadata.json"))
     mark = tokenizer_fingerprint(tokenizer)
@@ -109,17 +107,11 @@ def train_generators(
     steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "train")
     total_steps = _total_steps(settings.steps, settings.epochs, steps_per_epoch)
 
-    def epoch(number: int, skip: int) -> Iterator[Batch]:
-        return token_batches(
-            tokens, epoch=number, rank=place.rank, world=place.world, batch_size=settings.batch_size,
-            seed=config.seed, shuffle_rows=settings.shuffle_rows, skip=skip,
-        )
-
     autoencoder = load_tokenizer(tokenizer)
     weights = {name: value.clone() for name, value in autoencoder.state_dict().items()}
+    stream = _tokens(tokens, config, settings, place, steps_per_epoch)
     task = GeneratorTask(
-        config, autoencoder, endless(epoch, steps_per_epoch), total_steps, class_names=about["class_names"],
-        device=place.device, wrap=wrap,
+        config, autoencoder, stream, total_steps, class_names=about["class_names"], device=place.device, wrap=wrap
     )
     identity = configuration.digest(
         "generators", mark, config.content, config.structure, _weights_only(settings), config.repa, config.seed
@@ -157,18 +149,12 @@ def distill_structure(
 ) -> dict[str, Any]:
     """Distill the structure generator of sampler `generators` into one of few steps, on the tokens of folder `tokens`:
     a whole sampler in `folder`, going on from its checkpoints; returns figures.
+
+    Raises ConfigError for tokens of another tokenizer.
     """
     settings = config.few_step
     about, teacher = storage.read_json(storage.join(tokens, "metadata.json")), load_sampler(generators)
-    if teacher.structure.config.few_step:
-        raise ConfigError(f"the structure generator in {generators} is a few-step one: distill the one it was made of")
     steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "few_step")
-
-    def epoch(number: int, skip: int) -> Iterator[Batch]:
-        return token_batches(
-            tokens, epoch=number, rank=place.rank, world=place.world, batch_size=settings.batch_size,
-            seed=config.seed, shuffle_rows=settings.shuffle_rows, skip=skip,
-        )
 
     parts = {"tokenizer": teacher.tokenizer, "content": teacher.content}
     kept = {
@@ -178,9 +164,8 @@ def distill_structure(
     if about["fingerprint"] != mark:
         raise ConfigError(f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {generators} has {mark}")
     taught = fingerprint(teacher.structure.state_dict())
-    task = FewStepTask(
-        config, teacher, endless(epoch, steps_per_epoch), settings.steps, device=place.device, wrap=wrap
-    )
+    stream = _tokens(tokens, config, settings, place, steps_per_epoch)
+    task = FewStepTask(config, teacher, stream, settings.steps, device=place.device, wrap=wrap)
     identity = configuration.digest("few_step", mark, taught, _weights_only(settings), config.seed)
     job = "distill_structure"
     run = _Tracking(config, job, folder, {"teacher": generators, "tokenizer": mark})
@@ -227,6 +212,20 @@ def endless(epoch: Callable[[int, int], Iterator[Batch]], steps_per_epoch: int) 
             number, skip = number + 1, 0
 
     return batches
+
+
+def _tokens(
+    folder: str, config: Config, settings: TrainConfig | FewStepConfig, place: Place, steps_per_epoch: int
+) -> Callable[[int], Iterator[Batch]]:
+    """A worker's share of the token batches of a folder, from any step on."""
+
+    def epoch(number: int, skip: int) -> Iterator[Batch]:
+        return token_batches(
+            folder, epoch=number, rank=place.rank, world=place.world, batch_size=settings.batch_size,
+            seed=config.seed, shuffle_rows=settings.shuffle_rows, skip=skip,
+        )
+
+    return endless(epoch, steps_per_epoch)
 
 
 class _Tracking:

@@ -19,7 +19,7 @@ from torch import nn
 
 from nvg import storage, tracking
 from nvg.autoencoder.weights import WeightsError
-from nvg.config import Config, ConfigError
+from nvg.config import Config, ConfigError, trainings
 from nvg.data import DataError
 from nvg.training.checkpoint import CheckpointError
 from nvg.training.loop import Bar, Place, TrainingDiverged, terminal_bar
@@ -134,7 +134,7 @@ def _check_elastic(config: Config) -> None:
     """Whatever number of workers is left, each must have the same share of a batch."""
     cluster = config.cluster
     assert cluster.min_workers is not None
-    for name, section in (("tokenizer_train", config.tokenizer_train), ("train", config.train)):
+    for name, section in trainings(config).items():
         for workers in range(cluster.min_workers, cluster.num_workers + 1):
             if section.batch_size % (workers * section.accumulate):
                 raise ConfigError(

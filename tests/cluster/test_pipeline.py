@@ -141,6 +141,10 @@ def test_the_structure_is_distilled_between_generators_and_evaluation(done, argu
     assert "few_step: complete, nothing to do" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="few_step.steps=0: say how many steps"):
         distill.main(arguments)
+    with pytest.raises(SystemExit, match="few_step.steps=0: there is no such step"):
+        run.main([*arguments, "--until", "few_step"])
+    with pytest.raises(SystemExit, match="set few_step.steps instead"):
+        run.main([*arguments, "structure.few_step=true"])
 
 
 def test_an_interrupted_steps_leftovers_are_not_a_result_and_are_finished_to_the_same_bytes(done, arguments):
