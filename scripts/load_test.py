@@ -1,9 +1,10 @@
 """What HTTP costs: the sampler called in this process, and through Ray Serve on loopback, in one run.
 
-    python scripts/load_test.py [--model fashion-mnist] [--batch 16] [--seconds 20] [--rounds 5]
+    python scripts/load_test.py [--model fashion-mnist] [--batch 16] [--seconds 45] [--rounds 15]
 
 Both with the same weights, number of torch threads and images a batch, in turns within each of some rounds, so that
-changes of the machine's speed meet both. Prints a Markdown table: images a second and percentiles of latency.
+changes of the machine's speed meet both. Prints a Markdown table, images a second and percentiles of latency, and the
+median over the rounds of what each round had in process and served.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--batch", type=int, default=16, help="images drawn at once")
-    parser.add_argument("--seconds", type=float, default=20, help="of each measurement, over all rounds")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=45, help="of each measurement, over all rounds")
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--port", type=int, help="of a Serve that runs here already; else a free one")
     arguments = parser.parse_args(argv)
@@ -174,8 +175,8 @@ def wait_until_ready(port: int, job: subprocess.Popen | None, seconds: float = 1
 
 def in_turns(
     arguments: argparse.Namespace, port: int, in_process: Callable[[int, float], Figures]
-) -> dict[str, Figures]:
-    """Every measurement once a round, and their rounds together."""
+) -> dict[str, list[Figures]]:
+    """Every measurement once a round."""
     batch, seconds = arguments.batch, arguments.seconds / arguments.rounds
     measured: dict[str, list[Figures]] = {}
     for _ in range(arguments.rounds):
@@ -188,12 +189,12 @@ def in_turns(
             ("singles", lambda: measure(Client(port, 1), images=1, seconds=seconds, callers=2 * batch)),
         ):
             measured.setdefault(name, []).append(run())
-    return {name: together(rounds) for name, rounds in measured.items()}
+    return measured
 
 
-def report(arguments: argparse.Namespace, measured: dict[str, Figures]) -> None:
-    """Print the table."""
-    way, single, one, whole, many, singles = measured.values()
+def report(arguments: argparse.Namespace, measured: dict[str, list[Figures]]) -> None:
+    """Print the table of all calls, and the medians of what was compared within a round."""
+    way, single, one, whole, many, singles = (together(rounds) for rounds in measured.values())
     batch = arguments.batch
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {date.today()}; {arguments}\n")
     print("| | calls | images/s | ms: median | 95% | 99% |\n| --- | --- | --- | --- | --- | --- |")
@@ -203,10 +204,13 @@ def report(arguments: argparse.Namespace, measured: dict[str, Figures]) -> None:
     print(whole.row(f"in process, {batch} images"))
     print(many.row(f"served, {batch} images a request, two clients"))
     print(singles.row(f"served, 1 image a request, {2 * batch} clients"))
-    print(f"\nadded to the median of a single request: {1000 * (one.median - single.median):.1f} ms")
-    for name, figures in ((f"{batch} images a request", many), ("1 image a request", singles)):
-        ratio = figures.images_a_second / whole.images_a_second
-        print(f"served throughput against in-process at batch {batch}, {name}: {ratio:.0%}")
+    pairs = zip(measured["one"], measured["single"], strict=True)
+    added = statistics.median(one.median - single.median for one, single in pairs)
+    print(f"\nadded to the median of a single request: {1000 * added:.1f} ms")
+    for text, name in ((f"{batch} images a request", "many"), ("1 image a request", "singles")):
+        pairs = zip(measured[name], measured["whole"], strict=True)
+        ratio = statistics.median(served.images_a_second / here.images_a_second for served, here in pairs)
+        print(f"served throughput against in-process at batch {batch}, {text}: {ratio:.0%}")
 
 
 if __name__ == "__main__":

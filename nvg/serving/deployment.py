@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import sys
 import time
 from typing import Any
 
@@ -28,6 +29,9 @@ from nvg.training.checkpoint import fingerprint, load_sampler, sampler_folder
 
 API_KEYS = "NVG_API_KEYS"
 DEPLOYMENT = "sampler"
+# The sampler gives the interpreter up in every torch operation, and would wait 5 ms (the default) to have it back
+# while HTTP or a PNG is worked on in another thread.
+SWITCH_SECONDS = 0.0005
 
 
 def load_model(model: str, name: str | None, device: str) -> Served:
@@ -62,6 +66,7 @@ class SamplerReplica:
         self.config = ServeConfig(**config)
         device = "cuda" if self.config.gpus_per_replica > 0 else "cpu"
         torch.set_num_threads(self.config.threads_per_replica)
+        sys.setswitchinterval(SWITCH_SECONDS)
         log_to_stderr()
         self.key_hashes, self.metrics = frozenset(key_hashes), Metrics()
         engine = Engine(
