@@ -86,9 +86,16 @@ def structure_codes(latents: Tensor) -> Tensor:
         child_bit = torch.zeros_like(merged).scatter_(1, pairs[..., 1], 1)
         codes |= child_bit.gather(1, cluster) << bit
         cluster = merged.gather(1, cluster)
-        index = pairs.flatten(1)[..., None].expand(-1, -1, features.shape[2])
-        features = features.gather(1, index).unflatten(1, (-1, 2)).mean(dim=2)
+        features = (take(features, pairs[..., 0]) + take(features, pairs[..., 1])) / 2
     return codes
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Some of each sample's rows: (N, n, e), index (N, m) in [0, n) -> (N, m, e)."""
+    samples, count, _ = values.shape
+    first = torch.arange(0, samples * count, count, device=index.device)[:, None]  # of each sample
+    # A whole row at once: gather would look an index up for each of its numbers.
+    return values.flatten(0, 1).index_select(0, (first + index).flatten()).unflatten(0, (samples, -1))
 
 
 CHILD_ORDERS = ("raster", "feature", "spread")
@@ -125,51 +132,59 @@ def pairwise_distances(features: Tensor) -> Tensor:
     """Squared l2 distances: (N, n, e) -> (N, n, n), exactly symmetric, infinite on the diagonal.
 
     Taken channel by channel and not by |a|^2 + |b|^2 - 2ab: that form rounds two equal distances to different
-    numbers, and ties must be ties.
+    numbers, and ties must be ties. In memory the N samples lie side by side (the result is a view of (n, n, N)): rows
+    of n = 2 ... 16 are too short for vector instructions, samples are many.
     """
-    samples, count, width = features.shape
-    distances = features.new_zeros(samples, count, count)
-    for channel in features.unbind(dim=2):
-        distances += (channel[:, :, None] - channel[:, None, :]).square_()
-    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    return distances
+    samples, count, _ = features.shape
+    channels = features.permute(2, 1, 0).contiguous()  # (e, n, N)
+    distances = features.new_zeros(count, count, samples)
+    for channel in channels:
+        distances += (channel[:, None] - channel[None]).square_()
+    distances.diagonal(dim1=0, dim2=1).fill_(torch.inf)
+    return distances.permute(2, 0, 1)
 
 
 def greedy_pairs(distances: Tensor) -> Tensor:
     """The matching of the greedy rule "take the closest pair, take it out, go on": (N, n, n) -> (N, n/2, 2) int64.
 
-    Rounds of mutual nearest neighbours: a pair whose members are each other's nearest among those left stays so until
-    greedy reaches it, whatever greedy takes before. Ties are ordered by (distance, lower index, higher index); a row's
-    nearest with ties to the lowest partner follows that same order, so each round takes exactly greedy pairs and the
-    closest pair of all is always among them: at most n/2 rounds, a handful for real latents. Raises ValueError on
-    distances that are not finite. Pairs come with the lower index first, ordered by it.
+    distances: symmetric. Rounds of mutual nearest neighbours: a pair whose members are each other's nearest among those
+    left stays so until greedy reaches it, whatever greedy takes before. Ties are ordered by (distance, lower index,
+    higher index); a row's nearest with ties to the lowest partner follows that same order, so each round takes exactly
+    greedy pairs and the closest pair of all is always among them: at most n/2 rounds, a handful for real latents.
+    Raises ValueError on distances that are not finite. Pairs come with the lower index first, ordered by it.
     """
     samples, count, _ = distances.shape
-    distances = distances.clone()
-    index = torch.arange(count, device=distances.device).expand(samples, count)
-    partner = torch.full((samples, count), -1, dtype=torch.int64, device=distances.device)
+    left = distances.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)  # (n, n, N), as they lie in memory
+    index = torch.arange(count, device=distances.device)[:, None]
+    partner = torch.full((count, samples), -1, dtype=torch.int64, device=distances.device)
     for _ in range(count // 2):
-        nearest = _nearest(distances)  # (N, n)
-        mutual = (nearest.gather(1, nearest) == index) & (partner < 0)
+        nearest = _nearest(left)  # (n, N)
+        mutual = (nearest.gather(0, nearest) == index) & (partner < 0)
         partner = torch.where(mutual, nearest, partner)
         matched = partner >= 0
         if bool(matched.all()):
             break
-        distances.masked_fill_(matched[:, :, None] | matched[:, None, :], torch.inf)
+        taken = torch.zeros_like(left[0]).masked_fill_(matched, torch.inf)
+        left += taken[:, None]
+        left += taken[None]
     else:
         raise ValueError("distances between latents overflow float32: the latents are far too large")
-    lower = (partner > index).nonzero()[:, 1].view(samples, count // 2)
+    partner = partner.T.contiguous()  # (N, n)
+    lower = (partner > index[:, 0]).nonzero()[:, 1].view(samples, count // 2)
     return torch.stack((lower, partner.gather(1, lower)), dim=2)
 
 
 def _nearest(distances: Tensor) -> Tensor:
-    """The first index of each row's least distance: (N, n, n) -> (N, n).
+    """The first index of each least distance along dimension 0: (n, n, N) -> (n, N).
 
-    torch's argmin promises no order among equal values, so the first is found explicitly. Row a's candidates b are
-    compared as unordered pairs (min(a, b), max(a, b)): the lowest b gives the lowest pair.
+    Item a's candidates b are compared as unordered pairs (min(a, b), max(a, b)): the lowest b gives the lowest pair.
+    Candidates at the least distance get the number n - b, others 0, and the greatest number wins: torch's own min with
+    indices takes six times as long, and so do comparisons that are not into floats.
     """
-    least = distances.amin(dim=2, keepdim=True)
-    return (distances == least).to(torch.uint8).argmax(dim=2)
+    count = distances.shape[0]
+    number = torch.arange(count, 0, -1, dtype=distances.dtype, device=distances.device)[:, None, None]
+    numbers = distances.clone().eq_(distances.amin(dim=0)).mul_(number)
+    return (count - numbers.amax(dim=0).clamp_min_(1)).long()
 
 
 # ---- labels, codes and the structure embedding ----
@@ -224,6 +239,13 @@ def cluster_means(values: Tensor, structure_map: Tensor, clusters: int) -> Tenso
 def assign(vectors: Tensor, structure_map: Tensor) -> Tensor:
     """Each cluster's vector at its positions: (N, clusters, e), (N, L) -> (N, L, e)."""
     return vectors.gather(1, structure_map[..., None].expand(-1, -1, vectors.shape[2]))
+
+
+def positions_of_codes(codes: Tensor) -> Tensor:
+    """Which position has code 0, 1, ... L - 1: codes (N, L), complete, -> (N, L). In this order the positions of a
+    cluster of stage i are L / 2^i neighbours."""
+    position = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+    return torch.empty_like(codes).scatter_(1, codes, position)
 
 
 def split_codes(codes: Tensor, stage: int, preference: Tensor, *, rename: bool = True) -> Tensor:

@@ -13,10 +13,12 @@ from nvg.granularity import (
     codes_from_map,
     labels_from_embedding,
     order_children,
+    positions_of_codes,
     split_codes,
     structure_codes,
     structure_embedding,
     structure_map,
+    take,
 )
 from tests.reference import sequential_codes, sequential_pairs
 
@@ -163,6 +165,31 @@ def test_cluster_means_are_the_plain_means_and_assign_puts_them_back(z, stage):
     placed = assign(means, labels)
     for sample in range(z.shape[0]):
         assert torch.equal(placed[sample], means[sample][labels[sample]])
+
+
+@settings(deadline=None, max_examples=30)
+@given(latents(kinds=("random",)))
+def test_in_the_order_of_their_codes_a_clusters_positions_are_neighbours(z):
+    codes = structure_codes(z)
+    positions = positions_of_codes(codes)
+    assert torch.equal(codes.gather(1, positions), torch.arange(z.shape[1]).expand_as(codes))
+    taken = take(z, positions)
+    for sample in range(z.shape[0]):
+        assert torch.equal(taken[sample], z[sample][positions[sample]])
+    for stage in range(granularity.last_stage(z.shape[1]) + 1):
+        means = taken.unflatten(1, (2**stage, -1)).mean(dim=2)
+        torch.testing.assert_close(means, cluster_means(z, structure_map(codes, stage), 2**stage))
+
+
+def test_distances_are_the_plain_sums_to_the_last_bit_and_symmetric():
+    z = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(0))
+    distances = granularity.pairwise_distances(z)
+    assert torch.equal(distances, distances.transpose(1, 2))
+    for sample in range(2):
+        for a in range(16):
+            for b in range(16):
+                plain = sum((z[sample, a, c] - z[sample, b, c]) ** 2 for c in range(3))
+                assert distances[sample, a, b] == (plain if a != b else torch.inf)
 
 
 @settings(deadline=None, max_examples=60)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from nvg.autoencoder import Autoencoder, GranularityQuantizer
+from nvg.autoencoder.quantizer import CACHED_DISTANCES, first_least
 from nvg.config import TokenizerConfig
-from nvg.granularity import cluster_means, structure_codes
+from nvg.granularity import assign, cluster_means, structure_codes
 
 CONFIG = TokenizerConfig(image_size=16, channels=3, patch=2, widths=[16, 16], blocks=1, code_width=6, codebook_size=40)
 
@@ -56,6 +57,31 @@ def test_tokens_and_canvas_are_those_of_the_formulas(quantizer, latents):
         assert torch.equal(sequence.codes[row], codes)
         assert [tokens[row].tolist() for tokens in sequence.content] == content
         torch.testing.assert_close(final[row], canvas, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("codes", [1, 7, 32, 40, 512])
+def test_the_first_least_is_the_lowest_index_of_the_least_number_of_a_row(codes):
+    values = torch.randint(0, 5, (30, 2, codes), generator=torch.Generator().manual_seed(codes)).float()
+    for row, indices in zip(values.tolist(), first_least(values).tolist(), strict=True):
+        assert indices == [numbers.index(min(numbers)) for numbers in row]
+
+
+def test_many_vectors_have_the_codes_that_they_have_alone(quantizer):
+    """More than are looked up at a time."""
+    vectors = torch.randn(CACHED_DISTANCES // 40 + 5, 6, generator=torch.Generator().manual_seed(2))
+    tokens = quantizer.nearest(vectors)
+    rows = [0, 1, 12345, CACHED_DISTANCES // 40 - 1, CACHED_DISTANCES // 40, len(vectors) - 1]
+    for row in rows:
+        assert tokens[row] == (quantizer.codebook - vectors[row]).square().sum(dim=1).argmin()
+        assert quantizer.nearest(vectors[row]) == tokens[row]  # of a single one, (e,)
+
+
+def test_an_increment_is_phi_of_the_clusters_vectors_at_their_positions(quantizer, latents):
+    sequence = quantizer.encode(latents)
+    for stage, tokens in enumerate(sequence.content):
+        labels = sequence.structure_map(stage)
+        placed = assign(quantizer.codebook[tokens], labels)
+        assert torch.equal(quantizer.increment(stage, tokens, labels), quantizer.phi(stage, placed))
 
 
 def test_training_and_encoding_agree(quantizer, latents):
