@@ -30,6 +30,7 @@ from pipelines import common
 
 WRITER_CPUS = 0.25  # a writing task waits for storage more than it computes
 MOST_CLASSES = 2**15  # a label is an int16
+CLUSTER_DISTANCES = 2**18  # of latents that are clustered together: 1,024 images of 16 positions, 4 of 256
 # What of the data section decides on the rows of a part, besides the images themselves.
 PIXEL_KEYS = ("image_size", "channels", "crop_scale", "flip", "unit_images", "limit")
 
@@ -59,25 +60,30 @@ class Encode:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         size, channels = self.tokenizer.config.image_size, self.tokenizer.config.channels
         images = np.frombuffer(row.pop("images"), np.uint8).reshape(-1, size, size, channels)
-        content, structure, features = [], [], []
+        latents, content, structure, features = [], [], [], []
         seconds = dict.fromkeys(("encoder", "clustering", "quantization", "features"), 0.0)
         for start in range(0, len(images), self.batch):
             begun = self._clock()
             batch = to_float(images[start : start + self.batch].copy()).to(self.device)
-            latents = self.tokenizer.latents(batch)
+            latents.append(self.tokenizer.latents(batch))
             encoded = self._clock()
-            codes = self.tokenizer.quantizer.structure_codes(latents)
-            clustered = self._clock()
-            sequence = self.tokenizer.quantizer.tokenize(latents, codes)
-            quantized = self._clock()
-            structure.append(codes.cpu().numpy().astype(np.uint16))
-            content.append(sequence.flat_content().cpu().numpy().astype(np.uint16))
             if self.features is not None:
                 features.append(self.features(batch, self.tokenizer.config.grid).cpu().numpy().astype(np.float16))
             seconds["encoder"] += encoded - begun
-            seconds["clustering"] += clustered - encoded
+            seconds["features"] += self._clock() - encoded
+        quantizer = self.tokenizer.quantizer
+        # Small latents are clustered by many at once: what a kernel takes to start is then a small part.
+        many = max(self.batch, CLUSTER_DISTANCES // self.tokenizer.config.positions**2)
+        for some in torch.cat(latents).split(many) if latents else ():
+            begun = self._clock()
+            codes = quantizer.structure_codes(some)
+            clustered = self._clock()
+            sequence = quantizer.tokenize(some, codes)
+            quantized = self._clock()
+            structure.append(codes.cpu().numpy().astype(np.uint16))
+            content.append(sequence.flat_content().cpu().numpy().astype(np.uint16))
+            seconds["clustering"] += clustered - begun
             seconds["quantization"] += quantized - clustered
-            seconds["features"] += self._clock() - quantized
         row["content"] = b"".join(array.tobytes() for array in content)
         row["structure"] = b"".join(array.tobytes() for array in structure)
         row["features"] = b"".join(array.tobytes() for array in features)
@@ -133,8 +139,10 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
         ):
             columns[name] = np.frombuffer(row[name], dtype).reshape(count, width)
         broken = [BrokenImage(**item) for item in about["broken"]]
+        started = time.perf_counter()
         size = write_part(output_folder, form, row["name"], int(row["view"]), columns, broken)
         seconds = {name: value for name, value in row.items() if name.startswith("seconds_")}
+        seconds["seconds_writing"] = time.perf_counter() - started
         return {"units": int(row["last"]), "images": count, "broken": len(broken), "bytes": size, **seconds}
 
     totals: dict[str, float] = {}

@@ -1,19 +1,24 @@
-"""What part of tokenizing an image is the clustering? Random weights, a full-size configuration.
+"""What part of tokenizing an image are clustering and quantization? Random weights, random images, one process.
 
-    python scripts/clustering_share.py [--config conf/imagenet_d16.yaml] [--images 8] [--threads 2]
+    python scripts/clustering_share.py [--config conf/imagenet_d16.yaml] [--images 8] [--threads 2] [--rounds 3]
+    python scripts/clustering_share.py --config conf/fashion_mnist.yaml --images 1000 --threads 1 --rounds 7
 
-Prints the seconds of encoder, clustering and quantization (the least of three runs each), and their shares.
+Runs the tokenizer actor of pipelines/build_tokens.py as Ray Data runs it, on a row of so many images. Prints the
+seconds of each part (the least of the rounds) and its share.
 """
 
 import argparse
 import platform
-import time
+import tempfile
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
-from nvg.granularity import structure_codes
+from nvg.training.checkpoint import save_tokenizer
+from pipelines.build_tokens import Encode
 
 
 def main() -> None:
@@ -21,31 +26,29 @@ def main() -> None:
     parser.add_argument("--config", default="conf/imagenet_d16.yaml")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    config = configuration.load(arguments.config, ["repa.weights=null", "cluster.use_gpu=false"])
+    config.cluster = replace(config.cluster, threads_per_worker=arguments.threads)
+    sizes = config.tokenizer
     torch.manual_seed(0)
-    config = configuration.load(arguments.config).tokenizer
-    tokenizer = Autoencoder(config).eval()
-    images = torch.rand(arguments.images, config.channels, config.image_size, config.image_size) * 2 - 1
-    least = dict.fromkeys(("encoder", "clustering", "quantization"), float("inf"))
-    with torch.inference_mode():
-        for _ in range(3):
-            times = [time.perf_counter()]
-            latents = tokenizer.latents(images)
-            times.append(time.perf_counter())
-            codes = structure_codes(latents)
-            times.append(time.perf_counter())
-            tokenizer.quantizer.tokenize(latents, codes)
-            times.append(time.perf_counter())
-            for name, begin, end in zip(least, times[:-1], times[1:], strict=True):
-                least[name] = min(least[name], end - begin)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [str(number) for number in range(config.data.num_classes)]
+        state = Autoencoder(sizes).state_dict()
+        save_tokenizer(f"{folder}/tokenizer", state, config, class_names=names, metadata={})
+        encode = Encode(config, f"{folder}/tokenizer")
+    shape = (arguments.images, sizes.image_size, sizes.image_size, sizes.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8).tobytes()
+    rounds = [encode({"images": images}) for _ in range(arguments.rounds)]
+    names = ["encoder", "clustering", "quantization"]
+    least = {name: min(row[f"seconds_{name}"] for row in rounds) for name in names}
     total = sum(least.values())
     print(
-        f"{arguments.config}: {arguments.images} images, latents {tuple(latents.shape)}, {arguments.threads} threads, "
-        f"torch {torch.__version__}, {platform.machine()}"
+        f"{arguments.config}: {arguments.images} images, latents {sizes.grid}x{sizes.grid}x{sizes.code_width}, "
+        f"{arguments.threads} threads, torch {torch.__version__}, {platform.machine()}"
     )
     for name, seconds in least.items():
-        print(f"{name:<13}{seconds:8.3f} s {seconds / total:7.2%}")
+        print(f"{name:<13}{seconds:9.4f} s {seconds / total:7.2%}")
 
 
 if __name__ == "__main__":
