@@ -1,8 +1,10 @@
 # make demo    the whole pipeline on Fashion-MNIST: environment, data, tokenizer, tokens, generators, evaluation
 # make serve   the shipped sampler over HTTP: API, documentation and the studio page on port 8000
 # make test    lint, types and all tests
+# make bench   the benchmark suite, half an hour on two cores; tables and plots in runs/benchmarks (docs/benchmarks.md)
 # Settings over the configuration:  make demo SETTINGS='train.steps=500 output=runs/short'
 #                                   make serve SETTINGS='port=8080 model=runs/...'
+#                                   make bench SETTINGS='--only sampler,peers --threads 8'
 # Chosen tests:                     make test TESTS='tests/generator -k rotary'
 
 CONFIG ?= conf/fashion_mnist.yaml
@@ -12,7 +14,7 @@ export PYTHON
 # Where bytecode is not kept (container images often say so) each of Ray's processes compiles torch anew: 3 s of a core.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve test setup data browser lint lock
+.PHONY: demo serve test bench setup data browser lint lock
 .NOTPARALLEL:
 
 demo: setup
@@ -24,6 +26,9 @@ serve: setup
 
 test: data browser
 	@exec scripts/test.sh $(TESTS)
+
+bench: setup
+	@exec .venv/bin/python -m benchmarks --size full $(SETTINGS)
 
 setup:
 	@scripts/setup.sh

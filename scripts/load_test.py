@@ -105,8 +105,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure and print. argv: the command line without the program."""
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line. argv: without the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--batch", type=int, default=16, help="images drawn at once")
@@ -114,7 +114,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--port", type=int, help="of a Serve that runs here already; else a free one")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def run_rounds(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
+    """Start what is measured, and measure it: what `in_turns` gives."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
@@ -135,12 +139,17 @@ def main(argv: list[str] | None = None) -> None:
     try:
         wait_until_ready(port, job)
         Client(port, arguments.batch)(0)
-        measured = in_turns(arguments, port, in_process)
+        return in_turns(arguments, port, in_process)
     finally:
         if job is not None:
             job.terminate()
             job.wait()
-    report(arguments, measured)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print. argv: the command line without the program."""
+    arguments = parse(argv)
+    report(arguments, run_rounds(arguments))
 
 
 def serve(arguments: argparse.Namespace, port: int) -> subprocess.Popen:

@@ -290,14 +290,19 @@ def test_replicas_come_with_load(deploy):
     assert load.errors == []
 
 
-def test_the_load_test_measures_both_sides(port, deploy, capsys):
+def test_the_load_test_and_the_benchmark_measure_both_sides(port, deploy, capsys):
+    from benchmarks import report, serving
     from scripts import load_test
 
-    load_test.main(["--seconds", "0.5", "--rounds", "1", "--batch", "4", "--port", str(port)])
+    arguments = load_test.parse(["--seconds", "0.5", "--rounds", "1", "--batch", "4", "--port", str(port)])
+    measured = load_test.run_rounds(arguments)
+    load_test.report(arguments, measured)
     printed = capsys.readouterr().out
     assert printed.count("| in process, ") == 2 and printed.count("| served, ") == 4
     assert re.search(r"added to the median of a single request: -?[\d.]+ ms", printed)
     assert len(re.findall(r"a request: \d+%", printed)) == 2
+    rows = serving.rows_of(arguments, measured)
+    assert report.table(rows).count("served") == 4 and [row.values["of in-process, %"] for row in rows].count(None) == 3
 
 
 # ---- the job itself ----

@@ -1,0 +1,211 @@
+"""What every section shares: rows, timing in turns, time by part, operations without computing, peak memory.
+
+A machine's speed drifts, so seconds of two runs are not compared: variants take turns within each round, after a
+warm-up, and what is quoted is the median of a run and ratios of medians within it.
+
+Models have random weights: what a pass costs does not depend on them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+Value = float | int | str | None
+Result = TypeVar("Result")
+Target = tuple[Any, str]  # an object, and the name of one of its callables
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a section's table: values by column, the same columns in all rows of a section."""
+
+    case: str
+    values: Mapping[str, Value]  # None: does not apply, or was not measured
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
+# ---- time ----
+
+
+def in_turns(
+    variants: Mapping[str, Callable[[], Result]], rounds: int, *, warmup: Iterable[str] | None = None
+) -> dict[str, list[Result]]:
+    """What each variant returns, over rounds in which each is called once, after one call that is left out.
+
+    warmup: the variants that are called beforehand, where not all: those that are left share their kernels.
+    """
+    for name in variants if warmup is None else warmup:
+        variants[name]()
+    results: dict[str, list[Result]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, call in variants.items():
+            gc.collect()
+            results[name].append(call())
+    return results
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Of one call."""
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def median_seconds(variants: Mapping[str, Callable[[], object]], rounds: int, *, calls: int = 1) -> dict[str, float]:
+    """Of one call of each variant, in turns; calls: how many make one measurement."""
+
+    def measured(call: Callable[[], object]) -> Callable[[], float]:
+        return lambda: seconds(lambda: [call() for _ in range(calls)]) / calls
+
+    results = in_turns({name: measured(call) for name, call in variants.items()}, rounds)
+    return {name: statistics.median(values) for name, values in results.items()}
+
+
+# ---- by part: an object's callables, watched while they are used ----
+
+
+@contextmanager
+def replaced(parts: Mapping[str, Iterable[Target]], wrap: Callable[[str, Callable], Callable]) -> Iterator[None]:
+    """Within the block each callable of a part is wrap(part, what it was): a module's `forward` can be replaced so."""
+    before: list[tuple[Any, str, Callable | None]] = []
+    for part, targets in parts.items():
+        for owner, name in targets:
+            before.append((owner, name, vars(owner).get(name)))
+            setattr(owner, name, wrap(part, getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for owner, name, call in reversed(before):
+            delattr(owner, name)  # the class's own is seen again
+            if call is not None:
+                setattr(owner, name, call)
+
+
+@contextmanager
+def timed(parts: Mapping[str, Iterable[Target]]) -> Iterator[dict[str, list[float]]]:
+    """Seconds of every call of a part's callables within the block, in order. Parts must not call each other."""
+    found: dict[str, list[float]] = {part: [] for part in parts}
+    with replaced(parts, lambda part, call: _watched(call, found[part])):
+        yield found
+
+
+def _watched(call: Callable, found: list[float]) -> Callable:
+    def inner(*arguments: Any, **named: Any) -> Any:
+        begun = time.perf_counter()
+        result = call(*arguments, **named)
+        found.append(time.perf_counter() - begun)
+        return result
+
+    return inner
+
+
+@contextmanager
+def counted(parts: Mapping[str, Iterable[Target]]) -> Iterator[dict[str, int]]:
+    """Floating-point operations of a part's callables within the block, which are not computed.
+
+    The callables' modules are on torch's meta device, which knows shapes and nothing else; their callers are not.
+    So a sampler runs its whole schedule on zeros, and what is counted is what it asks for, pass by pass. A
+    multiply-add is two operations; matrix products, convolutions and attention count (torch.utils.flop_counter).
+    """
+    found = dict.fromkeys(parts, 0)
+    seen: dict[tuple, tuple[int, Any]] = {}  # a call with the same shapes has the same answer
+
+    def wrap(part: str, call: Callable) -> Callable:
+        def inner(*arguments: Any, **named: Any) -> Any:
+            given = (arguments, named)
+            key = (part, id(call), tuple(tuple(x.shape) if isinstance(x, Tensor) else x for x in tree_leaves(given)))
+            if key not in seen:
+                arguments, named = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, given)
+                with flop_counter() as counter, torch.no_grad():
+                    result = call(*arguments, **named)
+                seen[key] = (counter.get_total_flops(), result)
+            flops, result = seen[key]
+            found[part] += flops
+            return tree_map(lambda x: torch.zeros(x.shape, dtype=x.dtype) if isinstance(x, Tensor) else x, result)
+
+        return inner
+
+    with replaced(parts, wrap):
+        yield found
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, which also knows the CPU's fused attention: by itself it counts that as nothing."""
+    aten = torch.ops.aten
+    fused = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+            *shapes[:4]
+        ),
+    }
+    return FlopCounterMode(display=False, custom_mapping=fused)
+
+
+def flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of a call, which is made."""
+    with flop_counter() as counter:
+        call()
+    return counter.get_total_flops()
+
+
+# ---- memory ----
+
+
+def peak_memory(call: Callable[[], Result]) -> tuple[Result, float | None]:
+    """What a call returns, and the most MB that this process held during it above what it held before.
+
+    The kernel's own high-water mark of resident memory, set back before the call; what the allocator keeps of earlier
+    calls is given back first. None where there is no /proc (not Linux).
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_mb("VmRSS")
+    except OSError:
+        return call(), None
+    result = call()
+    return result, _status_mb("VmHWM") - before
+
+
+def _status_mb(field: str) -> float:
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/self/status has no {field}")
+    return int(found[1]) / 1024
+
+
+# ---- models ----
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    """The same module with small random numbers where its parameters begin at zero, in evaluation mode."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.is_meta and not parameter.any():
+                parameter.normal_(std=0.02)
+    return module.eval().requires_grad_(False)
+
+
+def weights_mb(*modules: nn.Module) -> float:
+    """MB of all parameters."""
+    return sum(item.numel() * item.element_size() for module in modules for item in module.parameters()) / 2**20

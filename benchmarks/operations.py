@@ -1,0 +1,33 @@
+"""Floating-point operations of a batch of images, by schedule and part. Exact, on any machine: nothing is computed.
+
+The schedules are those of `benchmarks/schedules.py`. Each runs its whole course with networks on torch's meta device,
+and every pass that it asks for is counted by torch's own counter, at the number of rows that it asks for: TFLOP, a
+multiply-add being two, of matrix products, convolutions and attention, for the whole batch. "of the paper's": against
+the paper's schedule at the same depth and batch. The decoder takes its canvases in fours, so a batch of one decodes
+four (`nvg/generator/sampler.py`, `in_fours`).
+"""
+
+from __future__ import annotations
+
+from benchmarks.common import Row
+from benchmarks.schedules import BATCHES, DEPTHS, PARTS, SCHEDULES, operations
+
+
+def run(size: str) -> list[Row]:
+    """Every depth, batch and schedule. smoke: the tests' configuration and d16, for whose ratios there are aims."""
+    depths = [depth for depth in DEPTHS if size == "full" or depth in ("smoke", "d16")]
+    return [row for depth in depths for images in BATCHES for row in _schedules(depth, images)]
+
+
+def _schedules(depth: str, images: int) -> list[Row]:
+    counts = {schedule: operations(depth, schedule, images) for schedule in SCHEDULES}
+    rows = []
+    for schedule, count in counts.items():
+        total = sum(count.values())
+        values = {part: count[part] / 1e12 for part in PARTS} | {
+            "TFLOP": total / 1e12,
+            "of the paper's, %": 100 * total / sum(counts["paper"].values()),
+            "structure, %": 100 * count["structure"] / total,
+        }
+        rows.append(Row(f"{depth}, batch {images}, {schedule}", values))
+    return rows

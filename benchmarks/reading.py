@@ -1,0 +1,69 @@
+"""How fast tokens are read: rows a second, of Parquet parts of random tokens on the local disk.
+
+A row is an image: 1.3 kB at L = 256 (ImageNet), 80 bytes at L = 16 (the demo), in parts of 512 rows, read many times,
+so from the page cache. parts: `read_part` and `to_arrays` alone, in one thread. stream: the batches of 256 that a
+training worker gets, shuffled, through Ray Data with two CPUs, its start included (`nvg.data.stream.token_batches`).
+writing: `write_part`, compression included. Medians over rounds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+
+from benchmarks.common import Row, median_seconds, say
+from nvg.config import ClusterConfig
+from nvg.data.stream import token_batches
+from nvg.data.tokens import TokenFormat, finish, part_name, parts, read_part, to_arrays, write_part
+from pipelines.common import start_ray
+
+PART_ROWS = 512
+FINGERPRINT = "benchmark"
+
+
+def run(size: str) -> list[Row]:
+    """Rows of both kinds of tokens."""
+    import ray
+
+    started = not ray.is_initialized()
+    start_ray(ClusterConfig(local_cpus=2, object_store_gb=0.5))
+    full = size == "full"
+    try:
+        return [measure(positions, 128 if full else 4, 5 if full else 1) for positions in (16, 256)]
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def measure(positions: int, units: int, rounds: int) -> Row:
+    """Tokens of L positions in so many parts."""
+    say(f"reading: L = {positions}")
+    last, codebook = int(np.log2(positions)), 4096 if positions >= 256 else 512
+    form = TokenFormat(FINGERPRINT, last, positions, codebook, ["one", "two"])
+    numbers = np.random.default_rng(0)
+    columns = {
+        "image_id": [f"image-{index:06d}" for index in range(PART_ROWS)],
+        "label": numbers.integers(0, 2, PART_ROWS),
+        "content": numbers.integers(0, codebook, (PART_ROWS, 2 * positions - 1)),
+        "structure": np.stack([numbers.permutation(positions) for _ in range(PART_ROWS)]),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        size = sum(write_part(folder, form, part_name(unit, 0), 0, columns, []) for unit in range(units))
+        finish(folder, form, {(unit, 0) for unit in range(units)}, {"views": 1})
+        files = [path for pieces in parts(folder).values() for path in pieces]
+
+        def stream() -> None:
+            options = {"epoch": 0, "rank": 0, "world": 1, "batch_size": 256, "seed": 0, "shuffle_rows": 16384}
+            rows = sum(len(batch["labels"]) for batch in token_batches(folder, **options))
+            assert rows == units * PART_ROWS, "an epoch left rows out"
+
+        variants = {
+            "parts": lambda: [to_arrays(read_part(path, FINGERPRINT)) for path in files],
+            "stream": stream,
+            "writing": lambda: [write_part(folder, form, part_name(0, 0), 0, columns, []) for _ in range(units)],
+        }
+        seconds = median_seconds(variants, rounds)
+    rows = units * PART_ROWS
+    values = {"rows": rows, "bytes a row": size / rows, "rounds": rounds}
+    return Row(f"L = {positions}", values | {f"{name}, rows/s": rows / each for name, each in seconds.items()})

@@ -1,0 +1,139 @@
+"""Results as JSON, Markdown and plots, and into a page between its markers."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from types import ModuleType
+
+from benchmarks.common import Row, Value
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Result:
+    """A section's rows, and what they were measured on."""
+
+    section: ModuleType
+    rows: list[Row]
+    seconds: float  # that the section took
+    machine: dict[str, str | int]
+
+    @property
+    def name(self) -> str:
+        """The section's."""
+        return self.section.__name__.rpartition(".")[2]
+
+    @property
+    def figure(self) -> str | None:
+        """The file name of its plot."""
+        return f"benchmarks_{self.name}.png" if hasattr(self.section, "plot") else None
+
+
+def machine(size: str, threads: int) -> dict[str, str | int]:
+    """What a reader must know to compare."""
+    import psutil
+    import torch
+
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    return {
+        "size": size,
+        "processor": models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count() or 0,
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": str(date.today()),
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown. Raises ValueError where rows of a section have different columns."""
+    columns = list(rows[0].values)
+    lines = ["| | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for row in rows:
+        if list(row.values) != columns:
+            raise ValueError(f"{row.case} has columns {list(row.values)}, others of its section {columns}")
+        lines.append(f"| {row.case} | " + " | ".join(text(value) for value in row.values.values()) + " |")
+    return "\n".join(lines)
+
+
+def text(value: Value) -> str:
+    """A number with three digits that say something."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def markdown(result: Result, figures: str) -> str:
+    """A section's table and plot with what they were measured on. figures: the folder of plots, as a link has it."""
+    about = result.machine
+    where = (
+        f"{about['processor']} ({about['instructions']}), {about['cores']} cores, {about['memory_gb']} GB; "
+        f"{about['threads']} threads, torch {about['torch']}, commit {about['commit']}, {about['date']}; "
+        f"{result.seconds:.0f} s in all."
+    )
+    parts = [table(result.rows), where]
+    if result.figure:
+        parts.append(f"![{result.name}]({figures}{result.figure})")
+    return "\n\n".join(parts)
+
+
+def write(results: Sequence[Result], output: Path) -> None:
+    """results.json, results.md and the plots of what has been measured so far."""
+    output.mkdir(parents=True, exist_ok=True)
+    sections = {
+        result.name: {
+            "machine": result.machine,
+            "seconds": result.seconds,
+            "rows": [{"case": row.case, **row.values} for row in result.rows],
+        }
+        for result in results
+    }
+    (output / "results.json").write_text(json.dumps(sections, indent=1))
+    pages = []
+    for result in results:
+        if result.figure:
+            draw_plot(result, output / result.figure)
+        pages.append(f"## {result.name}\n\n{inspect.getdoc(result.section)}\n\n{markdown(result, '')}\n")
+    (output / "results.md").write_text("# Benchmarks\n\n" + "\n".join(pages))
+
+
+def draw_plot(result: Result, path: Path) -> None:
+    """A section's own plot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    result.section.plot(result.rows, path)
+
+
+def write_page(results: Sequence[Result], output: Path, page: Path) -> None:
+    """Put tables and plots between a page's markers. Raises ValueError when a section has none there."""
+    content = page.read_text()
+    for result in results:
+        begin, end = f"<!-- {result.name}: written by python -m benchmarks -->", f"<!-- end of {result.name} -->"
+        if begin not in content or end not in content:
+            raise ValueError(f"{page} has no lines {begin!r} and {end!r} for the table to stand between")
+        before, _, rest = content.partition(begin)
+        content = f"{before}{begin}\n{markdown(result, 'figures/')}\n{end}{rest.partition(end)[2]}"
+        if result.figure:
+            figures = page.parent / "figures"
+            figures.mkdir(exist_ok=True)
+            shutil.copyfile(output / result.figure, figures / result.figure)
+    page.write_text(content)

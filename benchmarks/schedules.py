@@ -1,0 +1,115 @@
+"""The schedules that are compared, as samplers with random weights; sections operations, sampler and peers share them.
+
+All have full guidance (structure up to 2.5, content up to 3.5) and decode one picture an image.
+
+- paper: 25 Euler steps a stage of the plain structure flow, each of two passes for guidance, and two passes of the
+  content generator at every stage. Our sampler leaves the second pass out where the scale is exactly 1 (the first stage
+  of either ramp); here it is made, as the paper's schedule has it.
+- few-step: a few-step structure generator, one pass a stage, guidance an input; content of two passes.
+- guided: the same structure, and a content generator that has guidance as an input too: one pass a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import Target, counted, randomized, replaced
+from nvg import config as configuration
+from nvg.autoencoder import Autoencoder, GranularityQuantizer
+from nvg.config import Config
+from nvg.generator import ContentGenerator, Sampler, StructureGenerator
+
+PAPER_STEPS = 25
+SCHEDULES = ("paper", "few-step", "guided")
+PARTS = ("structure", "content", "decode")
+BATCHES = (1, 8)
+IMAGENET = "conf/imagenet_d{}.yaml"
+DEPTHS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "smoke": ("conf/smoke.yaml", ()),
+    "d12": ("conf/imagenet_d16.yaml", ("content.depth=12", "structure.depth=12")),
+    "d16": ("conf/imagenet_d16.yaml", ()),
+    "d20": ("conf/imagenet_d20.yaml", ()),
+    "d24": ("conf/imagenet_d24.yaml", ()),
+}
+
+
+def configured(depth: str, *overrides: str) -> Config:
+    """The configuration of a depth: the published one, at another depth, or the tests' small one. The alignment head,
+    which training alone uses, is left out."""
+    path, changes = DEPTHS[depth]
+    return configuration.load(path, ["repa.weights=null", *changes, *overrides])
+
+
+def build(config: Config, schedule: str) -> Sampler:
+    """A sampler with random weights whose generators are those of a schedule."""
+    torch.manual_seed(0)
+    structure = replace(config.structure, few_step=schedule != "paper")
+    content = replace(config.content, guided=schedule == "guided")
+    sampler = Sampler(
+        Autoencoder(config.tokenizer),
+        ContentGenerator(content),
+        StructureGenerator(structure),
+        replace(config.sampler, flow_steps=1, structure_guidance=2.5, content_guidance=3.5),
+        [str(index) for index in range(config.data.num_classes)],
+    )
+    for module in (sampler.tokenizer, sampler.content, sampler.structure):
+        randomized(module)
+    return sampler
+
+
+def build_on_meta(config: Config, schedule: str) -> Sampler:
+    """The same with its networks on the meta device. The quantizer, whose work is a thousandth, is real."""
+    with torch.device("meta"):
+        sampler = build(config, schedule)
+    sampler.tokenizer.quantizer = GranularityQuantizer(config.tokenizer).requires_grad_(False)
+    return sampler
+
+
+def parts_of(sampler: Sampler) -> dict[str, list[Target]]:
+    """Which of a sampler's callables belong to which part."""
+    return {
+        "structure": [(sampler.structure, name) for name in ("forward", "rotary")],
+        "content": [(sampler.content, name) for name in ("forward", "rotary", "logits")],
+        "decode": [(sampler.tokenizer, "decode_canvas")],
+    }
+
+
+def draw(sampler: Sampler, schedule: str, images: int, flow_steps: int) -> None:
+    """One batch by a schedule; flow_steps: Euler steps a stage."""
+    with ExitStack() as stack:
+        if schedule == "paper":
+            stack.enter_context(_twice_at_every_stage(sampler, images))
+        sampler.generate([index % len(sampler.class_names) for index in range(images)], flow_steps=flow_steps)
+
+
+@contextmanager
+def _twice_at_every_stage(sampler: Sampler, images: int) -> Iterator[None]:
+    """Within the block the generators make the second pass for guidance also where the sampler does not ask for it."""
+
+    def wrap(_: str, call: Callable) -> Callable:
+        def inner(*arguments: Any) -> Any:
+            if arguments[0].shape[0] != images:
+                return call(*arguments)
+            result = call(*(torch.cat((value, value)) for value in arguments))
+            return result[:images] if isinstance(result, Tensor) else (result[0][:images], *result[1:])
+
+        return inner
+
+    with replaced({"generators": [(sampler.structure, "forward"), (sampler.content, "forward")]}, wrap):
+        yield
+
+
+@cache
+def operations(depth: str, schedule: str, images: int) -> Mapping[str, int]:
+    """Floating-point operations of one batch by part, of the whole schedule: exact, without computing."""
+    sampler = build_on_meta(configured(depth), schedule)
+    with counted(parts_of(sampler)) as found:
+        draw(sampler, schedule, images, PAPER_STEPS if schedule == "paper" else 1)
+    return found

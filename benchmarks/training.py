@@ -1,0 +1,43 @@
+"""A training step of both generators, by depth and micro-batch: forward, backward and optimizer, float32.
+
+Random tokens, one stage an image, no alignment features (`scripts/step_time.py`, `generator_step`). seconds: the median
+of a step over `rounds`, after one that warms up. TFLOP: counted over that first step. MB: resident memory at the peak
+of building and of the first step: weights, averages of the optimizer, gradients and activations.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.common import Row, flops, peak_memory, say, seconds
+from benchmarks.schedules import configured
+from scripts.step_time import generator_step
+
+
+def run(size: str) -> list[Row]:
+    """Rows of every depth and micro-batch."""
+    cases = {"smoke": (1, 16)} | ({"d12": (1, 4), "d16": (1, 4)} if size == "full" else {})
+    rounds = 3 if size == "full" else 1
+    return [measure(depth, images, rounds) for depth, batches in cases.items() for images in batches]
+
+
+def measure(depth: str, images: int, rounds: int) -> Row:
+    """One case alone: two models of d16 and their optimizers would not fit side by side."""
+    say(f"training: {depth}, micro-batch {images}")
+    config = configured(depth, f"train.batch_size={images}")
+
+    def first():
+        step = generator_step(config)
+        return step, flops(step)
+
+    (step, count), peak = peak_memory(first)
+    each = statistics.median(seconds(step) for _ in range(rounds))
+    values = {
+        "TFLOP": count / 1e12,
+        "rounds": rounds,
+        "seconds": each,
+        "images a second": images / each,
+        "GFLOP a second": count / 1e9 / each,
+        "MB at the peak": peak,
+    }
+    return Row(f"{depth}, micro-batch {images}", values)
