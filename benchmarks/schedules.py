@@ -4,7 +4,7 @@ All have full guidance (structure up to 2.5, content up to 3.5) and decode one p
 
 - paper: 25 Euler steps a stage of the plain structure flow, each of two passes for guidance, and two passes of the
   content generator at every stage. Our sampler leaves the second pass out where the scale is exactly 1 (the first stage
-  of either ramp); here it is made, as the paper's schedule has it.
+  of either ramp), and keeps the first stage's logits by class; here all of it is computed, as the paper's has it.
 - few-step: a few-step structure generator, one pass a stage, guidance an input; content of two passes.
 - guided: the same structure, and a content generator that has guidance as an input too: one pass a stage.
 """
@@ -83,10 +83,12 @@ def parts_of(sampler: Sampler) -> dict[str, list[Target]]:
 
 def draw(sampler: Sampler, schedule: str, images: int, flow_steps: int) -> None:
     """One batch by a schedule; flow_steps: Euler steps a stage."""
+    # A sampler of its own: one keeps what it has computed of a class, and here each picture is the first of its class.
+    fresh = Sampler(sampler.tokenizer, sampler.content, sampler.structure, sampler.settings, sampler.class_names)
     with ExitStack() as stack:
         if schedule == "paper":
-            stack.enter_context(_twice_at_every_stage(sampler, images))
-        sampler.generate([index % len(sampler.class_names) for index in range(images)], flow_steps=flow_steps)
+            stack.enter_context(_twice_at_every_stage(fresh, images))
+        fresh.generate([index % len(fresh.class_names) for index in range(images)], flow_steps=flow_steps)
 
 
 @contextmanager
@@ -95,10 +97,11 @@ def _twice_at_every_stage(sampler: Sampler, images: int) -> Iterator[None]:
 
     def wrap(_: str, call: Callable) -> Callable:
         def inner(*arguments: Any) -> Any:
-            if arguments[0].shape[0] != images:
+            rows = arguments[0].shape[0]
+            if rows > images:  # both passes are asked for
                 return call(*arguments)
             result = call(*(torch.cat((value, value)) for value in arguments))
-            return result[:images] if isinstance(result, Tensor) else (result[0][:images], *result[1:])
+            return result[:rows] if isinstance(result, Tensor) else (result[0][:rows], *result[1:])
 
         return inner
 
