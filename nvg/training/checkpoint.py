@@ -156,11 +156,8 @@ def restore_checkpoint(
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 saved = _below(moments, f"{name}/{names[parameter]}/")
-                optimizer.state[parameter] = {
-                    # Adam's step count stays on the CPU, the moments go where the parameter is.
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in saved.items()
-                }
+                # Moments and, as these optimizers are fused, the step count are where the parameter is.
+                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
                 if not saved:
                     del optimizer.state[parameter]  # it had no gradient yet
     return metadata

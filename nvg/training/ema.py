@@ -20,6 +20,7 @@ class EMA:
         self.module = module
         self.decay = decay
         self.updates = 0
+        self.weights = module.state_dict(keep_vars=True)  # the module's own tensors: listing them anew takes time
         self.shadow: dict[str, Tensor] = {
             name: value.detach().clone().float() if value.is_floating_point() else value.detach().clone()
             for name, value in module.state_dict().items()
@@ -31,7 +32,7 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         shadows, weights = [], []
-        for name, value in self.module.state_dict().items():
+        for name, value in self.weights.items():
             if value.is_floating_point():
                 shadows.append(self.shadow[name])
                 weights.append(value.detach().float())

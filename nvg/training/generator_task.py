@@ -105,12 +105,12 @@ class GeneratorTask(Task):
 
 
 def adamw(module: nn.Module, settings: TrainConfig | FewStepConfig) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices alone: biases and gains have none."""
+    """AdamW with weight decay on matrices alone: biases and gains have none. Fused: one operation, not 14 a tensor."""
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in module.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     first, second = settings.betas
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second))
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), fused=True)
 
 
 def preview_grid(sampler: Sampler, seed: int) -> Any:

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function as part_of_step  # names that scripts/step_profile.py reads
 
 from nvg.config import Config
 from nvg.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
@@ -143,11 +144,12 @@ def train(
         )
         first, run_id = int(metadata["step"]), metadata["run_id"]
     # The stream is opened first: it and MLflow take seconds to start, side by side.
-    stream = Prefetch(task.batches(first) if first < settings.total_steps else iter(()))
+    batches = task.batches(first) if first < settings.total_steps else iter(())
+    stream = Prefetch(map(pinned, batches) if place.device.type == "cuda" else batches)
     run = None
     try:
         run = start_tracking(run_id) if start_tracking is not None and place.rank == 0 else None
-        return _Loop(task, settings, config, checkpoints, place, run, first).go(stream)
+        return Loop(task, settings, config, checkpoints, place, run, first).go(stream)
     except BaseException:
         if run is not None:
             run.end("FAILED")
@@ -156,7 +158,9 @@ def train(
         stream.close()
 
 
-class _Loop:
+class Loop:
+    """`train` from where it starts to where it ends."""
+
     def __init__(
         self, task: Task, settings: Settings, config: Config, checkpoints: str, place: Place, run: Any, first: int
     ) -> None:
@@ -194,16 +198,18 @@ class _Loop:
             self.step(step, stream)
             done = step + 1
             if done % settings.log_every == 0 or done == settings.total_steps:
-                metrics = self.window.close(place)
-                metrics["images_per_second"] = metrics.pop("steps_per_second") * settings.batch_size
-                if bar is not None:
-                    bar.set_description(f"{settings.job}  loss {metrics['loss']:.4g}")
-                if self.run is not None:
-                    self.run.log_metrics(metrics, done)
+                with part_of_step("record"):
+                    metrics = self.window.close(place)
+                    metrics["images_per_second"] = metrics.pop("steps_per_second") * settings.batch_size
+                    if bar is not None:
+                        bar.set_description(f"{settings.job}  loss {metrics['loss']:.4g}")
+                    if self.run is not None:
+                        self.run.log_metrics(metrics, done)
             if settings.preview_every and done % settings.preview_every == 0 and done < settings.total_steps:
                 self.preview(done)
             if done % settings.checkpoint_every == 0 or done == settings.total_steps:
-                self.checkpoint(done)
+                with part_of_step("checkpoint"):
+                    self.checkpoint(done)
                 place.report({"step": done, "loss": metrics.get("loss", math.nan)})
             if bar is not None:
                 bar.update(1)
@@ -213,48 +219,60 @@ class _Loop:
         """Optimizer step number `step`."""
         task, settings, place = self.task, self.settings, self.place
         began = time.perf_counter()
-        batch = {name: value.to(place.device, non_blocking=True) for name, value in next(stream).items()}
+        with part_of_step("data"):
+            batch = next(stream)
+        with part_of_step("move"):
+            batch = {name: value.to(place.device, non_blocking=True) for name, value in batch.items()}
         waited = time.perf_counter() - began
         self.waited += waited
         if step == 0:
             # One slice: the same images, however many workers there are.
             task.begin(slice_of(batch, 0, settings.accumulate), seeded(settings.seed, "begin"))
-        rates = task.lr(step)
-        for name, optimizer in task.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = rates[name]
-            optimizer.zero_grad(set_to_none=True)
+        with part_of_step("rates"):
+            rates = task.lr(step)
+            for name, optimizer in task.optimizers.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = rates[name]
+                optimizer.zero_grad(set_to_none=True)
         for part in range(settings.accumulate):
-            # The slice's number within the whole batch, the same whoever computes it.
-            number = place.rank * settings.accumulate + part
-            generator = seeded(settings.seed, step, number)
-            torch.manual_seed(draw_seed(settings.seed, step, number, "dropout"))
+            with part_of_step("seeds"):
+                # The slice's number within the whole batch, the same whoever computes it.
+                number = place.rank * settings.accumulate + part
+                generator = seeded(settings.seed, step, number)
+                seed_dropout(draw_seed(settings.seed, step, number, "dropout"), place.device)
             last = part == settings.accumulate - 1
             with contextlib.ExitStack() as stack:
                 if not last:  # gradients are exchanged once a step
                     for module in task.parallel:
                         if isinstance(module, DistributedDataParallel):
                             stack.enter_context(module.no_sync())
-                with self.autocast():
+                with part_of_step("forward"), self.autocast():
                     loss, terms = task.loss(slice_of(batch, part, settings.accumulate), step, generator)
-                (loss / settings.accumulate).backward()
-            self.window.add({"loss": loss, **terms}, 1 / settings.accumulate)
-        task.before_optimizers()
-        norms = {
-            name: nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
-            for name, parameters in task.clip.items()
-        }
-        # Gradients are summed over the workers, so all of them see the same and stop together, weights unhurt.
-        if not all(math.isfinite(float(norm)) for norm in norms.values()):
-            raise TrainingDiverged(self.divergence(step, loss.detach(), norms))
-        for optimizer in task.optimizers.values():
-            optimizer.step()
-        for average in task.averages.values():
-            average.update()
-        self.window.last |= task.after_step(step, seeded(settings.seed, step, "after"))
-        self.window.last |= {f"lr/{name}": rate for name, rate in rates.items()}
-        self.window.add({f"gradient_norm/{name}": norm for name, norm in norms.items()}, 1.0)
-        self.window.count(waited)
+                with part_of_step("backward"):
+                    (loss / settings.accumulate).backward()
+            with part_of_step("record"):
+                self.window.add({"loss": loss, **terms}, 1 / settings.accumulate)
+        with part_of_step("clip"):
+            task.before_optimizers()
+            norms = {
+                name: nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
+                for name, parameters in task.clip.items()
+            }
+            # Gradients are summed over the workers, so all of them see the same and stop together, weights unhurt.
+            # This is the one moment of a step in which the host waits for the device.
+            if not all(map(math.isfinite, torch.stack(list(norms.values())).tolist())):
+                raise TrainingDiverged(self.divergence(step, loss.detach(), norms))
+        with part_of_step("optimizer"):
+            for optimizer in task.optimizers.values():
+                optimizer.step()
+        with part_of_step("average"):
+            for average in task.averages.values():
+                average.update()
+        with part_of_step("record"):
+            self.window.last |= task.after_step(step, seeded(settings.seed, step, "after"))
+            self.window.last |= {f"lr/{name}": rate for name, rate in rates.items()}
+            self.window.add({f"gradient_norm/{name}": norm for name, norm in norms.items()}, 1.0)
+            self.window.count(waited)
 
     def divergence(self, step: int, loss: Tensor, norms: Mapping[str, Tensor]) -> str:
         newest = latest_checkpoint(self.checkpoints) if self.place.rank == 0 else None
@@ -354,6 +372,11 @@ def slice_of(batch: Batch, part: int, parts: int) -> Batch:
     return {name: value[part * size : (part + 1) * size] for name, value in batch.items()}
 
 
+def pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory, from which a GPU copies while the host goes on."""
+    return {name: value.pin_memory() for name, value in batch.items()}
+
+
 def workers() -> int:
     """How many workers train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -368,6 +391,14 @@ def draw_seed(*parts: int | str) -> int:
 def seeded(*parts: int | str) -> torch.Generator:
     """A CPU generator seeded by `draw_seed`."""
     return torch.Generator().manual_seed(draw_seed(*parts))
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed torch's own generators that a step draws from. torch.manual_seed asks every kind of device there is, which
+    takes fifty times as long."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], Any]:

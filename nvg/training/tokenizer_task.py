@@ -56,7 +56,8 @@ class TokenizerTask(Task):
         first, second = settings.betas
         self.optimizers = {
             "tokenizer": torch.optim.AdamW(
-                self.autoencoder.parameters(), settings.lr, (first, second), weight_decay=settings.weight_decay
+                self.autoencoder.parameters(), settings.lr, (first, second), weight_decay=settings.weight_decay,
+                fused=True,
             )
         }
         self.clip = {"tokenizer": list(self.autoencoder.parameters())}
@@ -72,7 +73,7 @@ class TokenizerTask(Task):
             heads = self.discriminator.heads
             self.modules["discriminator"] = heads
             self.optimizers["discriminator"] = torch.optim.AdamW(
-                heads.parameters(), settings.discriminator_lr, (first, second), weight_decay=0.0
+                heads.parameters(), settings.discriminator_lr, (first, second), weight_decay=0.0, fused=True
             )
             self.clip["discriminator"] = list(heads.parameters())
         self.wrapped = wrap(self.autoencoder)
