@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nvg.training.checkpoint import latest_checkpoint, list_checkpoints
-from nvg.training.loop import Place, TrainingDiverged, autocast, draw_seed, seeded, train
+from nvg.training.loop import Place, TrainingDiverged, autocast, draw_seed, seed_dropout, seeded, train
+from scripts.step_profile import PARTS
 from tests.training.config import toy_config
 from tests.training.toy import ToyTask, toy_settings
 
@@ -147,6 +148,19 @@ def test_draws_are_a_function_of_seed_step_and_slice():
     assert draw_seed(0, 1, 2) == draw_seed(0, 1, 2)
     assert len({draw_seed(seed, step, part) for seed in range(3) for step in range(3) for part in range(3)}) == 27
     assert torch.equal(torch.rand(4, generator=seeded(1, 2)), torch.rand(4, generator=seeded(1, 2)))
+
+
+def test_dropout_draws_what_torch_manual_seed_lets_it_draw():
+    torch.manual_seed(7)
+    expected = torch.nn.functional.dropout(torch.ones(50))
+    seed_dropout(7, torch.device("cpu"))
+    assert torch.equal(torch.nn.functional.dropout(torch.ones(50)), expected)
+
+
+def test_the_parts_of_a_step_have_the_names_that_the_step_profile_reads(tmp_path):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        run(ToyTask(), tmp_path, total_steps=2, log_every=1)
+    assert set(PARTS) <= {event.name for event in profiler.events()}
 
 
 def test_auto_precision_on_a_cpu_is_float32():
