@@ -135,6 +135,8 @@ class ContentConfig:
     structure_rope: bool = True  # False: rotary ids hold kind, row and column alone (the source's ablation)
     repa_block: int | None = REQUIRED  # derived: repa.block when repa.weights is given
     repa_width: int = REQUIRED  # derived
+    guided: bool = False  # True: the guidance scale is an input (pipelines/distill.py makes these)
+    max_guidance: float = 4.0  # of a guided generator: the largest guidance scale that it knows
 
 
 @dataclass
@@ -148,7 +150,7 @@ class StructureConfig:
     structure_rope: bool = True
     noise_known: bool = False  # True: channels of known stages are noised too (the source's ablation)
     few_step: bool = False  # True: step size and guidance scale are inputs (pipelines/distill.py makes these)
-    max_guidance: float = 4.0  # the largest guidance scale that a few-step generator knows
+    max_guidance: float = 4.0  # of a few-step generator: the largest guidance scale that it knows
 
 
 @dataclass
@@ -179,11 +181,13 @@ class TrainConfig:
 
 
 @dataclass
-class FewStepConfig:
-    """Distillation of the structure generator into one of few steps (docs/fast_sampling.md)."""
+class DistillConfig:
+    """Distillation of the generators into ones of fewer passes (docs/fast_sampling.md)."""
 
     steps: int = 0  # optimizer steps; 0 = no distillation
-    flow_share: float = 0.5  # of the rows: the guided flow itself; the others learn larger steps
+    parts: list[str] = field(default_factory=lambda: ["structure"])  # structure: few steps; both: guidance folded in
+    teacher: str | None = None  # as nvg.load takes it: distil this sampler; None = this configuration's generators
+    flow_share: float = 0.5  # of the structure's rows: the guided flow itself; the others learn larger steps
     max_guidance: float = 4.0  # the guidance scales that are learned: 1 ... max_guidance
     flow_steps: int = 1  # sampler.flow_steps of the sampler that is made
     all_stages: bool = False
@@ -274,7 +278,7 @@ class Config:
     content: ContentConfig = field(default_factory=ContentConfig)
     structure: StructureConfig = field(default_factory=StructureConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    few_step: FewStepConfig = field(default_factory=FewStepConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -519,8 +523,12 @@ def validate(config: Config, where: str = "configuration") -> None:
         config.content.repa_block is None or 1 <= config.content.repa_block <= config.content.depth,
         f"repa.block={config.content.repa_block} is not one of the {config.content.depth} blocks of content.depth",
     )
-    few_step = config.few_step
-    check(few_step.steps >= 0, f"few_step.steps={few_step.steps} must be at least 0 (no distillation)")
+    distill = config.distill
+    check(distill.steps >= 0, f"distill.steps={distill.steps} must be at least 0 (no distillation)")
+    check(
+        distill.teacher is None or distill.steps > 0,
+        f"distill.teacher={distill.teacher} with distill.steps=0: say how many steps to train",
+    )
     for name, section in trainings(config).items():
         check(
             section.precision in ("auto", "float32", "bfloat16"),
@@ -535,15 +543,21 @@ def validate(config: Config, where: str = "configuration") -> None:
         )
         check(len(section.betas) == 2, f"{name}.betas={section.betas} must be two numbers")
         check(section.checkpoint_every >= 1, f"{name}.checkpoint_every={section.checkpoint_every}: at least 1")
-    if few_step.steps:
-        check(few_step.flow_steps >= 1, f"few_step.flow_steps={few_step.flow_steps} must be at least 1")
-        check(0 < few_step.flow_share < 1, f"few_step.flow_share={few_step.flow_share} must be between 0 and 1")
-        check(few_step.max_guidance > 1, f"few_step.max_guidance={few_step.max_guidance} must be above 1")
+    if distill.steps:
         check(
-            1 <= config.sampler.structure_guidance <= few_step.max_guidance,
-            f"sampler.structure_guidance={config.sampler.structure_guidance} is not in 1 ... few_step.max_guidance="
-            f"{few_step.max_guidance}: a few-step generator knows no other",
+            len(distill.parts) > 0 and set(distill.parts) <= {"content", "structure"},
+            f"distill.parts={distill.parts}: content, structure or both",
         )
+        check(distill.flow_steps >= 1, f"distill.flow_steps={distill.flow_steps} must be at least 1")
+        check(0 < distill.flow_share < 1, f"distill.flow_share={distill.flow_share} must be between 0 and 1")
+        check(distill.max_guidance > 1, f"distill.max_guidance={distill.max_guidance} must be above 1")
+        for part in distill.parts:
+            scale = getattr(config.sampler, f"{part}_guidance")
+            check(
+                1 <= scale <= distill.max_guidance,
+                f"sampler.{part}_guidance={scale} is not in 1 ... distill.max_guidance={distill.max_guidance}: a "
+                "distilled generator knows no other",
+            )
     evaluate = config.evaluate
     for name, least in (("samples_per_class", 1), ("batch_size", 1), ("bootstrap", 2)):
         value = getattr(evaluate, name)
@@ -564,14 +578,14 @@ def validate(config: Config, where: str = "configuration") -> None:
     check(0 < config.sampler.top_p <= 1, f"sampler.top_p={config.sampler.top_p} must be in (0, 1]")
 
 
-def trainings(config: Config) -> dict[str, TokenizerTrainConfig | TrainConfig | FewStepConfig]:
+def trainings(config: Config) -> dict[str, TokenizerTrainConfig | TrainConfig | DistillConfig]:
     """The sections of the trainings that this configuration runs, by name."""
-    sections: dict[str, TokenizerTrainConfig | TrainConfig | FewStepConfig] = {
+    sections: dict[str, TokenizerTrainConfig | TrainConfig | DistillConfig] = {
         "tokenizer_train": config.tokenizer_train,
         "train": config.train,
     }
-    if config.few_step.steps:
-        sections["few_step"] = config.few_step
+    if config.distill.steps:
+        sections["distill"] = config.distill
     return sections
 
 

@@ -69,8 +69,10 @@ def forward_flops(config: Config) -> dict[str, int]:
     return {
         "encoder": _count(lambda: models.autoencoder.latents(image)),
         "decoder": _count(lambda: models.autoencoder.decode_canvas(canvas)),
-        "content": _count(lambda: models.content(canvas, label, label, codes)),
-        "structure": _count(lambda: models.structure(noisy, time, canvas, label, label, codes)),
+        "content": _count(lambda: models.content(canvas, label, label, models.content.rotary(codes, label))),
+        "structure": _count(
+            lambda: models.structure(noisy, time, canvas, label, label, models.structure.rotary(codes, label))
+        ),
     }
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from nvg import config as configuration
-from nvg import storage
 from nvg.config import Config, ConfigError
 from nvg.data import BrokenImage, DataError, ImageSource, open_source
 from nvg.data.images import to_float
@@ -193,9 +192,8 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
 
 def token_format(config: Config, tokenizer_folder: str, source: ImageSource) -> TokenFormat:
     """What the parts will be made of. Raises ConfigError when the tokenizer is of another configuration."""
-    from nvg.training.checkpoint import model_config
+    from nvg.training.checkpoint import model_config, tokenizer_fingerprint
 
-    tokenizer = storage.read_json(storage.join(tokenizer_folder, storage.LAST_FILE))
     trained = model_config(tokenizer_folder).tokenizer
     if trained != config.tokenizer:
         raise ConfigError(
@@ -206,7 +204,7 @@ def token_format(config: Config, tokenizer_folder: str, source: ImageSource) -> 
         raise ConfigError(f"data.num_classes={config.data.num_classes}: a token part holds labels below {MOST_CLASSES}")
     pixels = {name: value for name, value in asdict(config.data).items() if name in PIXEL_KEYS}
     return TokenFormat(
-        fingerprint=tokenizer["fingerprint"],
+        fingerprint=tokenizer_fingerprint(tokenizer_folder),
         last_stage=config.tokenizer.last_stage,
         positions=config.tokenizer.positions,
         codebook_size=config.tokenizer.codebook_size,

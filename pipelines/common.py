@@ -20,12 +20,12 @@ from nvg import config as configuration
 from nvg import storage
 from nvg.config import ClusterConfig, Config, ConfigError, ServeConfig
 
-STEPS = ("tokenizer", "tokens", "generators", "few_step", "evaluation")
+STEPS = ("tokenizer", "tokens", "generators", "distilled", "evaluation")
 SCRIPTS = {
     "tokenizer": "pipelines/train_tokenizer.py",
     "tokens": "pipelines/build_tokens.py",
     "generators": "pipelines/train.py",
-    "few_step": "pipelines/distill.py",
+    "distilled": "pipelines/distill.py",
     "evaluation": "pipelines/evaluate.py",
 }
 COMPLETE = "metadata.json"
@@ -38,6 +38,7 @@ class Artifact:
     step: str
     key: str
     folder: str
+    given: bool = False  # a part of distill.teacher: used, never made and never removed
 
     @property
     def complete(self) -> bool:
@@ -171,10 +172,12 @@ class PeakMemory:
 
 
 def plan(config: Config) -> dict[str, Artifact]:
-    """The artifact of every step, in order; `few_step` where the configuration asks for one. Lists the images, for
+    """The artifact of every step, in order; `distilled` where the configuration asks for it. Lists the images, for
     their fingerprint; computes nothing else. Raises ConfigError for a configuration that no training can make."""
-    if config.structure.few_step:
-        raise ConfigError("structure.few_step=true is what pipelines/distill.py makes: set few_step.steps instead")
+    if config.structure.few_step or config.content.guided:
+        raise ConfigError(
+            "structure.few_step=true and content.guided=true are what pipelines/distill.py makes: set distill.steps"
+        )
     from nvg.data import open_source
 
     data = dataclasses.asdict(config.data)
@@ -182,37 +185,58 @@ def plan(config: Config) -> dict[str, Artifact]:
     data.pop("train")  # the fingerprint tells the images, wherever they are
     train_images = open_source(config.data, split="train").fingerprint()
     test_images = open_source(config.data, split="test").fingerprint() if test else None
-    training, distillation = dataclasses.asdict(config.train), dataclasses.asdict(config.few_step)
+    training, distillation = dataclasses.asdict(config.train), dataclasses.asdict(config.distill)
     for operational in ("parts", "checkpoint_every", "preview_every"):  # these change no weight of the result
         training.pop(operational)
         distillation.pop(operational, None)
 
     keys: dict[str, str] = {}
-    keys["tokenizer"] = configuration.digest(
-        "tokenizer", train_images, data, config.tokenizer, config.tokenizer_train, config.seed
-    )
-    keys["tokens"] = configuration.digest("tokens", keys["tokenizer"], views, config.repa.weights)
-    keys["generators"] = configuration.digest(
-        "generators", keys["tokens"], config.content, config.structure, training, config.repa, config.seed
-    )
-    if config.few_step.steps:
-        keys["few_step"] = configuration.digest("few_step", keys["generators"], distillation, config.seed)
-    drawn_with = keys.get("few_step", keys["generators"])
+    given: dict[str, str] = {}
+    if config.distill.teacher is not None:
+        from nvg.training.checkpoint import read_metadata, sampler_folder
+
+        folder = sampler_folder(config.distill.teacher)
+        keys["tokenizer"] = keys["generators"] = configuration.digest(read_metadata(folder))
+        given = {"tokenizer": folder, "generators": folder}
+        images: tuple[Any, ...] = (train_images, data, config.seed)  # a tokenizer of our own has these in its key
+    else:
+        keys["tokenizer"] = configuration.digest(
+            "tokenizer", train_images, data, config.tokenizer, config.tokenizer_train, config.seed
+        )
+        images = ()
+    keys["tokens"] = configuration.digest("tokens", keys["tokenizer"], views, config.repa.weights, *images)
+    if "generators" not in keys:
+        keys["generators"] = configuration.digest(
+            "generators", keys["tokens"], config.content, config.structure, training, config.repa, config.seed
+        )
+    if config.distill.steps:
+        taught = (keys["tokens"], keys["generators"])
+        keys["distilled"] = configuration.digest("distilled", taught, distillation, config.seed)
+    drawn_with = keys.get("distilled", keys["generators"])
     settings = as_drawn(config).sampler
     keys["evaluation"] = configuration.digest("evaluation", drawn_with, test_images, config.evaluate, settings)
-    return {step: Artifact(step, key, storage.join(config.output, f"{step}-{key}")) for step, key in keys.items()}
+    return {
+        step: Artifact(
+            step,
+            keys[step],
+            given.get(step) or storage.join(config.output, f"{step}-{keys[step]}"),
+            given=step in given,
+        )
+        for step in STEPS
+        if step in keys
+    }
 
 
 def sampler(artifacts: Mapping[str, Artifact]) -> Artifact:
-    """The artifact that images are drawn with: the few-step generators where there are some."""
-    return artifacts.get("few_step", artifacts["generators"])
+    """The artifact that images are drawn with: the distilled generators where there are some."""
+    return artifacts.get("distilled", artifacts["generators"])
 
 
 def as_drawn(config: Config) -> Config:
-    """The configuration with the settings of `sampler(plan(config))`: a few-step one has steps of its own."""
-    if config.few_step.steps == 0:
+    """The configuration with the settings of `sampler(plan(config))`: a distilled one has flow steps of its own."""
+    if config.distill.steps == 0 or "structure" not in config.distill.parts:
         return config
-    settings = dataclasses.replace(config.sampler, flow_steps=config.few_step.flow_steps)
+    settings = dataclasses.replace(config.sampler, flow_steps=config.distill.flow_steps)
     return dataclasses.replace(config, sampler=settings)
 
 

@@ -1,8 +1,10 @@
-"""Distill the structure generator into one of few steps: generators -> a sampler of one pass a stage.
+"""Distil the generators into ones of fewer passes: structure in one step, guidance folded into structure and content.
 
-    python pipelines/distill.py --config conf/fashion_mnist_hour.yaml few_step.steps=4000 key=value ...
+    python pipelines/distill.py --config conf/fashion_mnist_hour.yaml distill.steps=6000 key=value ...
+    python pipelines/distill.py --config conf/fashion_mnist_hour.yaml distill.steps=6000 distill.teacher=fashion-mnist
 
-docs/fast_sampling.md says how and what it costs. Content generator and tokenizer are taken over as they are.
+docs/fast_sampling.md says how and what it costs. The tokenizer, and a generator that is not in distill.parts, are taken
+over as they are. With distill.teacher the sampler of that name, folder or URL is distilled: only tokens are needed.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from nvg.training import jobs, ray_train
 from pipelines import common
 
 
-def distill_structure(config: Config, generators_folder: str, tokens_folder: str, output_folder: str) -> dict[str, Any]:
-    """Distill into `output_folder` (path or URL) on the running Ray, going on from its checkpoints; returns figures."""
+def distill_generators(
+    config: Config, generators_folder: str, tokens_folder: str, output_folder: str
+) -> dict[str, Any]:
+    """Distil into `output_folder` (path or URL) on the running Ray, going on from its checkpoints; returns figures."""
     return ray_train.fit(
-        jobs.distill_structure, config, output_folder,
+        jobs.distill_generators, config, output_folder,
         generators=generators_folder, tokens=tokens_folder,
     )
 
@@ -29,18 +33,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     config = common.parse_config(arguments, __doc__.split("\n")[0])
     try:
-        if config.few_step.steps == 0:
-            raise ConfigError("few_step.steps=0: say how many steps to train, for example few_step.steps=4000")
+        if config.distill.steps == 0:
+            raise ConfigError("distill.steps=0: say how many steps to train, for example distill.steps=4000")
         artifacts = common.plan(config)
-        artifact = artifacts["few_step"]
+        artifact = artifacts["distilled"]
         if common.already(artifact):
             return
         generators, tokens = (common.require(artifacts[step], arguments) for step in ("generators", "tokens"))
         common.start_ray(config.cluster)
-        distill_structure(config, generators, tokens, artifact.folder)
+        distill_generators(config, generators, tokens, artifact.folder)
     except ray_train.FINAL as error:
         sys.exit(f"error: {error}")
-    print(f"few_step: {artifact.folder}", flush=True)
+    print(f"distilled: {artifact.folder}", flush=True)
 
 
 if __name__ == "__main__":

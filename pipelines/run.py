@@ -1,4 +1,4 @@
-"""The whole pipeline: images -> tokenizer -> tokens -> generators [-> few_step] -> evaluation.
+"""The whole pipeline: images -> tokenizer -> tokens -> generators [-> distilled] -> evaluation.
 
     python pipelines/run.py --config conf/fashion_mnist.yaml [--until STEP] [--force STEP] [--dry-run] key=value ...
 
@@ -30,14 +30,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = common.read_config(arguments)
     try:
         artifacts = common.plan(config)
-        if "few_step" in (arguments.until, arguments.force) and "few_step" not in artifacts:
-            raise ConfigError("few_step.steps=0: there is no such step; say how many steps to train")
+        if "distilled" in (arguments.until, arguments.force) and "distilled" not in artifacts:
+            raise ConfigError("distill.steps=0: there is no such step; say how many steps to train")
         wanted = [step for step in STEPS[: STEPS.index(arguments.until) + 1] if step in artifacts]
         if "evaluation" in wanted and (arguments.force or not artifacts["evaluation"].complete):
             common.check_evaluation(config)
     except (ConfigError, DataError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    forced = STEPS[STEPS.index(arguments.force) :] if arguments.force else ()
+    after = STEPS[STEPS.index(arguments.force) :] if arguments.force else ()
+    forced = [step for step in after if step in artifacts and not artifacts[step].given]
 
     todo = [step for step in wanted if step in forced or not artifacts[step].complete]
     for step in wanted:
@@ -80,7 +81,7 @@ def run_steps(config: Config, artifacts: dict[str, Artifact], steps: Sequence[st
 def run_step(step: str, config: Config, artifacts: dict[str, Artifact], after: object) -> str:
     """One step; `after` is the step before, whose end it waits for. Returns the artifact's folder."""
     from pipelines.build_tokens import build_tokens
-    from pipelines.distill import distill_structure
+    from pipelines.distill import distill_generators
     from pipelines.evaluate import evaluate
     from pipelines.train import train_generators
     from pipelines.train_tokenizer import train_tokenizer
@@ -95,8 +96,8 @@ def run_step(step: str, config: Config, artifacts: dict[str, Artifact], after: o
         build_tokens(config, folder["tokenizer"], folder["tokens"])
     elif step == "generators":
         train_generators(config, folder["tokenizer"], folder["tokens"], folder["generators"])
-    elif step == "few_step":
-        distill_structure(config, folder["generators"], folder["tokens"], folder["few_step"])
+    elif step == "distilled":
+        distill_generators(config, folder["generators"], folder["tokens"], folder["distilled"])
     else:
         evaluate(common.as_drawn(config), common.sampler(artifacts).folder, folder["evaluation"])
     storage.write_json(storage.join(folder[step], "timing.json"), {"seconds": round(time.time() - begun, 1)})

@@ -48,7 +48,7 @@ def test_parts_fit_together(path: Path, aligned: bool) -> None:
         assert autoencoder.decode_canvas(canvases[-1]).shape == images.shape
 
         stages = torch.full((IMAGES,), 1, dtype=torch.int64)
-        estimate, hidden = content(canvases[1], labels, stages, codes)
+        estimate, hidden = content(canvases[1], labels, stages, content.rotary(codes, stages))
         assert estimate.shape == latents.shape
         if aligned:
             assert hidden is not None
@@ -60,7 +60,8 @@ def test_parts_fit_together(path: Path, aligned: bool) -> None:
             assert logits.shape == (IMAGES, 2**stage, tokenizer.codebook_size)
 
         noisy = torch.empty(IMAGES, positions, last)
-        assert structure(noisy, time, canvases[1], labels, stages, codes).shape == noisy.shape
+        table = structure.rotary(codes, stages)
+        assert structure(noisy, time, canvases[1], labels, stages, table).shape == noisy.shape
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(16, (255, 64)), (20, (497, 125)), (24, (856, 215))])

@@ -47,14 +47,27 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)  # gate 0: every block begins as the identity
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor, table: Tensor) -> Tensor:
-        """x (B, T, w); condition (B, w), already activated; table (B, 1, T, 32, 2) of `rotary_table`."""
+    def forward(self, x: Tensor, condition: Tensor, table: Tensor, wanted: int | None = None) -> Tensor:
+        """x (B, T, w); condition (B, w), already activated; table (B, 1, T, 32, 2) of `rotary_table`.
+
+        wanted: only the last so many tokens are given back, (B, wanted, w). The others are attended to, and their
+        queries and MLPs, which nobody reads, not computed: the last block of a backbone.
+        """
         shift, scale, gate = by_rows(self.modulation, condition)[:, None].chunk(3, dim=-1)  # (B, 1, w) each
-        hidden = self.project_in(self.norm(x) * (1 + scale) + shift)  # (B, T, 7w)
-        qkv, mlp = hidden.split((3 * self.width, 4 * self.width), dim=-1)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)  # (B, heads, T, 64) each
-        q, k = rotate(self.query_norm(q), table), rotate(self.key_norm(k), table)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, w)
+        inside = self.norm(x) * (1 + scale) + shift
+        if wanted is None:
+            hidden = self.project_in(inside)  # (B, T, 7w)
+            q, k, v, mlp = hidden.split((self.width, self.width, self.width, 4 * self.width), dim=-1)
+        else:
+            q_weight, kv_weight, mlp_weight = self.project_in.weight.split((self.width, 2 * self.width, 4 * self.width))
+            q_bias, kv_bias, mlp_bias = self.project_in.bias.split((self.width, 2 * self.width, 4 * self.width))
+            k, v = F.linear(inside, kv_weight, kv_bias).chunk(2, dim=-1)  # (B, T, w) each
+            x, inside = x[:, -wanted:], inside[:, -wanted:]
+            q, mlp = F.linear(inside, q_weight, q_bias), F.linear(inside, mlp_weight, mlp_bias)
+        q, k, v = (part.unflatten(-1, (self.heads, HEAD_WIDTH)).transpose(1, 2) for part in (q, k, v))
+        q = rotate(self.query_norm(q), table[:, :, -q.shape[2] :])  # (B, heads, T or wanted, 64)
+        k = rotate(self.key_norm(k), table)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out = self.project_out(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
         return x + gate * self.dropout(out)
 
@@ -88,7 +101,7 @@ class Backbone(nn.Module):
         if self.time_condition is not None:
             assert time is not None
             vector = vector + self.time_condition(time)
-        return F.silu(vector if more is None else vector + more)
+        return F.silu(vector if more is None else vector + more.to(vector.dtype))
 
     def forward(
         self,
@@ -100,24 +113,28 @@ class Backbone(nn.Module):
         *,
         more: Tensor | None = None,
         tap: int | None = None,
+        wanted: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """tokens (B, T, w) without the class token, table for 1 + T tokens -> (output (B, T, w), hidden or None).
 
         `more` (B, w) is added to the condition. `hidden` is what leaves block number `tap` (from 1), without the class
-        token: representation alignment.
+        token: representation alignment. wanted: the output holds the last so many tokens alone.
         """
         condition = self.condition(labels, stage, time, more)
-        x = torch.cat((self.class_token(labels)[:, None], tokens), dim=1)  # (B, 1 + T, w)
+        first = self.class_token(labels)[:, None]
+        x = torch.cat((first, tokens.to(first.dtype)), dim=1)  # (B, 1 + T, w)
         hidden = None
         for number, block in enumerate(self.blocks, start=1):
+            some = wanted if number == len(self.blocks) else None
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, condition, table, use_reentrant=False)
+                x = checkpoint(block, x, condition, table, some, use_reentrant=False)
             else:
-                x = block(x, condition, table)
+                x = block(x, condition, table, some)
             if number == tap:
                 hidden = x[:, 1:]
+        x = x[:, -(wanted or tokens.shape[1]) :]
         shift, scale = by_rows(self.modulation, condition)[:, None].chunk(2, dim=-1)
-        return self.norm(x[:, 1:]) * (1 + scale) + shift, hidden
+        return (self.norm(x) * (1 + scale) + shift).to(tokens.dtype), hidden
 
 
 class TimeEmbedding(nn.Module):
@@ -137,4 +154,5 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         angle = time.float()[:, None] * self.frequency
-        return by_rows(self.mlp, torch.cat((angle.cos(), angle.sin()), dim=-1))
+        waves = torch.cat((angle.cos(), angle.sin()), dim=-1)
+        return by_rows(self.mlp, waves.to(next(self.mlp.parameters()).dtype))

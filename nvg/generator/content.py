@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nvg.config import ContentConfig
-from nvg.generator.block import Backbone, by_rows
-from nvg.generator.rope import IMAGE, axis_widths, class_token_ids, rotary_table, token_ids
+from nvg.generator.block import Backbone, TimeEmbedding, by_rows
+from nvg.generator.rope import IMAGE, Rotary
 from nvg.granularity import cluster_means, last_stage, structure_embedding
 
 
@@ -29,7 +29,7 @@ class ContentGenerator(nn.Module):
         self.config = config
         width = 64 * config.depth
         self.last_stage = last_stage(config.grid**2)
-        self.axis_widths = axis_widths(self.last_stage)
+        self.rotary_table = Rotary((IMAGE,), config.grid, self.last_stage)
         self.embed = nn.Linear(config.code_width, width)
         self.backbone = Backbone(
             depth=config.depth,
@@ -42,6 +42,9 @@ class ContentGenerator(nn.Module):
         self.difference = nn.Linear(width, config.code_width)
         self.to_logits = nn.Linear(config.code_width, config.codebook_size)
         self.log_gain = nn.Parameter(torch.zeros(self.last_stage + 1))
+        if config.guided:
+            self.guidance_condition = TimeEmbedding(width)
+            self.guidance_condition.begin_as_zero()
         nn.init.zeros_(self.difference.weight)  # the first estimate is the canvas as it is
         nn.init.zeros_(self.difference.bias)
         # Representation alignment (Yu et al., REPA): a three-layer projection, used in training alone.
@@ -68,18 +71,23 @@ class ContentGenerator(nn.Module):
 
     def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
         """The rotary table of the sequence: codes (N, L) known up to `stage` (one number or (N,))."""
-        known = structure_embedding(codes, stage if self.config.structure_rope else 0)
-        ids = token_ids(IMAGE, known, self.config.grid)
-        ids = torch.cat((class_token_ids(codes.shape[0], self.last_stage, codes.device), ids), dim=1)
-        return rotary_table(ids, self.axis_widths)
+        return self.rotary_table(structure_embedding(codes, stage if self.config.structure_rope else 0))
 
-    def forward(self, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor) -> tuple[Tensor, Tensor | None]:
-        """canvas x_i (N, L, e), labels (N,), stage (N,), codes (N, L) -> (x_hat (N, L, e), alignment or None).
+    def forward(
+        self, canvas: Tensor, labels: Tensor, stage: Tensor, table: Tensor, guidance: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """canvas x_i (N, L, e), labels (N,), stage (N,), table of `rotary` -> (x_hat (N, L, e), alignment or None).
 
         The alignment (N, L, repa_width) is there when the model was built with a `repa_block` and is training.
+        guidance (N,) in [1, max_guidance], of a guided generator alone: x_hat is then the one whose logits are guided
+        with this scale (docs/fast_sampling.md).
         """
         tap = self.config.repa_block if self.training else None
-        out, hidden = self.backbone(self.embed(canvas), self.rotary(codes, stage), labels, stage, tap=tap)
+        more = None
+        if self.config.guided:
+            assert guidance is not None
+            more = self.guidance_condition((guidance - 1) / (self.config.max_guidance - 1))  # in [0, 1], as times are
+        out, hidden = self.backbone(self.embed(canvas), table, labels, stage, more=more, tap=tap)
         aligned = self.align(hidden) if self.align is not None and hidden is not None else None
         return canvas + self.difference(out), aligned
 

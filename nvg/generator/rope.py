@@ -7,8 +7,10 @@ in the structure channels, positions of different clusters do: attention sees th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 HEAD_WIDTH = 64
 THETA = 10_000.0
@@ -39,6 +41,32 @@ def rotary_table(ids: Tensor, widths: list[int]) -> Tensor:
         angles.append(ids[..., axis, None].float() * frequency)
     angle = torch.cat(angles, dim=-1)[:, None]  # (B, 1, T, 32)
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
+
+
+class Rotary(nn.Module):
+    """Tables of sequences of a class token and one grid of L tokens of each kind: the known structure (B, L, K) ->
+    (B, 1, 1 + kinds * L, 32, 2), as `rotary_table` gives it.
+
+    Kind, row and column never change: their cosines and sines are made once, those of the structure channels a call.
+    """
+
+    fixed: Tensor
+
+    def __init__(self, kinds: Sequence[int], grid: int, last_stage: int) -> None:
+        super().__init__()
+        self.kinds = len(kinds)
+        widths = axis_widths(last_stage)
+        first = widths[0] // 2
+        self.channels = slice(first, first + last_stage)  # a structure channel is one pair, of frequency 1
+        unknown = torch.ones(1, grid**2, last_stage)
+        ids = [class_token_ids(1, last_stage, unknown.device)] + [token_ids(kind, unknown, grid) for kind in kinds]
+        self.register_buffer("fixed", rotary_table(torch.cat(ids, dim=1), widths)[0, 0], persistent=False)
+
+    def forward(self, known: Tensor) -> Tensor:
+        table = self.fixed.repeat(known.shape[0], 1, 1, 1)  # (B, T, 32, 2)
+        turned = torch.stack((known.cos(), known.sin()), dim=-1)  # (B, L, K, 2)
+        table[:, 1:, self.channels] = turned.repeat(1, self.kinds, 1, 1)
+        return table[:, None]
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +78,7 @@ class Sampler:
         self.structure = structure.eval().requires_grad_(False)
         self.settings = settings
         self.class_names = list(class_names)
+        self._first_logits: dict[int, Tensor] = {}  # of stage 0 by class: (1, V) each
 
     @property
     def device(self) -> torch.device:
@@ -93,10 +95,25 @@ class Sampler:
         """The label of "no class"."""
         return self.content.config.num_classes
 
-    def to(self, device: str | torch.device) -> Sampler:
-        """Move all weights; returns self."""
+    def to(self, device: str | torch.device, *, dtype: torch.dtype | None = None) -> Sampler:
+        """Move all weights; returns self. dtype: of the transformers' blocks from now on, torch.bfloat16 for half of
+        the memory to read; canvas, logits and decoder stay float32."""
         for module in (self.tokenizer, self.content, self.structure):
             module.to(device)
+        if dtype is not None:
+            for backbone in (self.content.backbone, self.structure.backbone):
+                for parameter in backbone.parameters():  # and not the buffers: frequencies need float32
+                    parameter.data = parameter.data.to(dtype)
+        self._first_logits.clear()
+        return self
+
+    def compile(self, **options: Any) -> Sampler:
+        """torch.compile of both generators and the decoder; returns self. A shape, that is a batch size, is compiled
+        on its first use: all stages have the same. options: of torch.compile; mode="reduce-overhead" makes CUDA graphs.
+        """
+        for module in (self.content, self.structure, self.tokenizer.decoder):
+            module.compile(dynamic=False, **options)
+        self._first_logits.clear()
         return self
 
     def class_index(self, label: str | int) -> int:
@@ -112,13 +129,18 @@ class Sampler:
             raise ValueError(f"class {index} is none of 0 ... {len(self.class_names) - 1}")
         return index
 
-    def check_structure_guidance(self, scale: float) -> None:
-        """Raises ValueError for a guidance scale that a few-step structure generator has not learned."""
-        config = self.structure.config
-        if config.few_step and not 1 <= scale <= config.max_guidance:
+    def check_guidance(self, name: str, scale: float) -> None:
+        """Raises ValueError for a scale that a generator with guidance folded in has not learned. name: of the setting,
+        structure_guidance or content_guidance."""
+        if name == "structure_guidance":
+            config: Any = self.structure.config
+            folded = config.few_step
+        else:
+            config = self.content.config
+            folded = config.guided
+        if folded and not 1 <= scale <= config.max_guidance:
             raise ValueError(
-                f"structure_guidance={scale:g}: this model's few-step structure generator knows 1 ... "
-                f"{config.max_guidance:g}"
+                f"{name}={scale:g}: this model has learned guidance, of scales 1 ... {config.max_guidance:g}"
             )
 
     def generate(
@@ -151,8 +173,9 @@ class Sampler:
         """
         count = len(classes)
         options = Options.of(self.settings, settings, count, self.device)
-        for scale in options.structure_guidance.tolist():
-            self.check_structure_guidance(scale)
+        for name in ("structure_guidance", "content_guidance"):
+            for scale in getattr(options, name).tolist():
+                self.check_guidance(name, scale)
         labels = torch.tensor([self.class_index(name) for name in classes], device=self.device)
         seeds = [seed + j for j in range(count)] if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
@@ -162,7 +185,8 @@ class Sampler:
         quantizer, last = self.tokenizer.quantizer, self.last_stage
         codes = torch.zeros(count, positions, dtype=torch.int64, device=self.device)
         canvas = torch.zeros(count, positions, self.tokenizer.config.code_width, device=self.device)
-        content: list[Tensor] = []
+        everything = torch.zeros(count, 2 * positions - 1, dtype=torch.int64, device=self.device)
+        content = everything.split([2**stage for stage in range(last + 1)], dim=1)  # (N, 2^i) each
 
         def rows(index: list[int]) -> tuple[Tensor, Tensor, Tensor, list[int], Options]:
             """Some images alone: rows of a network do not depend on each other."""
@@ -175,15 +199,14 @@ class Sampler:
                     codes[j] = codes_from_map(structure_map(givens[j].codes, stage), stage)[0]
                 if free:
                     codes[free] = self._sample_structure(stage, *rows(free))
-            tokens = torch.zeros(count, 2**stage, dtype=torch.int64, device=self.device)
+            tokens = content[stage]
             kept, free = divided(stage < one.content_stages for one in givens)
             for j in kept:
                 tokens[j] = givens[j].content[stage][0]
             if free:
                 tokens[free] = self._sample_content(stage, *rows(free))
             canvas = canvas + in_fours(partial(quantizer.increment, stage), tokens, structure_map(codes, stage))
-            content.append(tokens)
-            yield Step(stage, codes.clone(), list(content), canvas, self.tokenizer)
+            yield Step(stage, codes.clone(), list(content[: stage + 1]), canvas, self.tokenizer)
 
     # ---- structure ----
 
@@ -200,20 +223,20 @@ class Sampler:
         z = torch.cat((clean[..., :kept], noise[..., kept:]), dim=-1)
         guidance = ramp(options.structure_guidance, stage - 1, self.last_stage - 2)
 
-        def velocity(labels: Tensor, z: Tensor, canvas: Tensor, codes: Tensor, time: float, **inputs) -> Tensor:
-            count = labels.shape[0]
-            times = torch.full((count,), time, device=self.device)
-            stages = torch.full((count,), stage, device=self.device)
-            return self.structure(z, times, canvas, labels, stages, codes, **inputs)
+        table = self.structure.rotary(codes, torch.full_like(labels, stage))  # the same in all steps
+
+        def velocity(labels: Tensor, z: Tensor, canvas: Tensor, table: Tensor, time: float, **inputs) -> Tensor:
+            times = torch.full((labels.shape[0],), time, device=self.device)
+            return self.structure(z, times, canvas, labels, torch.full_like(labels, stage), table, **inputs)
 
         times = torch.linspace(1.0, 0.0, options.flow_steps + 1).tolist()
         for now, then in zip(times[:-1], times[1:], strict=True):
             if self.structure.config.few_step:  # one pass: it has learned the guided flow, and its mean over a step
                 size = torch.full_like(guidance, step_size(options.flow_steps))
-                flow = velocity(labels, z, canvas, codes, now, step=size, guidance=guidance)
+                flow = velocity(labels, z, canvas, table, now, step=size, guidance=guidance)
             else:
-                flow = guided(partial(velocity, time=now), labels, (z, canvas, codes), guidance, self.no_class)
-            z = torch.cat((clean[..., :kept], (z + (then - now) * flow)[..., kept:]), dim=-1)
+                flow = guided(partial(velocity, time=now), labels, (z, canvas, table), guidance, self.no_class)
+            z[..., kept:] += (then - now) * flow[..., kept:]  # known channels stay clean
         gumbel = draw(seeds, stage, HALVING, (codes.shape[1],), gumbel_noise).to(self.device)
         preference = z[..., known] + options.structure_temperature[:, None] * gumbel
         return split_codes(codes, stage, preference, rename=self.tokenizer.config.child_order == "raster")
@@ -225,17 +248,37 @@ class Sampler:
     ) -> Tensor:
         """c_i, (N, 2^i)."""
 
-        def logits(labels: Tensor, canvas: Tensor, codes: Tensor) -> Tensor:
-            stages = torch.full((labels.shape[0],), stage, device=self.device)
-            estimate, _ = self.content(canvas, labels, stages, codes)
-            return self.content.logits(estimate, canvas, structure_map(codes, stage), stage).float()
-
         guidance = ramp(options.content_guidance, stage, self.last_stage)
-        drawn_from = guided(logits, labels, (canvas, codes), guidance, self.no_class)
+        if stage == 0:  # an empty canvas, no structure, scale 1: a function of the class alone
+            drawn_from = self._logits_of_classes(labels, canvas, codes)
+        else:
+            drawn_from = self._logits(stage, canvas, codes, labels, guidance)
         drawn_from = drawn_from / options.content_temperature[:, None, None]
         # One uniform number a token, and the inverse of the cumulative distribution over the sorted codes.
         uniform = draw(seeds, stage, CONTENT, (2**stage,), torch.rand).to(self.device)
         return nucleus_sample(drawn_from, options.top_p ** (stage / self.last_stage), uniform)
+
+    def _logits(self, stage: int, canvas: Tensor, codes: Tensor, labels: Tensor, guidance: Tensor) -> Tensor:
+        """Guided logits of c_i, (N, 2^i, V)."""
+
+        def network(labels: Tensor, canvas: Tensor, codes: Tensor, table: Tensor, **inputs) -> Tensor:
+            estimate, _ = self.content(canvas, labels, torch.full_like(labels, stage), table, **inputs)
+            return self.content.logits(estimate, canvas, structure_map(codes, stage), stage).float()
+
+        inputs = (canvas, codes, self.content.rotary(codes, torch.full_like(labels, stage)))
+        if self.content.config.guided:  # one pass: guidance is learned
+            return network(labels, *inputs, guidance=guidance)
+        return guided(network, labels, inputs, guidance, self.no_class)
+
+    def _logits_of_classes(self, labels: Tensor, canvas: Tensor, codes: Tensor) -> Tensor:
+        """Logits of stage 0, (N, 1, V): computed once a class."""
+        wanted = labels.tolist()
+        new = [wanted.index(label) for label in dict.fromkeys(wanted) if label not in self._first_logits]
+        if new:
+            unguided = canvas.new_ones(len(new))
+            for j, row in zip(new, self._logits(0, canvas[new], codes[new], labels[new], unguided), strict=True):
+                self._first_logits[wanted[j]] = row
+        return torch.stack([self._first_logits[label] for label in wanted])
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nvg.config import StructureConfig
 from nvg.generator.block import Backbone, TimeEmbedding
-from nvg.generator.rope import IMAGE, STRUCTURE, axis_widths, class_token_ids, rotary_table, token_ids
+from nvg.generator.rope import IMAGE, STRUCTURE, Rotary
 from nvg.granularity import last_stage, structure_embedding
 
 STEP_COUNTS = (1, 2, 4, 8, 16)  # steps of sizes 1 ... 1/16 that a few-step generator learns; more are the flow itself
@@ -25,7 +25,7 @@ class StructureGenerator(nn.Module):
         self.config = config
         width = 32 * config.depth
         self.last_stage = last_stage(config.grid**2)
-        self.axis_widths = axis_widths(self.last_stage)
+        self.rotary_table = Rotary((IMAGE, STRUCTURE), config.grid, self.last_stage)
         self.embed_canvas = nn.Linear(config.code_width, width)
         self.embed_structure = nn.Linear(self.last_stage, width)
         self.backbone = Backbone(
@@ -49,11 +49,7 @@ class StructureGenerator(nn.Module):
 
     def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
         """The rotary table when stage `stage` is to be generated: its bits and later ones count as unknown."""
-        known = structure_embedding(codes, stage - 1 if self.config.structure_rope else 0)
-        image = token_ids(IMAGE, known, self.config.grid)
-        structure = token_ids(STRUCTURE, known, self.config.grid)
-        text = class_token_ids(codes.shape[0], self.last_stage, codes.device)
-        return rotary_table(torch.cat((text, image, structure), dim=1), self.axis_widths)
+        return self.rotary_table(structure_embedding(codes, stage - 1 if self.config.structure_rope else 0))
 
     def forward(
         self,
@@ -62,12 +58,12 @@ class StructureGenerator(nn.Module):
         canvas: Tensor,
         labels: Tensor,
         stage: Tensor,
-        codes: Tensor,
+        table: Tensor,
         step: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Tensor:
         """The velocity at z(t): noisy (N, L, K), time (N,) in [0, 1], canvas x_i (N, L, e), labels (N,), stage (N,)
-        to be generated, codes (N, L) of which bits up to stage - 1 are read -> (N, L, K).
+        to be generated, table of `rotary` -> (N, L, K).
 
         Of a few-step generator alone: the mean velocity over [time - step, time] of the flow that is guided with scale
         `guidance` (docs/fast_sampling.md); step (N,) in [0, 1], 0 = at the point itself, guidance (N,) in
@@ -79,5 +75,5 @@ class StructureGenerator(nn.Module):
             assert step is not None and guidance is not None
             scale = (guidance - 1) / (self.config.max_guidance - 1)  # in [0, 1], as times are
             more = self.step_condition(step) + self.guidance_condition(scale)
-        out, _ = self.backbone(tokens, self.rotary(codes, stage), labels, stage, time, more=more)
-        return self.velocity(out[:, canvas.shape[1] :])
+        out, _ = self.backbone(tokens, table, labels, stage, time, more=more, wanted=noisy.shape[1])
+        return self.velocity(out)

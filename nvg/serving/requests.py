@@ -40,10 +40,11 @@ def plan(request: Common, prompts: list[str | int], model: Served, config: Serve
             param="n",
         )
     settings = settings_of(request, sampler.settings)
-    try:
-        sampler.check_structure_guidance(settings.structure_guidance)
-    except ValueError as error:
-        raise RequestError(400, str(error), param="structure_guidance") from None
+    for name in ("structure_guidance", "content_guidance"):
+        try:
+            sampler.check_guidance(name, getattr(settings, name))
+        except ValueError as error:
+            raise RequestError(400, str(error), param=name) from None
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     return Job(
         model,

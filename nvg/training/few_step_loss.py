@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nvg.config import FewStepConfig
+from nvg.config import DistillConfig
 from nvg.generator import StructureGenerator
 from nvg.generator.guidance import guided
 from nvg.generator.structure import STEP_COUNTS
@@ -32,7 +32,7 @@ class FewStep(nn.Module):
         student: StructureGenerator,
         average: StructureGenerator,
         teacher: StructureGenerator,
-        config: FewStepConfig,
+        config: DistillConfig,
     ) -> None:
         """average: the student with averaged weights, of which the targets of d > 0 are made; teacher: frozen."""
         super().__init__()
@@ -42,8 +42,8 @@ class FewStep(nn.Module):
 
     def forward(
         self, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """The mean squared errors of N rows: of those with d = 0 (`flow`) and of those with d > 0 (`shortcut`).
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms, mean squared errors: of N rows those with d = 0 (`flow`) and with d > 0 (`shortcut`).
 
         canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated, codes (N, L) whole; generator: CPU.
         """
@@ -65,22 +65,24 @@ class FewStep(nn.Module):
         fraction = time[:, None, None]
         noisy = torch.where(unknown, fraction * noise + (1 - fraction) * complete, complete)
 
+        table = self.student.rotary(codes, stage)  # of all three networks
         target = torch.empty_like(noisy)
         with torch.no_grad():
             some = split[0]
-            flow_of = (noisy[some], time[some], canvas[some], stage[some], codes[some])
+            flow_of = (noisy[some], time[some], canvas[some], stage[some], table[some])
             target[some] = guided(velocity_of(teacher), labels[some], flow_of, guidance[some], no_class).float()
             some = split[1]
-            condition = (canvas[some], labels[some], stage[some], codes[some], inner[some], guidance[some])
+            condition = (canvas[some], labels[some], stage[some], table[some], inner[some], guidance[some])
             first = average(noisy[some], time[some], *condition).float()
             between = noisy[some] - half[some, None, None] * first
             between = torch.where(unknown[some], between, complete[some])
             second = average(between, time[some] - half[some], *condition).float()
             target[some] = (first + second) / 2
 
-        velocity = self.student(noisy, time, canvas, labels, stage, codes, size, guidance).float()
+        velocity = self.student(noisy, time, canvas, labels, stage, table, size, guidance).float()
         error = ((velocity - target).square() * unknown).sum(dim=(1, 2)) / (unknown.sum(dim=(1, 2)) * positions)
-        return {name: error[some].mean() for name, some in zip(("flow", "shortcut"), split, strict=True)}
+        terms = {name: error[some].mean() for name, some in zip(("flow", "shortcut"), split, strict=True)}
+        return terms["flow"] + terms["shortcut"], terms
 
 
 def draw_steps(rows: int, flow_share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -98,5 +100,5 @@ def draw_steps(rows: int, flow_share: float, generator: torch.Generator) -> tupl
 
 
 def velocity_of(structure: StructureGenerator) -> Callable[..., Tensor]:
-    """v as `guided` calls it, labels first: (labels, noisy, time, canvas, stage, codes) -> (N, L, K)."""
-    return lambda labels, noisy, time, canvas, stage, codes: structure(noisy, time, canvas, labels, stage, codes)
+    """v as `guided` calls it, labels first: (labels, noisy, time, canvas, stage, table) -> (N, L, K)."""
+    return lambda labels, noisy, time, canvas, stage, table: structure(noisy, time, canvas, labels, stage, table)

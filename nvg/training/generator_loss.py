@@ -120,7 +120,7 @@ def content_loss(
     canvas x_i and final x_{K+1} (N, L, e); labels (N,); stages (N,) on the CPU, one an image.
     """
     stage = stages.to(canvas.device)
-    estimate, aligned = content(canvas, labels, stage, sequence.codes)
+    estimate, aligned = content(canvas, labels, stage, content.rotary(sequence.codes, stage))
     estimate = estimate.float()
     cross_entropy = canvas.new_zeros(())
     for i in range(content.last_stage + 1):  # a stage has 2^i clusters: one shape a group
@@ -164,6 +164,6 @@ def structure_loss(
     if structure.config.noise_known:
         unknown = torch.ones_like(unknown)
     noisy = torch.where(unknown, noisy, complete)
-    velocity = structure(noisy, time, canvas, labels, stage, codes).float()
+    velocity = structure(noisy, time, canvas, labels, stage, structure.rotary(codes, stage)).float()
     error = (velocity - (noise - complete)).square() * unknown
     return {"flow": error.sum() / (unknown.sum() * positions)}

@@ -11,7 +11,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from nvg.autoencoder import Autoencoder
-from nvg.config import Config, FewStepConfig, TrainConfig
+from nvg.config import Config, DistillConfig, TrainConfig
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.granularity import GranularitySequence
 from nvg.training.ema import EMA
@@ -104,7 +104,7 @@ class GeneratorTask(Task):
         return {name: ema.shadow for name, ema in self.averages.items()}
 
 
-def adamw(module: nn.Module, settings: TrainConfig | FewStepConfig) -> torch.optim.Optimizer:
+def adamw(module: nn.Module, settings: TrainConfig | DistillConfig) -> torch.optim.Optimizer:
     """AdamW with weight decay on matrices alone: biases and gains have none. Fused: one operation, not 14 a tensor."""
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in module.parameters() if parameter.ndim < 2]

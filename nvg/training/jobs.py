@@ -1,5 +1,5 @@
 """What a training worker does, from its data to the finished artifact: `train_tokenizer`, `train_generators` and
-`distill_structure`.
+`distill_generators`.
 
 They run in a Ray Train worker (nvg/training/ray_train.py gives `place` and `wrap`) or, with the defaults, in a test.
 """
@@ -14,7 +14,7 @@ from torch import nn
 
 from nvg import config as configuration
 from nvg import storage, tracking
-from nvg.config import Config, ConfigError, FewStepConfig, TrainConfig
+from nvg.config import Config, ConfigError, DistillConfig, TrainConfig
 from nvg.data import image_batches, open_source, token_batches
 from nvg.training.checkpoint import (
     HALF,
@@ -27,7 +27,7 @@ from nvg.training.checkpoint import (
     save_tokenizer,
     tokenizer_fingerprint,
 )
-from nvg.training.few_step_task import FewStepTask
+from nvg.training.distill_task import DistillTask
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Batch, Place, Settings, train
 from nvg.training.tokenizer_task import TokenizerTask
@@ -140,48 +140,52 @@ def train_generators(
     return figures
 
 
-# ---- the few-step structure generator ----
+# ---- generators of fewer passes ----
 
 
-def distill_structure(
+def distill_generators(
     config: Config, place: Place, wrap: Callable[[nn.Module], nn.Module] = same, *, generators: str, tokens: str,
     folder: str,
 ) -> dict[str, Any]:
-    """Distill the structure generator of sampler `generators` into one of few steps, on the tokens of folder `tokens`:
-    a whole sampler in `folder`, going on from its checkpoints; returns figures.
+    """Distil `distill.parts` of sampler `generators`, on the tokens of folder `tokens`: a whole sampler in `folder`,
+    going on from its checkpoints; returns figures.
 
-    Raises ConfigError for tokens of another tokenizer.
+    Raises ConfigError for tokens of another tokenizer, or for a teacher that is itself distilled.
     """
-    settings = config.few_step
+    settings = config.distill
     about, teacher = storage.read_json(storage.join(tokens, "metadata.json")), load_sampler(generators)
-    steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "few_step")
+    if teacher.structure.config.few_step or teacher.content.config.guided:
+        raise ConfigError(f"distill.teacher={generators} is itself distilled: distil the sampler that it was made of")
+    steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "distill")
 
-    parts = {"tokenizer": teacher.tokenizer, "content": teacher.content}
+    parts = {"tokenizer": teacher.tokenizer, "content": teacher.content, "structure": teacher.structure}
     kept = {
         name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in parts.items()
     }
-    mark = fingerprint(kept["tokenizer"])
-    if about["fingerprint"] != mark:
-        raise ConfigError(f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {generators} has {mark}")
-    taught = fingerprint(teacher.structure.state_dict())
+    marks = {name: fingerprint(state) for name, state in kept.items()}
+    if about["fingerprint"] != marks["tokenizer"]:
+        raise ConfigError(
+            f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {generators} has {marks['tokenizer']}"
+        )
     stream = _tokens(tokens, config, settings, place, steps_per_epoch)
-    task = FewStepTask(config, teacher, stream, settings.steps, device=place.device, wrap=wrap)
-    identity = configuration.digest("few_step", mark, taught, _weights_only(settings), config.seed)
-    job = "distill_structure"
-    run = _Tracking(config, job, folder, {"teacher": generators, "tokenizer": mark})
+    task = DistillTask(config, teacher, stream, settings.steps, device=place.device, wrap=wrap)
+    identity = configuration.digest("distill", marks, _weights_only(settings), config.seed)
+    job = "distill"
+    run = _Tracking(config, job, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
     checkpoints = storage.join(folder, "checkpoints")
     figures = train(
         task, _settings(job, settings, config, settings.steps, identity), config, checkpoints, place=place,
         start_tracking=run.start,
     )
     if place.rank == 0:
+        students = task.averaged()
         export_sampler(
             folder,
             tokenizer=kept["tokenizer"],
-            parts={"content": kept["content"], "structure": task.averaged()},
+            parts={part: students.get(part, kept[part]) for part in PARTS},
             config=task.sampler_config(),
             class_names=about["class_names"],
-            metadata={"training": figures, "run_id": run.id, "teacher": {"folder": generators, "structure": taught}},
+            metadata={"training": figures, "run_id": run.id, "teacher": {"folder": generators, **marks}},
         )
         run.finish({}, figures, register=folder)
         storage.remove(checkpoints)
@@ -215,7 +219,7 @@ def endless(epoch: Callable[[int, int], Iterator[Batch]], steps_per_epoch: int) 
 
 
 def _tokens(
-    folder: str, config: Config, settings: TrainConfig | FewStepConfig, place: Place, steps_per_epoch: int
+    folder: str, config: Config, settings: TrainConfig | DistillConfig, place: Place, steps_per_epoch: int
 ) -> Callable[[int], Iterator[Batch]]:
     """A worker's share of the token batches of a folder, from any step on."""
 

@@ -116,15 +116,15 @@ def test_a_changed_setting_redoes_its_step_and_those_after_it(done, arguments):
         )
 
 
-def test_the_structure_is_distilled_between_generators_and_evaluation(done, arguments, capsys):
-    few = [*arguments, "few_step.steps=4", "few_step.batch_size=8", "few_step.all_stages=true"]
+def test_generators_are_distilled_between_training_and_evaluation(done, arguments, capsys):
+    few = [*arguments, "distill.steps=4", "distill.batch_size=8", "distill.all_stages=true"]
     run.main(few)
     artifacts = common.plan(config(few))
-    assert list(artifacts) == ["tokenizer", "tokens", "generators", "few_step", "evaluation"]
+    assert list(artifacts) == ["tokenizer", "tokens", "generators", "distilled", "evaluation"]
     for step in ("tokenizer", "tokens", "generators"):
         assert artifacts[step].folder == done[step].folder
     assert artifacts["evaluation"].folder != done["evaluation"].folder
-    folder = artifacts["few_step"].folder
+    folder = artifacts["distilled"].folder
     sampler, teacher = nvg.load(folder), nvg.load(done["generators"].folder)
     assert sampler.structure.config.few_step and sampler.settings.flow_steps == 1
     for name, value in teacher.content.state_dict().items():
@@ -138,13 +138,32 @@ def test_the_structure_is_distilled_between_generators_and_evaluation(done, argu
 
     capsys.readouterr()
     distill.main(few)
-    assert "few_step: complete, nothing to do" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="few_step.steps=0: say how many steps"):
+    assert "distilled: complete, nothing to do" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="distill.steps=0: say how many steps"):
         distill.main(arguments)
-    with pytest.raises(SystemExit, match="few_step.steps=0: there is no such step"):
-        run.main([*arguments, "--until", "few_step"])
-    with pytest.raises(SystemExit, match="set few_step.steps instead"):
+    with pytest.raises(SystemExit, match="distill.steps=0: there is no such step"):
+        run.main([*arguments, "--until", "distilled"])
+    with pytest.raises(SystemExit, match="set distill.steps"):
         run.main([*arguments, "structure.few_step=true"])
+
+
+def test_a_sampler_that_is_there_is_distilled_without_training_it(done, arguments, tmp_path, capsys):
+    teacher = done["generators"].folder
+    new = [*arguments, f"output={tmp_path}", f"distill.teacher={teacher}", "distill.steps=4", "distill.batch_size=8"]
+    new += ["distill.parts=[content]", "--until", "distilled"]
+    run.main(new)
+    run.main([*new, "--force", "tokenizer"])  # what is the teacher's is left alone
+    assert (Path(teacher) / "metadata.json").is_file()
+    made = sorted(path.name.split("-")[0] for path in tmp_path.iterdir() if path.is_dir())
+    assert made == ["distilled", "tokens"]
+    (folder,) = tmp_path.glob("distilled-*")
+    sampler, whole = nvg.load(folder), nvg.load(teacher)
+    assert sampler.content.config.guided and not sampler.structure.config.few_step
+    for name, value in whole.structure.state_dict().items():
+        assert torch.equal(value, sampler.structure.state_dict()[name])
+    assert sampler.settings.flow_steps == whole.settings.flow_steps
+    with pytest.raises(SystemExit, match="is itself distilled"):
+        run.main([*new, f"distill.teacher={folder}"])
 
 
 def test_an_interrupted_steps_leftovers_are_not_a_result_and_are_finished_to_the_same_bytes(done, arguments):

@@ -5,8 +5,18 @@ import torch
 
 from nvg.config import ContentConfig, StructureConfig
 from nvg.generator import ContentGenerator, StructureGenerator
-from nvg.generator.rope import axis_widths, rotary_table, rotate
-from nvg.granularity import structure_codes
+from nvg.generator.block import Block
+from nvg.generator.rope import (
+    IMAGE,
+    STRUCTURE,
+    Rotary,
+    axis_widths,
+    class_token_ids,
+    rotary_table,
+    rotate,
+    token_ids,
+)
+from nvg.granularity import structure_codes, structure_embedding
 
 
 def content_config(depth, grid=16, **changes):
@@ -72,6 +82,25 @@ def test_rotation_keeps_lengths_and_depends_on_differences_of_ids_alone():
     torch.testing.assert_close(dot, shifted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kinds", [(IMAGE,), (IMAGE, STRUCTURE)])
+def test_the_table_that_is_made_in_part_beforehand_is_the_formula(kinds):
+    codes = structure_codes(torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0)))
+    known = structure_embedding(codes, torch.tensor([0, 2, 4]))
+    ids = [class_token_ids(3, 4, known.device)] + [token_ids(kind, known, 4) for kind in kinds]
+    assert torch.equal(Rotary(kinds, 4, 4)(known), rotary_table(torch.cat(ids, dim=1), axis_widths(4)))
+
+
+def test_a_last_block_that_gives_some_tokens_alone_gives_what_the_whole_one_gives():
+    block = Block(128, dropout=0.0)
+    with torch.no_grad():
+        block.modulation.weight.normal_(std=0.1)
+    generator = torch.Generator().manual_seed(0)
+    x, condition = torch.randn(2, 9, 128, generator=generator), torch.randn(2, 128, generator=generator)
+    table = rotary_table(torch.randint(0, 5, (2, 9, 11), generator=generator), axis_widths(8))
+    whole, some = block(x, condition, table), block(x, condition, table, 4)
+    torch.testing.assert_close(some, whole[:, -4:])
+
+
 @pytest.mark.parametrize("grid", [2, 4, 8])
 def test_shapes_end_to_end(grid):
     generator = torch.Generator().manual_seed(0)
@@ -79,7 +108,8 @@ def test_shapes_end_to_end(grid):
     codes = structure_codes(latents)
     labels = torch.tensor([0, 5, 1000])  # the last is "no class"
     content = ContentGenerator(content_config(1, grid))
-    estimate, aligned = content(latents, labels, torch.tensor([0, 1, 2]), codes)
+    stage = torch.tensor([0, 1, 2])
+    estimate, aligned = content(latents, labels, stage, content.rotary(codes, stage))
     assert estimate.shape == latents.shape and aligned is None
     for stage in range(content.last_stage + 1):
         assert content.logits(estimate, latents, codes >> (content.last_stage - stage), stage).shape == (
@@ -89,13 +119,16 @@ def test_shapes_end_to_end(grid):
         )
     structure = StructureGenerator(structure_config(2, grid))
     noisy = torch.randn(3, grid**2, structure.last_stage, generator=generator)
-    velocity = structure(noisy, torch.rand(3), latents, labels, torch.tensor([1, 1, 2]), codes)
+    stage = torch.tensor([1, 1, 2])
+    velocity = structure(noisy, torch.rand(3), latents, labels, stage, structure.rotary(codes, stage))
     assert velocity.shape == noisy.shape
 
 
 def test_alignment_is_given_in_training_alone_and_has_the_features_width():
     content = ContentGenerator(content_config(2, 4, repa_block=1, repa_width=12))
-    inputs = torch.randn(2, 16, 32), torch.tensor([0, 1]), torch.tensor([1, 2]), torch.zeros(2, 16, dtype=torch.int64)
+    stage = torch.tensor([1, 2])
+    table = content.rotary(torch.zeros(2, 16, dtype=torch.int64), stage)
+    inputs = torch.randn(2, 16, 32), torch.tensor([0, 1]), stage, table
     assert content.train()(*inputs)[1].shape == (2, 16, 12)
     assert content.eval()(*inputs)[1] is None
 
@@ -108,15 +141,20 @@ def test_bits_of_later_stages_do_not_reach_the_output():
     labels = torch.tensor([1, 2])
     other_low_bits = (codes & 0b1000) | (~codes & 0b0111)  # only stage 1 agrees
     content = awake(ContentGenerator(content_config(2, 4)))
+
+    def estimate(stage, codes):
+        return content(latents, labels, stage, content.rotary(codes, stage))[0]
+
     stage = torch.tensor([1, 1])
-    assert torch.equal(content(latents, labels, stage, codes)[0], content(latents, labels, stage, other_low_bits)[0])
-    assert not torch.equal(
-        content(latents, labels, stage + 1, codes)[0], content(latents, labels, stage + 1, other_low_bits)[0]
-    )
+    assert torch.equal(estimate(stage, codes), estimate(stage, other_low_bits))
+    assert not torch.equal(estimate(stage + 1, codes), estimate(stage + 1, other_low_bits))
     structure = awake(StructureGenerator(structure_config(2, 4)))
     noisy, time, stage = torch.randn(2, 16, 4, generator=generator), torch.rand(2), torch.tensor([2, 2])
-    first = structure(noisy, time, latents, labels, stage, codes)
-    assert torch.equal(first, structure(noisy, time, latents, labels, stage, other_low_bits))
+    first, second = (
+        structure(noisy, time, latents, labels, stage, structure.rotary(those, stage))
+        for those in (codes, other_low_bits)
+    )
+    assert torch.equal(first, second)
 
 
 def test_structure_reaches_the_output_through_the_rotary_embedding_and_only_when_it_is_on():
@@ -127,15 +165,19 @@ def test_structure_reaches_the_output_through_the_rotary_embedding_and_only_when
     label, stage = torch.tensor([1]), torch.tensor([4])
     for on in (True, False):
         content = awake(ContentGenerator(content_config(2, 4, structure_rope=on)))
-        same = torch.equal(content(latents, label, stage, codes)[0], content(latents, label, stage, others)[0])
-        assert same is not on
+        first, second = (
+            content(latents, label, stage, content.rotary(those, stage))[0] for those in (codes, others)
+        )
+        assert torch.equal(first, second) is not on
 
 
 def test_gradient_checkpointing_changes_no_gradient():
     content = awake(ContentGenerator(content_config(2, 4))).train()
     for block in content.backbone.blocks:
         block.dropout.p = 0.0
-    inputs = torch.randn(2, 16, 32), torch.tensor([0, 1]), torch.tensor([1, 2]), torch.zeros(2, 16, dtype=torch.int64)
+    stage = torch.tensor([1, 2])
+    table = content.rotary(torch.zeros(2, 16, dtype=torch.int64), stage)
+    inputs = torch.randn(2, 16, 32), torch.tensor([0, 1]), stage, table
     gradients = []
     for on in (False, True):
         content.zero_grad()

@@ -442,7 +442,7 @@ def test_no_page_loads_anything_from_elsewhere(serve):
 
 def test_a_guidance_that_a_few_step_model_has_not_learned_is_refused(model, serve):
     from nvg.generator import Sampler
-    from nvg.training.few_step_task import begin_as
+    from nvg.training.distill_task import begin_as
 
     whole = model.sampler
     few = Sampler(
@@ -459,4 +459,4 @@ def test_a_guidance_that_a_few_step_model_has_not_learned_is_refused(model, serv
     good, bad = serve(test)
     assert good.status_code == 200 and good.json()["nvg"]["settings"]["flow_steps"] == 1
     assert bad.status_code == 400 and bad.json()["error"]["param"] == "structure_guidance"
-    assert "knows 1 ... 3" in bad.json()["error"]["message"]
+    assert "1 ... 3" in bad.json()["error"]["message"]

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from nvg.config import FewStepConfig
+from nvg.config import DistillConfig
 from nvg.generator import StructureGenerator
 from nvg.generator.structure import STEP_COUNTS
 from nvg.granularity import structure_embedding
+from nvg.training.distill_task import begin_as
 from nvg.training.few_step_loss import FewStep, draw_steps
-from nvg.training.few_step_task import begin_as
 from tests.generator.test_generators import awake, structure_config
 
 ROWS, POSITIONS, LAST = 12, 16, 4
@@ -34,8 +34,9 @@ def test_a_student_begins_as_its_teacher(teacher, inputs):
     canvas, labels, stage, codes = inputs
     noisy, time = torch.randn(ROWS, POSITIONS, LAST), torch.rand(ROWS)
     student = begin_as(teacher, 4.0).eval()
-    told = student(noisy, time, canvas, labels, stage, codes, torch.rand(ROWS), 1 + torch.rand(ROWS))
-    torch.testing.assert_close(told, teacher(noisy, time, canvas, labels, stage, codes))
+    table = teacher.rotary(codes, stage)
+    told = student(noisy, time, canvas, labels, stage, table, torch.rand(ROWS), 1 + torch.rand(ROWS))
+    torch.testing.assert_close(told, teacher(noisy, time, canvas, labels, stage, table))
 
 
 def test_steps_are_of_all_sizes_and_begin_where_a_step_does():
@@ -56,7 +57,7 @@ def test_the_loss_is_the_formula_row_by_row(teacher, inputs, flow_share):
     average = copy.deepcopy(student).requires_grad_(False)
     for parameter in average.parameters():
         parameter.mul_(0.9)
-    terms = FewStep(student, average, teacher, FewStepConfig(flow_share=flow_share))(
+    loss, terms = FewStep(student, average, teacher, DistillConfig(flow_share=flow_share))(
         canvas, labels, stage, codes, torch.Generator().manual_seed(5)
     )
     generator = torch.Generator().manual_seed(5)  # the same draws, in the same order
@@ -69,7 +70,7 @@ def test_the_loss_is_the_formula_row_by_row(teacher, inputs, flow_share):
         known, clean = int(stage[j]) - 1, structure_embedding(codes[one], LAST)
         z = time[j] * noise[one] + (1 - time[j]) * clean
         z[..., :known] = clean[..., :known]
-        rest = (canvas[one], labels[one], stage[one], codes[one])
+        rest = (canvas[one], labels[one], stage[one], teacher.rotary(codes[one], stage[one]))
         if size[j] == 0:
             with_class = teacher(z, time[one], *rest)
             without = teacher(z, time[one], rest[0], torch.tensor([3]), *rest[2:])
@@ -87,13 +88,13 @@ def test_the_loss_is_the_formula_row_by_row(teacher, inputs, flow_share):
         errors["flow" if size[j] == 0 else "shortcut"].append(error)
     for name, values in errors.items():
         torch.testing.assert_close(terms[name], torch.stack(values).mean(), rtol=1e-4, atol=1e-5)
+    assert loss == terms["flow"] + terms["shortcut"]
 
 
 def test_only_the_student_learns(teacher, inputs):
     student = begin_as(teacher, 3.0)
-    few_step = FewStep(student, copy.deepcopy(student).requires_grad_(False), teacher, FewStepConfig())
+    few_step = FewStep(student, copy.deepcopy(student).requires_grad_(False), teacher, DistillConfig())
     assert {id(value) for value in few_step.parameters()} == {id(value) for value in student.parameters()}
-    terms = few_step(*inputs, torch.Generator().manual_seed(0))
-    (terms["flow"] + terms["shortcut"]).backward()
+    few_step(*inputs, torch.Generator().manual_seed(0))[0].backward()
     assert student.step_condition.mlp[-1].weight.grad.abs().sum() > 0
     assert student.guidance_condition.mlp[-1].weight.grad.abs().sum() > 0

@@ -45,7 +45,7 @@ def test_the_content_loss_is_that_of_the_method_image_by_image(quantizer, sequen
     squared, entropy = [], []
     for row, stage in enumerate(stages.tolist()):
         one = slice(row, row + 1)
-        estimate, _ = content(canvas[one], labels[one], stages[one], sequence.codes[one])
+        estimate, _ = content(canvas[one], labels[one], stages[one], content.rotary(sequence.codes[one], stages[one]))
         squared.append((estimate - canvases[-1][one]).square().mean())
         difference = (estimate - canvas[one])[0]
         s_i = sequence.structure_map(stage)[row]
@@ -76,7 +76,8 @@ def test_the_flow_loss_is_that_of_the_method_and_leaves_known_channels_alone(seq
         z = time[row] * noise[row] + (1 - time[row]) * se[row]
         z[:, :known] = se[row, :, :known]
         one = slice(row, row + 1)
-        v = structure(z[None], time[one], canvas[one], labels[one], stage[one], sequence.codes[one])[0]
+        table = structure.rotary(sequence.codes[one], stage[one])
+        v = structure(z[None], time[one], canvas[one], labels[one], stage[one], table)[0]
         error = (v - (noise[row] - se[row]))[:, known:].square()
         total, count = total + error.sum(), count + error.numel()
     torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=1e-5)
@@ -137,7 +138,9 @@ def test_before_the_first_step_the_logits_are_the_quantizers_own_rule(quantizer,
     wanted = torch.randn(7, 16, 32, generator=torch.Generator().manual_seed(3))
     labels = sequence.structure_map(4)
     assert torch.equal(content.logits(wanted, canvas, labels, 4).argmax(dim=-1), _nearest(quantizer, wanted, labels))
-    estimate, _ = content(quantizer.canvases(sequence)[2], torch.arange(7), torch.full((7,), 2), sequence.codes)
+    stage = torch.full((7,), 2)
+    table = content.rotary(sequence.codes, stage)
+    estimate, _ = content(quantizer.canvases(sequence)[2], torch.arange(7), stage, table)
     torch.testing.assert_close(estimate, quantizer.canvases(sequence)[2])  # the first estimate is the canvas itself
     embedded = content.embed(quantizer.canvases(sequence)[-1])
     assert 0.3 < (embedded - content.embed.bias).std() < 1.0

@@ -6,7 +6,7 @@ import torch
 from nvg.autoencoder import Autoencoder
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.training.checkpoint import export_sampler, load_sampler
-from nvg.training.few_step_task import FewStepTask
+from nvg.training.distill_task import DistillTask
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Place, seeded, train
 from nvg.training.tokenizer_task import TokenizerTask
@@ -68,14 +68,14 @@ def generator_task(config, stop_at=None, total=12, features=None):
     return GeneratorTask(config, autoencoder, stream, total, class_names=CLASSES, device=CPU)
 
 
-def few_step_task(config, stop_at=None, total=12):
+def distill_task(config, stop_at=None, total=12):
     autoencoder = autoencoder_of(config)
     torch.manual_seed(0)
     teacher = Sampler(
         autoencoder, awake(ContentGenerator(config.content)), awake(StructureGenerator(config.structure)),
         config.sampler, CLASSES,
     )
-    return FewStepTask(config, teacher, token_stream(autoencoder, stop_at), total, device=CPU)
+    return DistillTask(config, teacher, token_stream(autoencoder, stop_at), total, device=CPU)
 
 
 def run(task, folder, **changes):
@@ -96,7 +96,7 @@ def state(task):
 MAKERS = {
     "tokenizer": (tokenizer_task, {"tokenizer_train": {**QUICK, "revive_every": 3, "revive_until": 1.0}}),
     "generators": (generator_task, {"train": QUICK}),
-    "few_step": (few_step_task, {"few_step": {**QUICK, "all_stages": True}}),
+    "distill": (distill_task, {"distill": {**QUICK, "parts": ["content", "structure"]}}),
     "checkpointed": (generator_task, {"train": {**QUICK, "gradient_checkpointing": True}}),
 }
 
@@ -155,25 +155,26 @@ def test_both_generators_learn_and_make_a_sampler(tmp_path):
         assert torch.equal(value, task.averages["content"].shadow[name])
 
 
-def test_a_few_step_structure_generator_is_distilled_and_makes_a_sampler(tmp_path):
-    config = toy_config(few_step={**QUICK, "all_stages": True, "max_guidance": 3.0}, sampler={"flow_steps": 25})
-    task = few_step_task(config, total=60)
+def test_both_generators_are_distilled_and_make_a_sampler(tmp_path):
+    distill = {**QUICK, "parts": ["content", "structure"], "all_stages": True, "max_guidance": 3.0}
+    config = toy_config(distill=distill, sampler={"flow_steps": 25, "content_guidance": 3.0})
+    task = distill_task(config, total=60)
     teacher = {name: value.clone() for name, value in task.teacher.structure.state_dict().items()}
     _, recorder = run(task, tmp_path / "run", total_steps=60, checkpoint_every=60, log_every=20)
-    assert recorder.points[60]["flow"] < recorder.points[20]["flow"]
-    assert recorder.points[60]["shortcut"] < recorder.points[20]["shortcut"]
+    for term in ("flow", "shortcut", "divergence", "estimate"):
+        assert recorder.points[60][term] < recorder.points[20][term], term
     assert recorder.images == ["previews/00000060-samples.png"]
     assert all(torch.equal(value, teacher[name]) for name, value in task.teacher.structure.state_dict().items())
-    assert all(parameter.requires_grad for parameter in task.student.parameters())
+    assert all(parameter.requires_grad for module in task.modules.values() for parameter in module.parameters())
     export_sampler(
         str(tmp_path / "sampler"), tokenizer=task.teacher.tokenizer.state_dict(), class_names=CLASSES, metadata={},
-        parts={"content": task.teacher.content.state_dict(), "structure": task.averaged()},
+        parts=task.averaged(),
         config=task.sampler_config(),
     )
     sampler = load_sampler(str(tmp_path / "sampler"))
-    assert sampler.structure.config.few_step and sampler.settings.flow_steps == 1
+    assert sampler.structure.config.few_step and sampler.content.config.guided and sampler.settings.flow_steps == 1
     assert sampler.generate(["cat", "dog"], seed=0).shape == (2, 8, 8, 1)
-    with pytest.raises(ValueError, match="structure_guidance=3.5: this model's few-step .* knows 1 ... 3"):
+    with pytest.raises(ValueError, match="structure_guidance=3.5: this model has learned guidance, of scales 1 ... 3"):
         sampler.generate(["cat"], structure_guidance=3.5)
 
 
