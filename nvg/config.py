@@ -301,6 +301,8 @@ class ServeConfig:
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0  # above 0 the sampler runs on CUDA
     threads_per_replica: int = 1  # torch threads
+    precision: str = "float32"  # float32 | bfloat16: of the transformers' blocks; slower on a CPU without it
+    compile: bool = False  # torch.compile, of each batch size on its first use: minutes at the start
     max_batch: int = 16  # images that are drawn at once
     batch_wait_ms: float = 2.0  # how long a batch smaller than the one before it waits for more
     max_queue: int = 256  # images that may wait in a replica; a request beyond gets 429
@@ -386,6 +388,8 @@ def serve_config(content: dict, overrides: Sequence[str] = (), *, where: str = "
     for name in ("target_ongoing_requests", "max_body_mb"):
         if getattr(config, name) <= 0:
             raise ConfigError(f"{where}: {name}={getattr(config, name)} must be above 0")
+    if config.precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"{where}: precision={config.precision!r} is none of float32, bfloat16")
     if not 1 <= config.port <= 65535:
         raise ConfigError(f"{where}: port={config.port} is none of 1 ... 65535")
     not_negative = ("batch_wait_ms", "cpus_per_replica", "gpus_per_replica", "drain_seconds")

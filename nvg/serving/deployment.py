@@ -34,10 +34,14 @@ DEPLOYMENT = "sampler"
 SWITCH_SECONDS = 0.0005
 
 
-def load_model(model: str, name: str | None, device: str) -> Served:
-    """A model for serving, on a device. Raises ValueError as `nvg.load` does."""
-    sampler = load_sampler(sampler_folder(model)).to(device)
-    return Served(name or default_name(model), sampler, weights_fingerprint(sampler), int(time.time()))
+def load_model(config: ServeConfig) -> Served:
+    """The model of a deployment, on its device. Raises ValueError as `nvg.load` does."""
+    device = "cuda" if config.gpus_per_replica > 0 else "cpu"
+    sampler = load_sampler(sampler_folder(config.model)).to(device, dtype=getattr(torch, config.precision))
+    if config.compile:
+        sampler.compile()
+    name = config.name or default_name(config.model)
+    return Served(name, sampler, weights_fingerprint(sampler), int(time.time()))
 
 
 def default_name(model: str) -> str:
@@ -64,7 +68,6 @@ class SamplerReplica:
 
     def __init__(self, config: dict[str, Any], key_hashes: list[str]) -> None:
         self.config = ServeConfig(**config)
-        device = "cuda" if self.config.gpus_per_replica > 0 else "cpu"
         torch.set_num_threads(self.config.threads_per_replica)
         sys.setswitchinterval(SWITCH_SECONDS)
         log_to_stderr()
@@ -75,7 +78,7 @@ class SamplerReplica:
             batch_wait_ms=self.config.batch_wait_ms,
             observer=self.metrics,
         )
-        self.service = Service(engine, self.config, load_model(self.config.model, self.config.name, device))
+        self.service = Service(engine, self.config, load_model(self.config))
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_app(self.service, key_hashes=self.key_hashes, observer=self.metrics)

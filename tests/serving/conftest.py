@@ -33,7 +33,7 @@ class Recorded:
 
 @pytest.fixture(scope="session")
 def model():
-    return load_model("fashion-mnist", None, "cpu")
+    return load_model(ServeConfig())
 
 
 class Server:

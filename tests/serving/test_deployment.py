@@ -1,8 +1,10 @@
 """The deployment, before any Ray: what Serve is told."""
 
 import pytest
+import torch
 
-from nvg.serving.deployment import default_name
+from nvg.config import ConfigError, ServeConfig, serve_config
+from nvg.serving.deployment import default_name, load_model
 from nvg.serving.guard import hash_key
 from pipelines.serve import build
 
@@ -19,6 +21,14 @@ def test_ray_serves_own_tools_build_it_from_words_and_see_no_key(monkeypatch):
     variables = deployment.ray_actor_options["runtime_env"]["env_vars"]
     assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"  # where a replica looks models:/ up
     assert told.max_surge_percent == 100  # a new version starts before the old one stops
+
+
+def test_a_model_is_served_in_the_precision_that_is_asked_for():
+    sampler = load_model(ServeConfig(precision="bfloat16")).sampler
+    assert sampler.content.backbone.blocks[0].project_in.weight.dtype == torch.bfloat16
+    assert sampler.generate(["Bag"], seed=0).shape == (1, 32, 32, 1)
+    with pytest.raises(ConfigError, match="precision='float16'"):
+        serve_config({}, ["precision=float16"])
 
 
 @pytest.mark.parametrize(

@@ -158,12 +158,12 @@ def test_both_generators_learn_and_make_a_sampler(tmp_path):
 def test_both_generators_are_distilled_and_make_a_sampler(tmp_path):
     distill = {**QUICK, "parts": ["content", "structure"], "all_stages": True, "max_guidance": 3.0}
     config = toy_config(distill=distill, sampler={"flow_steps": 25, "content_guidance": 3.0})
-    task = distill_task(config, total=60)
+    task = distill_task(config, total=100)
     teacher = {name: value.clone() for name, value in task.teacher.structure.state_dict().items()}
-    _, recorder = run(task, tmp_path / "run", total_steps=60, checkpoint_every=60, log_every=20)
+    _, recorder = run(task, tmp_path / "run", total_steps=100, checkpoint_every=100, log_every=20)
     for term in ("flow", "shortcut", "divergence", "estimate"):
-        assert recorder.points[60][term] < recorder.points[20][term], term
-    assert recorder.images == ["previews/00000060-samples.png"]
+        assert recorder.points[100][term] < recorder.points[20][term], term
+    assert recorder.images == ["previews/00000100-samples.png"]
     assert all(torch.equal(value, teacher[name]) for name, value in task.teacher.structure.state_dict().items())
     assert all(parameter.requires_grad for module in task.modules.values() for parameter in module.parameters())
     export_sampler(
