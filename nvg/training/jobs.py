@@ -163,6 +163,7 @@ def distill_generators(
         name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in parts.items()
     }
     marks = {name: fingerprint(state) for name, state in kept.items()}
+    marks["tokenizer"] = tokenizer_fingerprint(generators)  # of the file: one that ships holds float16
     if about["fingerprint"] != marks["tokenizer"]:
         raise ConfigError(
             f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {generators} has {marks['tokenizer']}"
