@@ -37,15 +37,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from benchmarks import report
 
+    machine = report.machine(arguments.size, arguments.threads)  # before: the commit may change meanwhile
     results = []
     for name in names:
         torch.set_num_threads(arguments.threads)  # the load test sets its own
         section = importlib.import_module(f"benchmarks.{name}")
         begun = time.perf_counter()
         rows = section.run(arguments.size)
-        result = report.Result(
-            section, rows, time.perf_counter() - begun, report.machine(arguments.size, arguments.threads)
-        )
+        result = report.Result(section, rows, time.perf_counter() - begun, machine)
         results.append(result)
         print(f"\n## {name}\n\n{report.markdown(result, '')}", flush=True)
         report.write(results, arguments.output)

@@ -38,9 +38,18 @@ class Row:
     values: Mapping[str, Value]  # None: does not apply, or was not measured
 
 
-def say(text: str) -> None:
+def text(value: Value) -> str:
+    """A number with three digits that say something."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def say(line: str) -> None:
     """Progress, on standard error."""
-    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
 # ---- time ----

@@ -32,6 +32,7 @@ from benchmarks.common import (
     replaced,
     say,
     seconds,
+    text,
     timed,
     weights_mb,
 )
@@ -240,7 +241,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         images = int(row.case.split(",")[0].split()[1])
         each = float(row.values["seconds"] or 0) / images
         axes.barh(place, each, color="#1f5fa8" if "nvg" in row.case else "#999999")
-        label = f"{each:.3g} s, {float(row.values['TFLOP'] or 0) / images:.3g} TFLOP"
+        label = f"{text(each)} s, {text(float(row.values['TFLOP'] or 0) / images)} TFLOP"
         axes.annotate(label, (each, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(shown)), [row.case for row in shown])
     axes.set_xscale("log")

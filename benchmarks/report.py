@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks.common import Row, Value
+from benchmarks.common import Row, text
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,15 +70,6 @@ def table(rows: Sequence[Row]) -> str:
             raise ValueError(f"{row.case} has columns {list(row.values)}, others of its section {columns}")
         lines.append(f"| {row.case} | " + " | ".join(text(value) for value in row.values.values()) + " |")
     return "\n".join(lines)
-
-
-def text(value: Value) -> str:
-    """A number with three digits that say something."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else value
 
 
 def markdown(result: Result, figures: str) -> str:

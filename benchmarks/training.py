@@ -18,13 +18,14 @@ def run(size: str) -> list[Row]:
     """Rows of every depth and micro-batch."""
     cases = {"smoke": (1, 16)} | ({"d12": (1, 4), "d16": (1, 4)} if size == "full" else {})
     rounds = 3 if size == "full" else 1
+    generator_step(configured("smoke", "cluster.num_workers=1"))()  # the first step of all loads code: 80 MB
     return [measure(depth, images, rounds) for depth, batches in cases.items() for images in batches]
 
 
 def measure(depth: str, images: int, rounds: int) -> Row:
     """One case alone: two models of d16 and their optimizers would not fit side by side."""
     say(f"training: {depth}, micro-batch {images}")
-    config = configured(depth, f"train.batch_size={images}")
+    config = configured(depth, f"train.batch_size={images}", "cluster.num_workers=1")
 
     def first():
         step = generator_step(config)
