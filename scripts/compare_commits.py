@@ -3,7 +3,8 @@
     python scripts/compare_commits.py BASE [HEAD] [--rounds 15] [--batch 1 16] [--flow-steps 0 25]
 
 Each commit is unpacked into a temporary folder and draws in a process of its own, which keeps its model; the two
-take turns within each round, so that changes of the machine's speed meet both. Prints medians and the ratio of each round's.
+take turns within each round, so that changes of the machine's speed meet both. Prints medians, and that of the rounds'
+ratios.
 """
 
 from __future__ import annotations
