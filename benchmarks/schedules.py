@@ -32,7 +32,7 @@ PARTS = ("structure", "content", "decode")
 BATCHES = (1, 8)
 IMAGENET = "conf/imagenet_d{}.yaml"
 DEPTHS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "smoke": ("conf/smoke.yaml", ()),
+    "smoke": ("conf/smoke.yaml", ("data.num_classes=8",)),  # as many as the largest batch
     "d12": ("conf/imagenet_d16.yaml", ("content.depth=12", "structure.depth=12")),
     "d16": ("conf/imagenet_d16.yaml", ()),
     "d20": ("conf/imagenet_d20.yaml", ()),
