@@ -15,6 +15,15 @@ IMAGES, POSITIONS, LAST = 12, 16, 4
 VARIANTS = {variant.name: variant for variant in table.variants()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small batches, which threads only wait for one another in."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(own)
+
+
 @pytest.fixture(scope="module")
 def teacher():
     return nvg.load("fashion-mnist")
