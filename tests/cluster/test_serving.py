@@ -294,6 +294,7 @@ def test_the_load_test_and_the_benchmark_measure_both_sides(port, deploy, capsys
     from benchmarks import report, serving
     from scripts import load_test
 
+    deploy()
     arguments = load_test.parse(["--seconds", "0.5", "--rounds", "1", "--batch", "4", "--port", str(port)])
     measured = load_test.run_rounds(arguments)
     load_test.report(arguments, measured)
