@@ -1,7 +1,7 @@
 # make demo    the whole pipeline on Fashion-MNIST: environment, data, tokenizer, tokens, generators, evaluation
 # make serve   the shipped sampler over HTTP: API, documentation and the studio page on port 8000
 # make test    lint, types and all tests
-# make bench   the benchmark suite, half an hour on two cores; tables and plots in runs/benchmarks (docs/benchmarks.md)
+# make bench   the benchmark suite, 40 minutes on two cores; tables and plots in runs/benchmarks (docs/benchmarks.md)
 # Settings over the configuration:  make demo SETTINGS='train.steps=500 output=runs/short'
 #                                   make serve SETTINGS='port=8080 model=runs/...'
 #                                   make bench SETTINGS='--only sampler,peers --threads 8'

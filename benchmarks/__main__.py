@@ -4,7 +4,7 @@
                          [--doc docs/benchmarks.md]
 
 A section is one file beside this one: its docstring says what is measured, run(size) gives rows, and plot(rows, path)
-draws them where there is something to see. full takes half an hour on two cores, smoke a minute.
+draws them where there is something to see. full takes 40 minutes on two cores, smoke one or two.
 """
 
 from __future__ import annotations
