@@ -193,9 +193,14 @@ def plan(config: Config) -> dict[str, Artifact]:
     keys: dict[str, str] = {}
     given: dict[str, str] = {}
     if config.distill.teacher is not None:
-        from nvg.training.checkpoint import read_metadata, sampler_folder
+        from nvg.training.checkpoint import model_config, read_metadata, sampler_folder
 
         folder = sampler_folder(config.distill.teacher)
+        teacher = model_config(folder)
+        if teacher.structure.few_step or teacher.content.guided:
+            raise ConfigError(
+                f"distill.teacher={config.distill.teacher} is itself distilled: name the sampler that it was made of"
+            )
         keys["tokenizer"] = keys["generators"] = configuration.digest(read_metadata(folder))
         given = {"tokenizer": folder, "generators": folder}
         images: tuple[Any, ...] = (train_images, data, config.seed)  # a tokenizer of our own has these in its key

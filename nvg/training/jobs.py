@@ -150,12 +150,10 @@ def distill_generators(
     """Distil `distill.parts` of sampler `generators`, on the tokens of folder `tokens`: a whole sampler in `folder`,
     going on from its checkpoints; returns figures.
 
-    Raises ConfigError for tokens of another tokenizer, or for a teacher that is itself distilled.
+    Raises ConfigError for tokens of another tokenizer.
     """
     settings = config.distill
     about, teacher = storage.read_json(storage.join(tokens, "metadata.json")), load_sampler(generators)
-    if teacher.structure.config.few_step or teacher.content.config.guided:
-        raise ConfigError(f"distill.teacher={generators} is itself distilled: distil the sampler that it was made of")
     steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "distill")
 
     parts = {"tokenizer": teacher.tokenizer, "content": teacher.content, "structure": teacher.structure}
