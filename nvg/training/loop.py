@@ -172,6 +172,7 @@ class Loop:
         self.window = Window()
 
     def go(self, stream: Iterator[Batch]) -> dict[str, Any]:
+        """Train from the first step to the last one; returns figures."""
         task, settings, place = self.task, self.settings, self.place
         for module in task.modules.values():
             module.train()
@@ -275,6 +276,7 @@ class Loop:
             self.window.count(waited)
 
     def divergence(self, step: int, loss: Tensor, norms: Mapping[str, Tensor]) -> str:
+        """What to say of a loss or gradient that is not finite."""
         newest = latest_checkpoint(self.checkpoints) if self.place.rank == 0 else None
         values = ", ".join(f"{name} {float(norm):.3g}" for name, norm in norms.items())
         return (
@@ -283,6 +285,7 @@ class Loop:
         )
 
     def checkpoint(self, done: int) -> None:
+        """Write a checkpoint, on the first worker; `done` steps are done."""
         if self.place.rank == 0:
             save_checkpoint(
                 self.checkpoints,
@@ -301,11 +304,13 @@ class Loop:
             )
 
     def preview(self, done: int) -> None:
+        """Log pictures of the present state, on the first worker."""
         if self.run is not None:
             for name, image in self.task.preview().items():
                 self.run.log_image(image, f"previews/{done:08d}-{name}")
 
     def summary(self, steps: int, seconds: float, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """The figures of a finished training, of which the first worker prints a line."""
         figures: dict[str, Any] = {
             "steps": self.settings.total_steps,
             "steps_now": steps,
