@@ -186,9 +186,12 @@ def plan(config: Config) -> dict[str, Artifact]:
     train_images = open_source(config.data, split="train").fingerprint()
     test_images = open_source(config.data, split="test").fingerprint() if test else None
     training, distillation = dataclasses.asdict(config.train), dataclasses.asdict(config.distill)
-    for operational in ("parts", "checkpoint_every", "preview_every"):  # these change no weight of the result
-        training.pop(operational)
-        distillation.pop(operational, None)
+    for section, operational in (  # these change no weight of the result
+        (training, ("parts", "checkpoint_every", "preview_every")),
+        (distillation, ("teacher", "checkpoint_every", "preview_every")),  # a teacher is told by its weights
+    ):
+        for name in operational:
+            section.pop(name)
 
     keys: dict[str, str] = {}
     given: dict[str, str] = {}

@@ -287,7 +287,7 @@ def _settings(job: str, section: Any, config: Config, total_steps: int, identity
 def _weights_only(section: Any) -> dict[str, Any]:
     """A training section without what changes no weight: it may change between a stop and going on."""
     plain = configuration.to_dict(section)
-    for name in ("checkpoint_every", "preview_every", "gradient_checkpointing"):
+    for name in ("checkpoint_every", "preview_every", "gradient_checkpointing", "teacher"):
         plain.pop(name, None)
     return plain
 

@@ -121,6 +121,9 @@ def test_generators_are_distilled_between_training_and_evaluation(done, argument
     run.main(few)
     artifacts = common.plan(config(few))
     assert list(artifacts) == ["tokenizer", "tokens", "generators", "distilled", "evaluation"]
+    others = common.plan(config([*few, "distill.parts=[content]"]))  # another result, and so another folder
+    assert others["distilled"].folder != artifacts["distilled"].folder
+    assert others["generators"] == artifacts["generators"]
     for step in ("tokenizer", "tokens", "generators"):
         assert artifacts[step].folder == done[step].folder
     assert artifacts["evaluation"].folder != done["evaluation"].folder

@@ -82,6 +82,16 @@ def test_rotation_keeps_lengths_and_depends_on_differences_of_ids_alone():
     torch.testing.assert_close(dot, shifted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_rotation_is_the_formula_pair_by_pair():
+    generator = torch.Generator().manual_seed(0)
+    x, angle = torch.randn(2, 3, 5, 64, generator=generator), torch.randn(2, 1, 5, 32, generator=generator)
+    rotated = rotate(x, torch.stack((angle.cos(), angle.sin()), dim=-1))
+    even, odd = x[..., 0::2], x[..., 1::2]
+    torch.testing.assert_close(rotated[..., 0::2], even * angle.cos() - odd * angle.sin())
+    torch.testing.assert_close(rotated[..., 1::2], even * angle.sin() + odd * angle.cos())
+    assert rotate(x.bfloat16(), torch.stack((angle.cos(), angle.sin()), dim=-1)).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("kinds", [(IMAGE,), (IMAGE, STRUCTURE)])
 def test_the_table_that_is_made_in_part_beforehand_is_the_formula(kinds):
     codes = structure_codes(torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0)))
