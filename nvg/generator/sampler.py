@@ -132,12 +132,10 @@ class Sampler:
     def check_guidance(self, name: str, scale: float) -> None:
         """Raises ValueError for a scale that a generator with guidance folded in has not learned. name: of the setting,
         structure_guidance or content_guidance."""
-        if name == "structure_guidance":
-            config: Any = self.structure.config
-            folded = config.few_step
-        else:
-            config = self.content.config
-            folded = config.guided
+        config, folded = {
+            "structure_guidance": (self.structure.config, self.structure.config.few_step),
+            "content_guidance": (self.content.config, self.content.config.guided),
+        }[name]
         if folded and not 1 <= scale <= config.max_guidance:
             raise ValueError(
                 f"{name}={scale:g}: this model has learned guidance, of scales 1 ... {config.max_guidance:g}"
@@ -185,8 +183,8 @@ class Sampler:
         quantizer, last = self.tokenizer.quantizer, self.last_stage
         codes = torch.zeros(count, positions, dtype=torch.int64, device=self.device)
         canvas = torch.zeros(count, positions, self.tokenizer.config.code_width, device=self.device)
-        everything = torch.zeros(count, 2 * positions - 1, dtype=torch.int64, device=self.device)
-        content = everything.split([2**stage for stage in range(last + 1)], dim=1)  # (N, 2^i) each
+        flat_content = torch.zeros(count, 2 * positions - 1, dtype=torch.int64, device=self.device)
+        content = flat_content.split([2**stage for stage in range(last + 1)], dim=1)  # (N, 2^i) each
 
         def rows(index: list[int]) -> tuple[Tensor, Tensor, Tensor, list[int], Options]:
             """Some images alone: rows of a network do not depend on each other."""
