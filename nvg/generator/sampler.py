@@ -132,14 +132,13 @@ class Sampler:
     def check_guidance(self, name: str, scale: float) -> None:
         """Raises ValueError for a scale that a generator with guidance folded in has not learned. name: of the setting,
         structure_guidance or content_guidance."""
-        config, folded = {
-            "structure_guidance": (self.structure.config, self.structure.config.few_step),
-            "content_guidance": (self.content.config, self.content.config.guided),
+        structure, content = self.structure.config, self.content.config
+        folded, largest = {
+            "structure_guidance": (structure.few_step, structure.max_guidance),
+            "content_guidance": (content.guided, content.max_guidance),
         }[name]
-        if folded and not 1 <= scale <= config.max_guidance:
-            raise ValueError(
-                f"{name}={scale:g}: this model has learned guidance, of scales 1 ... {config.max_guidance:g}"
-            )
+        if folded and not 1 <= scale <= largest:
+            raise ValueError(f"{name}={scale:g}: this model has learned guidance, of scales 1 ... {largest:g}")
 
     def generate(
         self,
