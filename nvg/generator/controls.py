@@ -6,6 +6,7 @@ structures and contents of a reference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,3 +114,22 @@ def _signed_distance(drawn: Tensor, grid: int) -> Tensor:
     other = drawn[:, :, None] != drawn[:, None, :]
     nearest = distance.expand_as(other).masked_fill(~other, torch.inf).amin(dim=2)
     return torch.where(drawn, nearest, -nearest)
+
+
+def one_each(given: Given | Sequence[Given | None] | None, count: int, positions: int) -> list[Given]:
+    """What is given for each image, of one image each. Raises ValueError where sizes do not fit."""
+    if isinstance(given, Given):
+        if tuple(given.codes.shape) not in ((1, positions), (count, positions)):
+            raise ValueError(
+                f"the given structure has shape {tuple(given.codes.shape)}, {count} images of this model need "
+                f"({count}, {positions}) or (1, {positions})"
+            )
+        return given.each() * (count if given.codes.shape[0] == 1 else 1)
+    if given is not None and len(given) != count:
+        raise ValueError(f"{len(given)} given for {count} images: one (or None) an image")
+    nothing = Given(torch.zeros(1, positions, dtype=torch.int64), 0, [], torch.zeros(1, dtype=torch.int64))
+    each = [one or nothing for one in given or [None] * count]
+    for one in each:
+        if tuple(one.codes.shape) != (1, positions):
+            raise ValueError(f"a given structure has shape {tuple(one.codes.shape)}, this model needs (1, {positions})")
+    return each

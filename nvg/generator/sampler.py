@@ -8,8 +8,6 @@ A sample is a function of (weights, class, seed, settings). Every random number 
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -22,8 +20,9 @@ from torch import Tensor
 from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig
 from nvg.generator.content import ContentGenerator
-from nvg.generator.controls import Given
+from nvg.generator.controls import Given, one_each
 from nvg.generator.guidance import guided
+from nvg.generator.options import Options
 from nvg.generator.structure import STEP_COUNTS, StructureGenerator
 from nvg.granularity import GranularitySequence, codes_from_map, split_codes, structure_embedding, structure_map
 
@@ -278,44 +277,6 @@ class Sampler:
         return torch.stack([self._first_logits[label] for label in wanted])
 
 
-@dataclass(frozen=True, eq=False)
-class Options:
-    """SamplerConfig with a value an image: (N,) tensors, but one number of flow steps."""
-
-    flow_steps: int
-    structure_guidance: Tensor
-    content_guidance: Tensor
-    top_p: Tensor
-    structure_temperature: Tensor
-    content_temperature: Tensor
-
-    @staticmethod
-    def of(settings: SamplerConfig, changes: dict, count: int, device: torch.device) -> Options:
-        """Settings with some fields changed. Raises ValueError naming an unknown field or an impossible value."""
-        known = {item.name for item in dataclasses.fields(settings)}
-        for name in changes:
-            if name not in known:
-                raise ValueError(f"no sampler setting {name!r}; there are {', '.join(sorted(known))}")
-        values = dataclasses.asdict(settings) | changes
-        flow_steps = values.pop("flow_steps")
-        if not isinstance(flow_steps, int) or flow_steps < 1:
-            raise ValueError(f"flow_steps={flow_steps} must be a whole number, at least 1, for all images alike")
-        tensors = {}
-        for name, value in values.items():
-            each = [value] * count if isinstance(value, int | float) else list(value)
-            if len(each) != count:
-                raise ValueError(f"{len(each)} values of {name} for {count} images")
-            for one in each:
-                check_setting(name, one)
-            tensors[name] = torch.tensor(each, dtype=torch.float32, device=device)
-        return Options(flow_steps, **tensors)
-
-    def rows(self, index: list[int]) -> Options:
-        """The options of some images."""
-        names = (item.name for item in dataclasses.fields(self) if item.name != "flow_steps")
-        return Options(self.flow_steps, **{name: getattr(self, name)[index] for name in names})
-
-
 # ---- the pieces, as functions ----
 
 FLOW, HALVING, CONTENT = 0, 1, 2  # purposes of a random draw
@@ -359,37 +320,6 @@ def nucleus_sample(logits: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
     choice = (cumulative < uniform[..., None] * mass).sum(dim=-1, keepdim=True)
     choice = torch.minimum(choice, inside.sum(dim=-1, keepdim=True) - 1)
     return order.gather(-1, choice)[..., 0]
-
-
-def check_setting(name: str, value: float) -> None:
-    """Raises ValueError for a value that a sampler setting cannot have."""
-    if name == "top_p":
-        if not 1e-6 <= value <= 1:  # less is 0 beside a float32 probability
-            raise ValueError(f"top_p={value} must be in (0, 1], at least 1e-6")
-    elif name == "content_temperature":
-        if not 1e-3 <= value < math.inf:  # less takes logits out of float32
-            raise ValueError(f"content_temperature={value} must be above 0, at least 0.001")
-    elif not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value} must be at least 0")
-
-
-def one_each(given: Given | Sequence[Given | None] | None, count: int, positions: int) -> list[Given]:
-    """What is given for each image, of one image each. Raises ValueError where sizes do not fit."""
-    if isinstance(given, Given):
-        if tuple(given.codes.shape) not in ((1, positions), (count, positions)):
-            raise ValueError(
-                f"the given structure has shape {tuple(given.codes.shape)}, {count} images of this model need "
-                f"({count}, {positions}) or (1, {positions})"
-            )
-        return given.each() * (count if given.codes.shape[0] == 1 else 1)
-    if given is not None and len(given) != count:
-        raise ValueError(f"{len(given)} given for {count} images: one (or None) an image")
-    nothing = Given(torch.zeros(1, positions, dtype=torch.int64), 0, [], torch.zeros(1, dtype=torch.int64))
-    each = [one or nothing for one in given or [None] * count]
-    for one in each:
-        if tuple(one.codes.shape) != (1, positions):
-            raise ValueError(f"a given structure has shape {tuple(one.codes.shape)}, this model needs (1, {positions})")
-    return each
 
 
 def divided(which: Iterable[bool]) -> tuple[list[int], list[int]]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nvg.generator import Sampler, StructureGenerator
 from nvg.generator.guidance import guided
-from nvg.generator.sampler import FLOW, HALVING, Options, draw, gumbel_noise, ramp
+from nvg.generator.options import Options
+from nvg.generator.sampler import FLOW, HALVING, draw, gumbel_noise, ramp
 from nvg.granularity import split_codes, structure_embedding
 
 NOISE = 3  # from here on: purposes of random draws that the sampler has not
