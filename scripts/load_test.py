@@ -2,9 +2,9 @@
 
     python scripts/load_test.py [--model fashion-mnist] [--batch 16] [--seconds 45] [--rounds 15]
 
-Both with the same weights, number of torch threads and images a batch, in turns within each of some rounds, so that
-changes of the machine's speed meet both. Prints a Markdown table, images a second and percentiles of latency, and the
-median over the rounds of what each round had in process and served.
+Both with the same weights, number of torch threads, allocator settings and images a batch, in turns within each of some
+rounds, so that changes of the machine's speed meet both. Prints a Markdown table, images a second and percentiles of
+latency, and the median over the rounds of what each round had in process and served.
 """
 
 from __future__ import annotations
@@ -149,6 +149,14 @@ def run_rounds(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
 def main(argv: list[str] | None = None) -> None:
     """Measure and print. argv: the command line without the program."""
     arguments = parse(argv)
+    from nvg.serving.deployment import ALLOCATOR
+
+    if not ALLOCATOR.keys() <= os.environ.keys():  # glibc reads them where a process begins
+        os.execve(
+            sys.executable,
+            [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)],
+            os.environ | ALLOCATOR,
+        )
     report(arguments, run_rounds(arguments))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nvg.config import ConfigError, ServeConfig, serve_config
-from nvg.serving.deployment import default_name, load_model
+from nvg.serving.deployment import ALLOCATOR, default_name, load_model
 from nvg.serving.guard import hash_key
 from pipelines.serve import build
 
@@ -20,6 +20,7 @@ def test_ray_serves_own_tools_build_it_from_words_and_see_no_key(monkeypatch):
     assert told.autoscaling_config.max_replicas == 4 and told.graceful_shutdown_timeout_s == 9
     variables = deployment.ray_actor_options["runtime_env"]["env_vars"]
     assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"  # where a replica looks models:/ up
+    assert ALLOCATOR.items() <= variables.items()  # glibc reads them where the replica's process begins
     assert told.max_surge_percent == 100  # a new version starts before the old one stops
 
 
