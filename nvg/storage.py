@@ -6,6 +6,7 @@ its put is complete. A folder is complete when its `metadata.json` is there, whi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,27 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 LAST_FILE = "metadata.json"
+
+
+class DiskFull(OSError):
+    """No space is left where something is written; the message names the path."""
+
+
+@contextmanager
+def space_for(path: str) -> Iterator[None]:
+    """What this block writes goes to `path`: a full disk is told with that name. Raises DiskFull."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        full = (errno.ENOSPC, errno.EDQUOT)
+        told = ["database or disk is full", *(f"os error {number}" for number in full)]  # by sqlite, by safetensors
+        if getattr(error, "errno", None) in full or any(text in str(error) for text in told):
+            raise DiskFull(
+                f"no space left to write {path}: make space and run the same command again"
+            ) from error
+        raise
 
 
 def is_url(path: str) -> bool:
@@ -185,16 +207,26 @@ def write_bytes(path: str, data: bytes) -> None:
     """Write a file atomically, making its folder."""
     if _is_local(path):
         target = _local(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            temporary.write_bytes(data)
-            os.replace(temporary, target)
+            with space_for(path):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(data)
+                os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
     else:
         system, name = _resolve(path)
         system.pipe_file(name, data)
+
+
+def create_bytes(path: str, data: bytes) -> None:
+    """Write a file that is not there yet. Raises FileExistsError where it is; of two writers one gets that."""
+    system, name = _resolve(path)
+    with space_for(path):
+        if _is_local(path):
+            _local(path).parent.mkdir(parents=True, exist_ok=True)
+        system.pipe_file(name, data, mode="create")
 
 
 def read_json(path: str) -> Any:
@@ -222,18 +254,20 @@ def folder_writer(path: str) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         aside = temporary.with_suffix(".old")
-        temporary.mkdir()
         try:
-            yield temporary
-            if target.exists():
-                os.replace(target, aside)
-            os.replace(temporary, target)
+            with space_for(path):
+                temporary.mkdir()
+                yield temporary
+                if target.exists():
+                    os.replace(target, aside)
+                os.replace(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        yield Path(scratch)
+        with space_for(f"{path} (its copy in {scratch})"):
+            yield Path(scratch)
         remove(join(path, LAST_FILE))  # from here on it is no finished folder ...
         remove(path)
         files = sorted((item for item in Path(scratch).rglob("*") if item.is_file()), key=lambda f: f.name == LAST_FILE)
@@ -274,7 +308,8 @@ def local_folder(path: str) -> Path:
         for file in files:
             target = temporary / _relative(file, path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            system.get_file(_resolve(file)[1], str(target))
+            with space_for(f"{target} (a copy of {file})"):
+                system.get_file(_resolve(file)[1], str(target))
         try:
             os.rename(temporary, folder)
         except OSError:  # another process was first: its copy is the same, and may be in use

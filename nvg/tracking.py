@@ -7,19 +7,23 @@ by `start` alone (about 3 s), so nothing pays for it that does not track.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nvg import storage
 from nvg.config import Config, ConfigError
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
+SQLITE = "sqlite:///"
 _VALUE_LENGTH = 6000  # characters of a parameter that MLflow stores
 _MODEL = "sampler"  # the folder of a registered sampler among the run's files
 _BATCH = 100  # parameters that MLflow takes at once
@@ -38,21 +42,18 @@ def tracking_uri(config: Config) -> str:
             f"output={config.output} is a URL, where MLflow's database file cannot live: set tracking.uri or "
             f"{ENVIRONMENT} to a tracking server (infra/ has one) or to sqlite:////absolute/path/mlflow.db"
         )
-    return f"sqlite:///{_local(config.output) / 'mlflow.db'}"
+    return f"{SQLITE}{_local(config.output) / 'mlflow.db'}"
 
 
 def start(config: Config, job_name: str, run_id: str | None = None) -> Run:
     """Begin a run called `job_name`, or go on with `run_id` (a fresh run when the store does not know it any more)."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a training job has no business to call home
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     for name in ("mlflow.store.db.utils", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.ERROR)  # notices that break progress bars
     uri = tracking_uri(config)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(uri, registry_uri=uri)
+    client = _Client(uri)
     if run_id is not None:
         try:
             client.update_run(run_id, status="RUNNING")
@@ -78,8 +79,8 @@ def _experiment(client: Any, config: Config, uri: str) -> str:
         return found.experiment_id
     # A server has its own store of files; beside a database file it is a folder.
     location = None
-    if uri.startswith("sqlite:///"):
-        location = str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts")
+    if uri.startswith(SQLITE):
+        location = str(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts")
     try:
         return client.create_experiment(name, artifact_location=location)
     except MlflowException:
@@ -87,6 +88,42 @@ def _experiment(client: Any, config: Config, uri: str) -> str:
         if found is None:
             raise
         return found.experiment_id
+
+
+class _Client:
+    """MLflow's client; a database on a full disk says so by its name (storage.DiskFull)."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
+
+        self._uri = uri
+        with storage.space_for(uri):
+            if uri.startswith(SQLITE):
+                _make_database(Path(uri.removeprefix(SQLITE)))
+            self._client = MlflowClient(uri, registry_uri=uri)
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            with storage.space_for(self._uri):
+                return getattr(self._client, name)(*arguments, **named)
+
+        return call
+
+
+def _make_database(path: Path) -> None:
+    """The tables, in a file that gets its name when they are complete: half of them cannot be completed any more."""
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        MlflowClient(f"{SQLITE}{temporary}", registry_uri=f"{SQLITE}{temporary}")
+        with contextlib.suppress(FileExistsError):  # another job was faster: its file stays
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Run:

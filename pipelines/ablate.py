@@ -18,7 +18,6 @@ from typing import Any
 from nvg import config as configuration
 from nvg import storage
 from nvg.config import Config, ConfigError
-from nvg.data import DataError
 from pipelines import common, run
 
 BEGIN, END = "<!-- table: written by pipelines/ablate.py -->", "<!-- end of table -->"
@@ -118,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         storage.write_json(storage.join(output, "ablations.json"), results)
         plot(results, Path(arguments.doc).parent / "figures" / "ablations.png")
         write_table(Path(arguments.doc), table(results))
-    except (ConfigError, DataError, FileNotFoundError) as error:
+    except common.ERRORS as error:
         sys.exit(f"error: {error}")
     print(table(results))
 

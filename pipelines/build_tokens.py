@@ -21,9 +21,9 @@ import torch
 
 from nvg import config as configuration
 from nvg.config import Config, ConfigError
-from nvg.data import BrokenImage, DataError, ImageSource, open_source
+from nvg.data import BrokenImage, ImageSource, open_source
 from nvg.data.images import to_float
-from nvg.data.stream import read_pieces
+from nvg.data.stream import blocks, read_pieces
 from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, write_part
 from pipelines import common
 
@@ -155,7 +155,7 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
         # encoder's process, one image after the other.
         piece_bytes = 2 * data.unit_images * data.image_size**2 * data.channels
         rows = (
-            ray.data.from_items(todo, override_num_blocks=len(todo))
+            blocks(todo)
             .flat_map(read, num_cpus=cluster.cpus_per_reader, memory=piece_bytes)
             .map(
                 encode,
@@ -250,9 +250,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if common.already(artifacts["tokens"]):
             return
         tokenizer = common.require(artifacts["tokenizer"], arguments)
-        common.start_ray(config.cluster)
-        build_tokens(config, tokenizer, artifacts["tokens"].folder)
-    except (ConfigError, DataError, FileNotFoundError) as error:
+        with common.claimed(artifacts["tokens"]):
+            common.start_ray(config.cluster)
+            build_tokens(config, tokenizer, artifacts["tokens"].folder)
+    except common.ERRORS as error:
         sys.exit(f"error: {error}")
 
 

@@ -12,13 +12,16 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from nvg import config as configuration
 from nvg import storage
 from nvg.config import ClusterConfig, Config, ConfigError, ServeConfig
+from nvg.lease import lease
+from nvg.training.ray_train import FINAL
 
 STEPS = ("tokenizer", "tokens", "generators", "distilled", "evaluation")
 SCRIPTS = {
@@ -29,6 +32,8 @@ SCRIPTS = {
     "evaluation": "pipelines/evaluate.py",
 }
 COMPLETE = "metadata.json"
+# What the user can mend: one line, no traceback.
+ERRORS: tuple[type[Exception], ...] = (*FINAL, FileNotFoundError)
 
 
 @dataclass(frozen=True)
@@ -263,3 +268,12 @@ def already(artifact: Artifact) -> bool:
     if artifact.complete:
         print(f"{artifact.step}: complete, nothing to do ({artifact.folder})", flush=True)
     return artifact.complete
+
+
+@contextmanager
+def claimed(*artifacts: Artifact) -> Iterator[None]:
+    """The right to make some artifacts, for as long as the block lasts. Raises OutputBusy where another job has it."""
+    with ExitStack() as stack:
+        for artifact in artifacts:
+            stack.enter_context(lease(artifact.folder))
+        yield

@@ -40,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if common.already(artifact):
             return
         generators, tokens = (common.require(artifacts[step], arguments) for step in ("generators", "tokens"))
-        common.start_ray(config.cluster)
-        distill_generators(config, generators, tokens, artifact.folder)
-    except ray_train.FINAL as error:
+        with common.claimed(artifact):
+            common.start_ray(config.cluster)
+            distill_generators(config, generators, tokens, artifact.folder)
+    except common.ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"distilled: {artifact.folder}", flush=True)
 

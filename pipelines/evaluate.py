@@ -22,8 +22,8 @@ import torch
 
 from nvg import config as configuration
 from nvg import storage, tracking
-from nvg.config import Config, ConfigError
-from nvg.data import DataError, ImageSource, open_source
+from nvg.config import Config
+from nvg.data import ImageSource, open_source
 from nvg.evaluation import metrics
 from nvg.evaluation.data_classifier import classifier_place, train_data_classifier
 from nvg.evaluation.features import network_name
@@ -33,14 +33,13 @@ from nvg.evaluation.npz import ImageWriter, read_moments
 from nvg.evaluation.pictures import MAXIMUM_CLASSES, reconstruction_picture, sample_grid, stages_picture
 from nvg.evaluation.reconstruction import ReconstructionFigures
 from nvg.evaluation.reference import Reference, ReferenceMeter, load_reference
-from nvg.training.checkpoint import CheckpointError, is_shipped, model_settings, read_metadata, sampler_folder
+from nvg.training.checkpoint import is_shipped, model_settings, read_metadata, sampler_folder
 from pipelines import common
 
 GRID_COLUMNS = 10  # samples a class in samples.png
 STAGE_ROWS = 6  # images in stages.png
 SAMPLES_FILE = "samples.npz"
 RESULT = "evaluation.json"
-FINAL = (ConfigError, DataError, CheckpointError, FileNotFoundError)  # of the caller's making: one line, no traceback
 
 
 def evaluate(config: Config, sampler_folder: str, output_folder: str) -> dict[str, Any]:
@@ -350,9 +349,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             if common.already(evaluation):
                 return
         common.check_evaluation(config)
-        common.start_ray(config.cluster)
-        evaluate(config, folder, evaluation.folder)
-    except FINAL as error:
+        with common.claimed(evaluation):
+            common.start_ray(config.cluster)
+            evaluate(config, folder, evaluation.folder)
+    except common.ERRORS as error:
         sys.exit(f"error: {error}")
 
 

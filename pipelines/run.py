@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from nvg import storage
 from nvg.config import Config, ConfigError
-from nvg.data import DataError
+from nvg.lease import OutputBusy
+from nvg.training.ray_train import FINAL
 from pipelines import common
 from pipelines.common import STEPS, Artifact
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         wanted = [step for step in STEPS[: STEPS.index(arguments.until) + 1] if step in artifacts]
         if "evaluation" in wanted and (arguments.force or not artifacts["evaluation"].complete):
             common.check_evaluation(config)
-    except (ConfigError, DataError, FileNotFoundError) as error:
+    except common.ERRORS as error:
         sys.exit(f"error: {error}")
     after = STEPS[STEPS.index(arguments.force) :] if arguments.force else ()
     forced = [step for step in after if step in artifacts and not artifacts[step].given]
@@ -49,37 +50,62 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not todo:
         print("every step is complete: nothing to do")
     else:
-        for step in todo:
-            if step in forced:
-                storage.remove(artifacts[step].folder)
         with common.PeakMemory() as memory:
-            run_steps(config, artifacts, todo)
+            run_steps(config, artifacts, todo, [step for step in todo if step in forced])
         print(f"peak memory of this machine while it ran: {memory.gigabytes:.1f} GB above the start")
     print(report(config, artifacts, wanted))
 
 
-def run_steps(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str]) -> None:
-    """Run steps in order as Ray tasks. Ends the program with the step's name where one fails for good."""
+def run_steps(
+    config: Config, artifacts: dict[str, Artifact], steps: Sequence[str], forced: Sequence[str] = ()
+) -> None:
+    """Run steps in order as Ray tasks, those of `forced` from nothing. Ends the program with the step's name where one
+    fails for good, and where another job makes one of them."""
+    try:
+        with common.claimed(*(artifacts[step] for step in steps)):
+            for step in forced:
+                storage.remove(artifacts[step].folder)
+            _run(config, artifacts, steps)
+    except OutputBusy as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str]) -> None:
     import ray
 
     common.start_ray(config.cluster)
-    task = ray.remote(num_cpus=0, max_retries=config.cluster.step_retries, retry_exceptions=True)(run_step)
+    task = ray.remote(num_cpus=0, max_retries=config.cluster.step_retries, retry_exceptions=True)(try_step)
     done = None
     tasks = {}
     for step in steps:
         done = tasks[step] = task.options(name=step).remote(step, config, artifacts, done)
     for step in steps:
         try:
-            ray.get(tasks[step])
+            cause = ray.get(tasks[step])
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
+        if cause is not None:
             sys.exit(
                 f"error: step {step} failed: {cause}\nWhat it finished is kept; the same command goes on from there."
             )
 
 
-def run_step(step: str, config: Config, artifacts: dict[str, Artifact], after: object) -> str:
-    """One step; `after` is the step before, whose end it waits for. Returns the artifact's folder."""
+def try_step(step: str, config: Config, artifacts: dict[str, Artifact], before: Exception | None) -> Exception | None:
+    """One step; returns an error that would come again, so that Ray does not try it again. Others are raised.
+
+    before: what the step before came to, whose end this one waits for. Where that is an error, nothing is done.
+    """
+    if before is not None:
+        return before
+    try:
+        run_step(step, config, artifacts)
+    except FINAL as error:
+        return error
+    return None
+
+
+def run_step(step: str, config: Config, artifacts: dict[str, Artifact]) -> None:
+    """One step, unless it is done."""
     from pipelines.build_tokens import build_tokens
     from pipelines.distill import distill_generators
     from pipelines.evaluate import evaluate
@@ -88,7 +114,7 @@ def run_step(step: str, config: Config, artifacts: dict[str, Artifact], after: o
 
     folder = {name: artifact.folder for name, artifact in artifacts.items()}
     if artifacts[step].complete:  # a retry of a task whose work was done when its worker died
-        return folder[step]
+        return
     begun = time.time()
     if step == "tokenizer":
         train_tokenizer(config, folder["tokenizer"])
@@ -101,7 +127,6 @@ def run_step(step: str, config: Config, artifacts: dict[str, Artifact], after: o
     else:
         evaluate(common.as_drawn(config), common.sampler(artifacts).folder, folder["evaluation"])
     storage.write_json(storage.join(folder[step], "timing.json"), {"seconds": round(time.time() - begun, 1)})
-    return folder[step]
 
 
 def report(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str]) -> str:

@@ -34,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if common.already(artifact):
             return
         tokenizer, tokens = (common.require(artifacts[step], arguments) for step in ("tokenizer", "tokens"))
-        common.start_ray(config.cluster)
-        train_generators(config, tokenizer, tokens, artifact.folder)
-    except ray_train.FINAL as error:
+        with common.claimed(artifact):
+            common.start_ray(config.cluster)
+            train_generators(config, tokenizer, tokens, artifact.folder)
+    except common.ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"generators: {artifact.folder}", flush=True)
 

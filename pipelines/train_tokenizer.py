@@ -26,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         artifact = common.plan(config)["tokenizer"]
         if common.already(artifact):
             return
-        common.start_ray(config.cluster)
-        train_tokenizer(config, artifact.folder)
-    except ray_train.FINAL as error:
+        with common.claimed(artifact):
+            common.start_ray(config.cluster)
+            train_tokenizer(config, artifact.folder)
+    except common.ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"tokenizer: {artifact.folder}", flush=True)
 

@@ -18,7 +18,7 @@ FLOORS = {
     "pipelines": 4,
     "nvg.serving": 3, "nvg.training": 3, "nvg.evaluation": 3, "nvg.describe": 3,
     "nvg.data": 2, "nvg.generator": 2, "nvg.autoencoder": 2,
-    "nvg.granularity": 1, "nvg.config": 1, "nvg.tracking": 1, "nvg.storage": 1,
+    "nvg.granularity": 1, "nvg.config": 1, "nvg.tracking": 1, "nvg.storage": 1, "nvg.lease": 1,
 }  # fmt: skip
 # Overrides of these need no docstring: the interface that a class derives from has it.
 INTERFACE = {

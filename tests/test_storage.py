@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from nvg import storage
+from tests.disk import small_disk
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -45,17 +48,33 @@ def test_a_folder_that_fails_leaves_nothing(root):
     assert storage.list_files(root) == []
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = str(tmp_path / "file.json")
-    storage.write_json(path, 1)
+def test_a_full_disk_leaves_what_was_there_and_is_told_with_the_path(tmp_path):
+    large = b"x" * 300_000
+    with small_disk(tmp_path / "disk", 200) as grow:
+        file, folder = f"{tmp_path}/disk/file.bin", f"{tmp_path}/disk/folder"
+        storage.write_bytes(file, b"old")
+        with storage.folder_writer(folder) as local:
+            (local / "data").write_bytes(b"old")
 
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+        def write_folder():
+            with storage.folder_writer(folder) as local:
+                save_file({"x": torch.zeros(75_000)}, local / "data")  # its error is one of its own
 
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        storage.write_json(path, 2)
-    assert storage.read_json(path) == 1 and len(list(tmp_path.iterdir())) == 1
+        for write, path in (
+            (lambda: storage.write_bytes(file, large), file),
+            (lambda: storage.create_bytes(f"{file}.new", large), f"{file}.new"),
+            (write_folder, folder),
+        ):
+            with pytest.raises(storage.DiskFull, match=f"no space left to write {path}: make space and run the same"):
+                write()
+        assert storage.read_bytes(file) == b"old" == storage.read_bytes(f"{folder}/data")
+        (tmp_path / "disk" / "file.bin.new").unlink()
+        assert storage.list_files(f"{tmp_path}/disk") == [file, f"{folder}/data"]
+        assert len(list((tmp_path / "disk").iterdir())) == 2  # no hidden rest either
+        grow(2000)
+        storage.write_bytes(file, large)
+        write_folder()
+        assert storage.read_bytes(file) == large
 
 
 def test_patterns_name_files_and_a_pattern_without_any_is_an_error(root):

@@ -190,15 +190,20 @@ def parts_together(about: dict[str, Any], rows: int) -> int:
     return max(1, min(rows, ITEM_BYTES // row_bytes) // part_rows)
 
 
-def _in_order(items: list[dict[str, Any]], read: Any, rows: int, cpus: float) -> Iterator[pa.Table]:
-    """Items read by Ray Data tasks, a block an item, given as tables of exactly `rows` rows in the items' order."""
+def blocks(rows: list[dict[str, Any]]) -> Any:
+    """A Ray data set with a block a row, on the running Ray."""
     import ray
 
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset.context.raise_original_map_exception = True  # else the type of an error is lost: the disk, or the data?
+    return dataset
+
+
+def _in_order(items: list[dict[str, Any]], read: Any, rows: int, cpus: float) -> Iterator[pa.Table]:
+    """Items read by Ray Data tasks, a block an item, given as tables of exactly `rows` rows in the items' order."""
     if not items:
         raise DataError("nothing to read: the data set has no parts")
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        read, batch_size=1, num_cpus=cpus, zero_copy_batch=True
-    )
+    dataset = blocks(items).map_batches(read, batch_size=1, num_cpus=cpus, zero_copy_batch=True)
     dataset.context.execution_options.preserve_order = True  # of this data set alone
     dataset.context.enable_progress_bars = False  # the training loop has its own
     yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1, drop_last=False)

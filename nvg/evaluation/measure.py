@@ -19,7 +19,7 @@ from nvg import storage
 from nvg.config import Config
 from nvg.data import ImageSource
 from nvg.data.images import to_float, to_uint8
-from nvg.data.stream import read_pieces
+from nvg.data.stream import blocks, read_pieces
 from nvg.evaluation.features import BATCH, load_network
 
 SHOWN = 20  # images of reconstruction.png
@@ -97,7 +97,7 @@ def measure(
                 yield row | {"images": _pack(piece.images), "labels": piece.labels}
 
     answers = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
+        blocks(rows)
         .flat_map(read, num_cpus=cluster.cpus_per_reader)
         .map(
             Measure,  # type: ignore[arg-type]  # a class, for an actor

@@ -109,6 +109,11 @@ def list_checkpoints(folder: str) -> list[str]:
     return sorted(set(found))
 
 
+def checkpoint_step(url: str) -> int:
+    """How many steps are done in a checkpoint, by its name."""
+    return int(url.rpartition("/step-")[2])
+
+
 def latest_checkpoint(folder: str) -> str | None:
     """The newest complete checkpoint, or None. Unfinished ones are never taken."""
     return next(reversed(list_checkpoints(folder)), None)

@@ -24,16 +24,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function as part_of_step  # names that scripts/step_profile.py reads
 
+from nvg import storage
 from nvg.config import Config
-from nvg.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
+from nvg.training.checkpoint import (
+    checkpoint_step,
+    latest_checkpoint,
+    list_checkpoints,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from nvg.training.ema import EMA
 from nvg.training.prefetch import Prefetch
 
 Batch = dict[str, Tensor]
 
 
+EXPLODED = 5.0  # times the loss of the first record, that of a network which knows nothing: no training is there
+
+
 class TrainingDiverged(RuntimeError):
-    """The loss or a gradient is no finite number any more. Trying again would give the same."""
+    """The loss exploded, or it or a gradient is no finite number any more. Trying again would give the same."""
 
 
 class Task:
@@ -128,7 +138,8 @@ def train(
 
     start_tracking: called on the first worker with the run id of the checkpoint (or None); returns an
     nvg.tracking.Run. On success it is left open, for the caller to add what the job makes and to end it.
-    Raises TrainingDiverged on a loss that is not finite; the newest checkpoint is then from before.
+    Raises TrainingDiverged on a loss that is not finite, or EXPLODED times what it was at first; the newest checkpoint
+    is then of a step at which it was still well.
     """
     place = place or Place()
     if settings.batch_size % (place.world * settings.accumulate):
@@ -137,19 +148,19 @@ def train(
             f"accumulate={settings.accumulate}"
         )
     newest = latest_checkpoint(checkpoints)
-    first, run_id = 0, None
+    first, run_id, first_loss = 0, None, None
     if newest is not None:
         metadata = restore_checkpoint(
             newest, modules=task.modules, averages=task.averages, optimizers=task.optimizers, identity=settings.identity
         )
-        first, run_id = int(metadata["step"]), metadata["run_id"]
+        first, run_id, first_loss = int(metadata["step"]), metadata["run_id"], metadata.get("first_loss")
     # The stream is opened first: it and MLflow take seconds to start, side by side.
     batches = task.batches(first) if first < settings.total_steps else iter(())
     stream = Prefetch(map(pinned, batches) if place.device.type == "cuda" else batches)
     run = None
     try:
         run = start_tracking(run_id) if start_tracking is not None and place.rank == 0 else None
-        return Loop(task, settings, config, checkpoints, place, run, first).go(stream)
+        return Loop(task, settings, config, checkpoints, place, run, first, first_loss).go(stream)
     except BaseException:
         if run is not None:
             run.end("FAILED")
@@ -162,11 +173,21 @@ class Loop:
     """`train` from where it starts to where it ends."""
 
     def __init__(
-        self, task: Task, settings: Settings, config: Config, checkpoints: str, place: Place, run: Any, first: int
+        self,
+        task: Task,
+        settings: Settings,
+        config: Config,
+        checkpoints: str,
+        place: Place,
+        run: Any,
+        first: int,
+        first_loss: float | None,
     ) -> None:
         self.task, self.settings, self.config, self.place, self.run = task, settings, config, place, run
         self.checkpoints = checkpoints
         self.first = first
+        self.first_loss = first_loss  # of the first record of the training
+        self.well = first  # the last step at which the loss was looked at and found well
         self.autocast = autocast(settings.precision, place.device)
         self.waited = 0.0  # seconds for data, in this process
         self.window = Window()
@@ -202,6 +223,7 @@ class Loop:
                 with part_of_step("record"):
                     metrics = self.window.close(place)
                     metrics["images_per_second"] = metrics.pop("steps_per_second") * settings.batch_size
+                    self.watch(metrics["loss"], done)
                     if bar is not None:
                         bar.set_description(f"{settings.job}  loss {metrics['loss']:.4g}")
                     if self.run is not None:
@@ -262,7 +284,8 @@ class Loop:
             # Gradients are summed over the workers, so all of them see the same and stop together, weights unhurt.
             # This is the one moment of a step in which the host waits for the device.
             if not all(map(math.isfinite, torch.stack(list(norms.values())).tolist())):
-                raise TrainingDiverged(self.divergence(step, loss.detach(), norms))
+                values = ", ".join(f"{name} {float(norm):.3g}" for name, norm in norms.items())
+                raise self.diverged(step, f"loss {float(loss.detach()):.3g}, gradient norms {values}")
         with part_of_step("optimizer"):
             for optimizer in task.optimizers.values():
                 optimizer.step()
@@ -275,13 +298,25 @@ class Loop:
             self.window.add({f"gradient_norm/{name}": norm for name, norm in norms.items()}, 1.0)
             self.window.count(waited)
 
-    def divergence(self, step: int, loss: Tensor, norms: Mapping[str, Tensor]) -> str:
-        """What to say of a loss or gradient that is not finite."""
-        newest = latest_checkpoint(self.checkpoints) if self.place.rank == 0 else None
-        values = ", ".join(f"{name} {float(norm):.3g}" for name, norm in norms.items())
-        return (
-            f"{self.settings.job} stopped at step {step}: loss {float(loss):.3g}, gradient norms {values}. The last "
-            f"good state is {newest or 'the beginning'}. Lower lr or raise warmup_steps"
+    def watch(self, loss: float, done: int) -> None:
+        """Look at the mean loss since the last record, which is the same on all workers. Raises TrainingDiverged."""
+        if self.first_loss is None:
+            self.first_loss = loss
+        if abs(loss) > EXPLODED * abs(self.first_loss):
+            raise self.diverged(done, f"loss {loss:.3g}, which was {self.first_loss:.3g} at first")
+        self.well = done
+
+    def diverged(self, step: int, what: str) -> TrainingDiverged:
+        """The error to raise; checkpoints since the loss was well go, so that the newest one is good."""
+        newest = None
+        if self.place.rank == 0:
+            for checkpoint in list_checkpoints(self.checkpoints):
+                if checkpoint_step(checkpoint) > self.well:
+                    storage.remove(checkpoint)
+            newest = latest_checkpoint(self.checkpoints)
+        return TrainingDiverged(
+            f"{self.settings.job} stopped at step {step}: {what}. The last good state is "
+            f"{newest or 'the beginning'}. Lower lr or raise warmup_steps"
         )
 
     def checkpoint(self, done: int) -> None:
@@ -300,6 +335,7 @@ class Loop:
                     "total_steps": self.settings.total_steps,
                     "workers": self.place.world,
                     "run_id": self.run.id if self.run is not None else None,
+                    "first_loss": self.first_loss,
                 },
             )
 

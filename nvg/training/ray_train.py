@@ -21,6 +21,7 @@ from nvg import storage, tracking
 from nvg.autoencoder.weights import WeightsError
 from nvg.config import Config, ConfigError, trainings
 from nvg.data import DataError
+from nvg.lease import OutputBusy
 from nvg.training.checkpoint import CheckpointError
 from nvg.training.loop import Bar, Place, TrainingDiverged, terminal_bar
 
@@ -28,7 +29,9 @@ Wrap = Callable[[nn.Module], nn.Module]
 Body = Callable[..., Any]
 
 # Errors that would come again: not worth a restart of the workers.
-FINAL: tuple[type[Exception], ...] = (ConfigError, DataError, CheckpointError, TrainingDiverged, WeightsError)
+FINAL: tuple[type[Exception], ...] = (
+    ConfigError, DataError, CheckpointError, TrainingDiverged, WeightsError, OutputBusy, storage.DiskFull,
+)  # fmt: skip
 
 
 def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
@@ -79,7 +82,8 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
             logging_config=library.LoggingConfig(log_level="WARNING"),
         ),
     )
-    result = trainer.fit()
+    with storage.space_for(notes):
+        result = trainer.fit()
     with contextlib.suppress(FileNotFoundError):
         storage.remove(notes)
     answer = result.return_value

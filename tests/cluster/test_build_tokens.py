@@ -14,9 +14,11 @@ from nvg.data import DataError, image_batches, open_source, token_batches
 from nvg.data.images import to_float
 from nvg.data.stream import read_view
 from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
+from nvg.storage import DiskFull
 from nvg.training.checkpoint import load_tokenizer, save_tokenizer
 from pipelines.build_tokens import build_tokens
 from tests.data.pictures import encode, pixels, write_tar
+from tests.disk import small_disk
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
@@ -121,6 +123,20 @@ def test_leftovers_of_another_tokenizer_or_of_other_images_are_refused(tokens, t
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="where 2 belong"):  # views that no one asked for
         build_tokens(smoke(shards, "data.views=1"), tokenizer, str(tokens))
+
+
+def test_a_full_disk_ends_the_job_and_it_goes_on_after_space_is_made(tokens, tokenizer, shards, tmp_path):
+    with small_disk(tmp_path / "disk", 24) as grow:
+        folder = tmp_path / "disk" / "tokens"
+        with pytest.raises(DiskFull, match=f"no space left to write {folder}/part-"):
+            build_tokens(smoke(shards), tokenizer, str(folder))
+        there = files(folder)
+        assert 0 < len(there) < len(files(tokens)) and all(files(tokens)[name] == there[name] for name in there)
+        grow(1000)
+        build_tokens(smoke(shards), tokenizer, str(folder))
+        assert {n: d for n, d in files(folder).items() if n != "metadata.json"} == {
+            n: d for n, d in files(tokens).items() if n != "metadata.json"
+        }
 
 
 def test_images_of_which_none_can_be_read_are_an_error_with_the_first_reason(ray_cluster, shards, tokenizer, tmp_path):

@@ -16,6 +16,7 @@ from nvg.data import DataError, image_batches, open_source, token_batches
 from nvg.data.images import to_float
 from nvg.data.stream import read_view
 from nvg.data.tokens import parts, read_part, to_arrays
+from nvg.lease import lease
 from pipelines import common, run
 from tests.data.pictures import encode, pixels
 from tests.synthetic import write_images
@@ -97,6 +98,14 @@ def test_a_second_run_does_nothing_and_says_so(done, arguments, capsys):
     run.main(arguments)
     assert "every step is complete: nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_job_on_an_artifact_that_another_one_makes_refuses(done, arguments, tmp_path):
+    new = [*arguments, f"output={tmp_path}"]
+    with lease(common.plan(config(new))["tokens"].folder):
+        with pytest.raises(SystemExit, match=f"tokens-.* is being made by another job \\(process {os.getpid()} on "):
+            run.main(new)
+    assert not list(tmp_path.glob("*/")) and not list(tmp_path.glob("*.lease"))
 
 
 def test_a_changed_setting_redoes_its_step_and_those_after_it(done, arguments):

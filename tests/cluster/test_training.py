@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from nvg import config as configuration
+from nvg import storage
 from nvg.data.tokens import read_metadata
 from nvg.training.checkpoint import list_checkpoints, load_tokenizer
+from tests.disk import small_disk
 from tests.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute, the first test makes three; more under load
@@ -230,3 +232,18 @@ def test_the_parts_are_trained_one_after_the_other(images, tokenizer, tokens, tm
         nvg.load(str(tmp_path / "generators"))
     here(tmp_path, images, tokenizer, tokens, *quick)  # both are wanted, one is there
     assert nvg.load(str(tmp_path / "generators")).class_names == read_metadata(tokens)["class_names"]
+
+
+def test_a_full_disk_ends_the_job_and_it_goes_on_after_space_is_made(unbroken, images, tokenizer, tokens, tmp_path):
+    with small_disk(tmp_path / "disk", 5500) as grow:
+        output = tmp_path / "disk" / "out"
+        with pytest.raises(storage.DiskFull, match=f"no space left to write {output}/generators/checkpoints-"):
+            generators(output, images, tokenizer, tokens)
+        whole = list_checkpoints(f"{output}/generators/checkpoints-content-structure")
+        left = {Path(path).parent for path in storage.list_files(str(output), (".safetensors",))}
+        assert left == set(map(Path, whole)) and not list(output.rglob(".*.tmp"))  # nothing half written
+        grow(20_000)
+        figures, folder = generators(output, images, tokenizer, tokens)
+        assert figures["resumed_from"] == 4 * len(whole) > 0
+        assert_bit_equal(folder, unbroken[1])
+        assert curve(output, images) == curve(unbroken[1].parent, images)

@@ -132,6 +132,22 @@ def test_nan_stops_with_weights_unhurt_and_names_the_last_good_checkpoint(tmp_pa
     assert all(value.isfinite().all() for value in task.state().values())
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_loss_that_explodes_stops_at_the_last_checkpoint_at_which_it_was_well(tmp_path, resumed):
+    class Exploding(ToyTask):
+        def loss(self, batch, step, generator):
+            loss, terms = super().loss(batch, step, generator)
+            return loss * (1.0 if step < 7 else 1e3), terms  # finite
+
+    if resumed:  # what the loss was at first is in the checkpoint
+        with pytest.raises(InterruptedError):
+            run(ToyTask(stop_at=5), tmp_path)
+    with pytest.raises(TrainingDiverged, match=r"stopped at step 9: loss .*, which was .* at first.*step-00000004\."):
+        run(Exploding(), tmp_path)
+    assert run.last.status == "FAILED"
+    assert [path[-8:] for path in list_checkpoints(str(tmp_path))] == ["00000004"]  # 8, between two records, is gone
+
+
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size=8 is not a multiple of 1 workers \\* accumulate=3"):
         run(ToyTask(), tmp_path, accumulate=3)
