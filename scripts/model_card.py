@@ -3,6 +3,8 @@
     python scripts/model_card.py fashion-mnist --commit COMMIT --machine "2 cores of an AMD EPYC, no GPU" \\
         --tokenizer runs/fashion_mnist_hour/tokenizer-KEY --evaluation runs/fashion_mnist_hour/evaluation-KEY
 
+Without --tokenizer where the sampler was distilled: its card says of what.
+
 The evaluation is that of the packaged weights (evaluate.py --sampler fashion-mnist): its evaluation.json is copied into
 the asset, and the figures are read from it, never typed.
 """
@@ -12,8 +14,10 @@ from __future__ import annotations
 import argparse
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from nvg import storage
+from nvg.config import read
 
 ASSETS = Path(__file__).resolve().parent.parent / "nvg" / "assets"
 
@@ -24,11 +28,10 @@ Draws 32x32 grey images of the ten classes of Fashion-MNIST, in five stages on 4
 | | |
 | --- | --- |
 | data | Fashion-MNIST, the 60,000 training images, centred as they are, no flips; MIT licence, Zalando SE |
-| commands | `python pipelines/run.py --config conf/fashion_mnist_hour.yaml`, then `scripts/package_sampler.py` |
+| command | `python pipelines/run.py --config conf/fashion_mnist_hour.yaml{settings}` |
 | commit | {commit} |
 | machine | {machine} |
-| training of the tokenizer | {tokenizer_steps} steps in {tokenizer_minutes:.0f} min |
-| training of the generators | {steps} steps in {minutes:.0f} min |
+{trainings}
 | date | {date} |
 | weights | {megabytes:.1f} MB of float16 safetensors: tokenizer, content and structure generator |
 
@@ -36,7 +39,7 @@ Draws 32x32 grey images of the ten classes of Fashion-MNIST, in five stages on 4
 
 10,000 samples (1,000 a class) against the 10,000 test images, on features of the data set's own classifier
 (`{network}`): they serve to compare runs of this project on this data and nothing else.
-Sampling: {settings}.
+Sampling: {sampling}.
 
 | figure | value | 95% interval |
 | --- | --- | --- |
@@ -57,15 +60,24 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--commit", required=True)
     parser.add_argument("--machine", required=True)
-    parser.add_argument("--tokenizer", required=True, help="the tokenizer's folder, for its time")
+    parser.add_argument("--tokenizer", help="the tokenizer's folder, for its time")
     parser.add_argument("--evaluation", required=True, help="the folder of the packaged sampler's evaluation")
     arguments = parser.parse_args()
     folder = ASSETS / arguments.name
     result = storage.read_json(storage.join(arguments.evaluation, "evaluation.json"))
     result["sampler"] = arguments.name  # not the path it had on the machine that measured it
     storage.write_json(str(folder / "evaluation.json"), result)
-    training = storage.read_json(str(folder / "metadata.json"))["training"]
-    tokenizer = storage.read_json(storage.join(arguments.tokenizer, "metadata.json"))["training"]
+    metadata = storage.read_json(str(folder / "metadata.json"))
+    settings = ""
+    if "teacher" in metadata:
+        distill = read(str(folder / "config.yaml"))["distill"]
+        teacher = metadata["teacher"]["folder"]
+        settings = f" --until distilled distill.steps={distill['steps']} distill.teacher={teacher}"
+        trainings = [_training(f"distillation of `{teacher}`, {' and '.join(distill['parts'])}", metadata)]
+    else:
+        tokenizer = storage.read_json(storage.join(arguments.tokenizer, "metadata.json"))
+        trainings = [_training("training of the tokenizer", tokenizer)]
+        trainings += [_training("training of the generators", metadata)]
     rows = [
         f"| `{name}` | {_number(result['figures'][name])} | {_number(low)} ... {_number(high)} |"
         for name, (low, high) in result["intervals"].items()
@@ -75,18 +87,21 @@ def main() -> None:
         name=arguments.name,
         commit=arguments.commit,
         machine=arguments.machine,
-        tokenizer_steps=tokenizer["steps"],
-        tokenizer_minutes=tokenizer["seconds"] / 60,
-        steps=training["steps"],
-        minutes=training["seconds"] / 60,
+        settings=settings,
+        trainings="\n".join(trainings),
         date=date.today(),
         megabytes=sum(path.stat().st_size for path in weights) / 1e6,
         network=result["protocol"]["network"],
-        settings=", ".join(f"{key} {value}" for key, value in result["protocol"]["settings"].items()),
+        sampling=", ".join(f"{key} {value}" for key, value in result["protocol"]["settings"].items()),
         rows="\n".join(rows),
     )
     (folder / "MODEL_CARD.md").write_text(card)
     print(folder / "MODEL_CARD.md")
+
+
+def _training(name: str, metadata: dict[str, Any]) -> str:
+    steps, seconds = metadata["training"]["steps"], metadata["training"]["seconds"]
+    return f"| {name} | {steps} steps in {seconds / 60:.0f} min |"
 
 
 def _number(value: float) -> str:

@@ -19,47 +19,52 @@ from nvg.evaluation.features import load_network
 from nvg.evaluation.reference import load_reference
 
 ROOT = Path(__file__).parent.parent
-ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
+ASSETS = ROOT / "nvg" / "assets"
 EACH = 30  # samples a class
 
 
+@pytest.fixture(scope="module", params=["fashion-mnist", "fashion-mnist-fast"])
+def asset(request):
+    return ASSETS / request.param
+
+
 @pytest.fixture(scope="module")
-def sampler():
-    return nvg.load("fashion-mnist")
+def sampler(asset):
+    return nvg.load(asset.name)
 
 
-def test_the_asset_is_half_precision_safetensors_and_small():
-    files = list(ASSET.iterdir())
+def test_the_asset_is_half_precision_safetensors_and_small(asset):
+    files = list(asset.iterdir())
     assert sum(path.stat().st_size for path in files) <= 15_000_000
     for part in ("tokenizer", "content", "structure"):
-        with safe_open(ASSET / f"{part}.safetensors", framework="pt") as file:
+        with safe_open(asset / f"{part}.safetensors", framework="pt") as file:
             assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}
     names = {path.name for path in files}
     assert {"config.yaml", "metadata.json", "evaluation.json", "MODEL_CARD.md"} <= names
     assert not [name for name in names if name.endswith((".pt", ".pth", ".pkl", ".bin"))]
 
 
-def test_samples_hold_the_bounds_of_the_card(sampler):
+def test_samples_hold_the_bounds_of_the_card(sampler, asset):
     """A small fixed set: accuracy of at least 0.85 and a Fréchet distance of at most twice the card's.
 
     A Fréchet distance grows as samples get fewer, and these are 300 against the card's 10,000: hence the factor.
     """
-    network = load_network("classifier", str(ASSET / "classifier.safetensors"))
-    reference = load_reference(str(ASSET / "reference.safetensors"))
+    network = load_network("classifier", str(asset / "classifier.safetensors"))
+    reference = load_reference(str(asset / "reference.safetensors"))
     labels = list(range(10)) * EACH
     features, logits = network(torch.from_numpy(sampler.generate(labels, seed=1000)))
     accuracy = float((logits.argmax(dim=1) == torch.tensor(labels)).float().mean())
     distance = metrics.frechet_distance(metrics.moments(features), reference.moments)
-    card = storage.read_json(str(ASSET / "evaluation.json"))["figures"]
+    card = storage.read_json(str(asset / "evaluation.json"))["figures"]
     assert accuracy >= 0.85, accuracy
     assert distance <= 2 * card["frechet_distance"], (distance, card["frechet_distance"])
     _, recall = metrics.precision_and_recall(features, reference.features)
     assert recall.value >= 0.2, recall  # of 300 samples: their balls leave more uncovered than those of 10,000
 
 
-def test_the_cards_figures_are_those_of_its_evaluation():
-    card = (ASSET / "MODEL_CARD.md").read_text()
-    result = storage.read_json(str(ASSET / "evaluation.json"))
+def test_the_cards_figures_are_those_of_its_evaluation(asset):
+    card = (asset / "MODEL_CARD.md").read_text()
+    result = storage.read_json(str(asset / "evaluation.json"))
     for name, value in result["figures"].items():
         if name in result["intervals"]:
             row = re.search(rf"\| `{name}` \| ([-\d.]+) \|", card)
@@ -68,10 +73,27 @@ def test_the_cards_figures_are_those_of_its_evaluation():
     assert result["figures"]["samples"] == 10_000 and result["protocol"]["reference_images"] == 10_000
 
 
-def test_a_sample_is_the_same_alone_and_after_a_reload(sampler):
-    again = nvg.load(str(ASSET))  # a folder is as good as its name
+def test_a_sample_is_the_same_alone_and_after_a_reload(sampler, asset):
+    again = nvg.load(str(asset))  # a folder is as good as its name
     one, other = sampler.generate(["Bag"], seed=3), again.generate(["Coat", "Bag"], seed=[9, 3])
     assert np.array_equal(one[0], other[1])
+
+
+def test_the_fast_one_is_the_other_ones_student_and_takes_one_pass_a_stage_and_generator():
+    fast, teacher = nvg.load("fashion-mnist-fast"), nvg.load("fashion-mnist")
+    assert fast.structure.config.few_step and fast.content.config.guided and fast.settings.flow_steps == 1
+    for name, value in teacher.tokenizer.state_dict().items():
+        assert torch.equal(value, fast.tokenizer.state_dict()[name])
+    passes = {}
+    for name in ("structure", "content"):
+        network = getattr(fast, name)
+        network.register_forward_hook(
+            lambda module, inputs, output, name=name: passes.setdefault(name, []).append(len(inputs[0]))
+        )
+    assert fast.generate(["Bag"], seed=0).shape == (1, 32, 32, 1)
+    assert max(passes["structure"]) == max(passes["content"]) == 1  # no second row for guidance
+    assert len(passes["structure"]) == fast.tokenizer.config.last_stage - 1
+    assert len(passes["content"]) == fast.tokenizer.config.last_stage + 1
 
 
 def test_the_readmes_first_example_draws_ten_images_in_20_seconds(tmp_path):

@@ -184,7 +184,11 @@ def distill_generators(
             parts={part: students.get(part, kept[part]) for part in PARTS},
             config=task.sampler_config(),
             class_names=about["class_names"],
-            metadata={"training": figures, "run_id": run.id, "teacher": {"folder": generators, **marks}},
+            metadata={
+                "training": figures,
+                "run_id": run.id,
+                "teacher": {"folder": settings.teacher or generators, **marks},
+            },
         )
         run.finish({}, figures, register=folder)
         storage.remove(checkpoints)
