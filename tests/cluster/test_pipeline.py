@@ -162,9 +162,9 @@ def test_generators_are_distilled_between_training_and_evaluation(done, argument
 def test_a_sampler_that_is_there_is_distilled_without_training_it(done, arguments, tmp_path, capsys):
     teacher = done["generators"].folder
     new = [*arguments, f"output={tmp_path}", f"distill.teacher={teacher}", "distill.steps=4", "distill.batch_size=8"]
-    new += ["distill.parts=[content]", "--until", "distilled"]
-    run.main(new)
-    run.main([*new, "--force", "tokenizer"])  # what is the teacher's is left alone
+    new += ["distill.parts=[content]", "--until"]
+    run.main([*new, "distilled"])
+    run.main([*new, "tokens", "--force", "tokenizer"])  # what is the teacher's is left alone
     assert (Path(teacher) / "metadata.json").is_file()
     made = sorted(path.name.split("-")[0] for path in tmp_path.glob("*-*/"))
     assert made == ["distilled", "tokens"]
@@ -175,7 +175,7 @@ def test_a_sampler_that_is_there_is_distilled_without_training_it(done, argument
         assert torch.equal(value, sampler.structure.state_dict()[name])
     assert sampler.settings.flow_steps == whole.settings.flow_steps
     with pytest.raises(SystemExit, match="is itself distilled"):
-        run.main([*new, f"distill.teacher={folder}"])
+        run.main([*new, "distilled", f"distill.teacher={folder}"])
 
 
 def test_an_interrupted_steps_leftovers_are_not_a_result_and_are_finished_to_the_same_bytes(done, arguments):
