@@ -250,7 +250,8 @@ class ClusterConfig:
     cpus_per_reader: float = 1.0  # of one image-reading task
     local_cpus: int | None = None  # a Ray started here: its CPUs; None = all
     object_store_gb: float | None = None  # a Ray started here: size of its object store; None = Ray's default
-    max_failures: int = 3  # worker failures that training survives
+    resize_interval: float = 60.0  # seconds between looks whether more workers fit, where min_workers is given
+    max_failures: int = 3  # worker failures that training survives; nodes that were announced to leave do not count
     step_retries: int = 2  # tries again of a run.py step
 
 

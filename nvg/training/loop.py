@@ -105,6 +105,7 @@ class Place:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Callable[[dict[str, float]], None] = lambda metrics: None  # a barrier: every worker calls it equally often
+    leaving: Callable[[], bool] = lambda: False  # whether a worker's machine is about to be taken away; a barrier too
     bar: Callable[[int, str], Bar] = terminal_bar
 
 
@@ -191,6 +192,7 @@ class Loop:
         self.autocast = autocast(settings.precision, place.device)
         self.waited = 0.0  # seconds for data, in this process
         self.window = Window()
+        self.warned = False  # that a machine is leaving
 
     def go(self, stream: Iterator[Batch]) -> dict[str, Any]:
         """Train from the first step to the last one; returns figures."""
@@ -219,6 +221,7 @@ class Loop:
         for step in steps:
             self.step(step, stream)
             done = step + 1
+            due = done % settings.checkpoint_every == 0 or done == settings.total_steps
             if done % settings.log_every == 0 or done == settings.total_steps:
                 with part_of_step("record"):
                     metrics = self.window.close(place)
@@ -228,9 +231,12 @@ class Loop:
                         bar.set_description(f"{settings.job}  loss {metrics['loss']:.4g}")
                     if self.run is not None:
                         self.run.log_metrics(metrics, done)
+                    leaving = place.leaving()
+                    due |= leaving and not self.warned
+                    self.warned = leaving
             if settings.preview_every and done % settings.preview_every == 0 and done < settings.total_steps:
                 self.preview(done)
-            if done % settings.checkpoint_every == 0 or done == settings.total_steps:
+            if due:
                 with part_of_step("checkpoint"):
                     self.checkpoint(done)
                 place.report({"step": done, "loss": metrics.get("loss", math.nan)})

@@ -49,8 +49,8 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     import ray.train.torch
 
     library: Any = ray.train  # its annotations are those of the old version
-    if len(ray.nodes()) == 1:  # nobody takes this one away: no need of an actor that looks out for it
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    alone = len(ray.nodes()) == 1  # nobody takes this one away: no need of an actor that looks out for it
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if alone else "1"
     cluster = config.cluster
     workers: int | tuple[int, int] = cluster.num_workers
     if cluster.min_workers is not None:
@@ -68,9 +68,11 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
             "config": config,
             "arguments": {"folder": folder, **arguments},
             "tracking_uri": tracking.tracking_uri(config),  # every worker takes the driver's answer
+            "alone": alone,
         },
         scaling_config=library.ScalingConfig(
             num_workers=workers,
+            elastic_resize_monitor_interval_s=cluster.resize_interval,
             use_gpu=cluster.use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
         ),
@@ -103,7 +105,8 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     for name in ("ray.data", "ray.train"):  # notices at every epoch and every checkpoint
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
-    context = ray.train.get_context()
+    library: Any = ray.train
+    context = library.get_context()
 
     def wrap(module: nn.Module) -> nn.Module:
         # Buffers are constants or the same on every worker: no need to send them with each pass.
@@ -114,6 +117,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         world=context.get_world_size(),
         device=get_device(),
         report=ray.train.report,
+        leaving=(lambda: False) if loop["alone"] else (lambda: library.get_preemption_info() is not None),
         bar=_bar,
     )
     try:
