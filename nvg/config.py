@@ -362,7 +362,7 @@ def read(path: str | Path) -> dict:
             content = yaml.safe_load(file)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that is none
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys: expected a mapping such as `name: my_experiment`")

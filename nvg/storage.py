@@ -16,13 +16,18 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LAST_FILE = "metadata.json"
+Record = TypeVar("Record")
 
 
 def is_url(path: str) -> bool:
@@ -201,8 +206,42 @@ def read_json(path: str) -> Any:
     """A JSON file. Raises ValueError naming the file when it is not JSON."""
     try:
         return json.loads(read_bytes(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # bytes that are no text, brackets thousands deep
         raise ValueError(f"{path} is not JSON (cut off?): {error}") from None
+
+
+def parse_record(kind: type[Record], raw: str | bytes, where: str, error: type[Exception]) -> Record:
+    """A dataclass from the JSON that a file holds: every key known, every type right, none missing.
+
+    Raises `error`, naming `where` and the key, for anything else.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        content = json.loads(raw)
+        unknown = sorted(content.keys() - {item.name for item in fields(kind)})  # type: ignore[arg-type]
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}, perhaps of another version of nvg")
+        return TypeAdapter(kind).validate_json(raw, strict=True)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise error(f"{where} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, AttributeError, RecursionError) as problem:
+        raise error(f"{where} is damaged: {problem}") from None
+
+
+def read_safetensors(path: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a .safetensors file. Raises ValueError naming the file when it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = read_bytes(path)
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch has not
+        raise ValueError(f"{path} is damaged ({error}): remove it and make it again") from None
+    return header.get("__metadata__", {}), tensors
 
 
 def write_json(path: str, value: Any) -> None:

@@ -325,7 +325,7 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
         "image_id": [str(n) for n in range(6)], "label": [n % 3 for n in range(6)],
         "content": np.zeros((6, 31), np.uint16), "structure": np.tile(np.arange(16), (6, 1)),
     }
-    token_parts.write_part(str(folder), form, "part-000000-view0.parquet", 0, columns, [])
+    token_parts.write_part(str(folder / "tokens"), form, "part-000000-view0.parquet", 0, columns, [])
 
     def read_tokens(data: bytes) -> None:
         path = str(put("t/part-000000-view0.parquet", data))
@@ -338,11 +338,11 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
             except DataError:
                 pass
 
-    part = (folder / "part-000000-view0.parquet").read_bytes()
+    part = (folder / "tokens" / "part-000000-view0.parquet").read_bytes()
     result["token part"] = Target([part], read_tokens, (), [change_part])
-    about = json.dumps({"views": 1, "rows": 6, "parts": 1, "positions": 16, "fingerprint": "0", "feature_width": None})
+    about = token_parts.finish(str(folder / "tokens"), form, {(0, 0)}, {"views": 1})
     result["token metadata"] = Target(
-        [about.encode()], lambda d: token_parts.read_metadata(str(put("tm/metadata.json", d).parent)), (DataError,), [change_json]
+        [json.dumps(about).encode()], lambda d: token_parts.read_metadata(str(put("tm/metadata.json", d).parent)), (DataError,), [change_json]
     )
     text = configuration.to_yaml(toy.toy_config()).encode()
     result["config"] = Target([text], lambda d: configuration.load(put("c.yaml", d)), (ConfigError,), [change_yaml])
@@ -494,10 +494,10 @@ def save_finding(out: Path, name: str, key: str, data: bytes, reason: str) -> No
     lines = reason.strip().splitlines()
     places = [line for line in lines if line.strip().startswith("File ")]
     mark = f"{zlib.crc32((name + (places[-1] if places else '') + lines[-1].split(':')[0]).encode()):08x}"
-    stem = out / f"{name.replace(' ', '_')}-{mark}"
-    if not stem.with_suffix(".txt").exists():
-        stem.with_suffix(".bin").write_bytes(data)
-        stem.with_suffix(".txt").write_text(f"{key}\n{reason}\n")
+    text = out / f"{name.replace(' ', '_')}-{mark}.txt"
+    if not text.exists():
+        text.with_suffix(".bin").write_bytes(data)
+        text.write_text(f"{key}\n{reason}\n")
 
 
 def fuzz(

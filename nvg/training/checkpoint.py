@@ -42,6 +42,12 @@ PARTS = ("content", "structure")
 # What of config.yaml decides how a sampler is built and used. The rest is on record there and not read again, so that a
 # later version of the training or evaluation settings still loads it.
 MODEL_SECTIONS = ("name", "output", "seed", "data", "tokenizer", "repa", "content", "structure", "sampler")
+# What metadata.json must hold to be used, by kind.
+FIELDS: dict[str, dict[str, type]] = {
+    "training": {"step": int, "files": dict, "identity": str, "ema_updates": dict},
+    "tokenizer": {"fingerprint": str, "class_names": list},
+    "sampler": {"tokenizer": str, "class_names": list, "parts": list},
+}
 HALF = "half.json"  # instead of metadata.json, of a sampler that lacks a generator
 ASSETS = Path(__file__).parents[1] / "assets"  # samplers that ship with the package
 _CHUNK = 1 << 22  # bytes read at once for a checksum
@@ -127,15 +133,8 @@ def restore_checkpoint(
     identity: the configuration that the training stands for; a checkpoint of another one is refused. Raises
     CheckpointError for that, for another format, and for a file that is missing, cut short or altered.
     """
-    remedy = f"remove {url} to go on from the checkpoint before it"
+    metadata = checked_metadata(url)
     local = Path(storage.local_folder(url))
-    metadata = _metadata(url, "training")
-    for name, expected in metadata["files"].items():
-        path = local / name
-        if not path.is_file():
-            raise CheckpointError(f"{url} has no {name}: {remedy}")
-        if _checksum(path) != expected:
-            raise CheckpointError(f"{url}/{name} is damaged (size or checksum differ from metadata.json): {remedy}")
     if metadata["identity"] != identity:
         raise CheckpointError(
             f"{url} is of another configuration ({metadata['identity']}, now {identity}): train into another folder"
@@ -149,17 +148,34 @@ def restore_checkpoint(
         _compare(ema.shadow, saved, f"{url}/ema.safetensors")
         for key, value in ema.shadow.items():
             value.copy_(saved[key])
-        ema.updates = metadata["ema_updates"][name]
+        ema.updates = _count(metadata["ema_updates"], name, f"{url}/metadata.json: ema_updates")
     moments = _tensors(local / "optimizer.safetensors", url)
     names = parameter_names(modules)
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 saved = _below(moments, f"{name}/{names[parameter]}/")
+                _check_moments(saved, parameter, f"{url}/optimizer.safetensors: {name}/{names[parameter]}")
                 # Moments and, as these optimizers are fused, the step count are where the parameter is.
                 optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
                 if not saved:
                     del optimizer.state[parameter]  # it had no gradient yet
+    return metadata
+
+
+def checked_metadata(url: str) -> dict[str, Any]:
+    """metadata.json of a training checkpoint whose files are all there and as they were written.
+
+    Raises CheckpointError naming the file that is missing, cut short or altered.
+    """
+    remedy = f"remove {url} to go on from the checkpoint before it"
+    metadata = _metadata(url, "training")
+    local = Path(storage.local_folder(url))
+    for name in ("config.yaml", *(f"{name}.safetensors" for name in ("ema", "model", "optimizer"))):
+        if not (local / name).is_file():
+            raise CheckpointError(f"{url} has no {name}: {remedy}")
+        if _checksum(local / name) != metadata["files"].get(name):
+            raise CheckpointError(f"{url}/{name} is damaged (size or checksum differ from metadata.json): {remedy}")
     return metadata
 
 
@@ -306,6 +322,11 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
         )
     metadata = _metadata(folder, "sampler")
     config = model_config(folder)
+    if len(metadata["class_names"]) != config.data.num_classes:
+        raise CheckpointError(
+            f"{folder}/metadata.json names {len(metadata['class_names'])} classes, and config.yaml says "
+            f"data.num_classes={config.data.num_classes}: one of the two files is of another sampler"
+        )
     config.content.repa_block = None  # its projection is not exported
     content, structure = ContentGenerator(config.content), StructureGenerator(config.structure)
     for name, module in (("content", content), ("structure", structure)):
@@ -352,6 +373,19 @@ def _compare(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str)
         raise CheckpointError(f"{where} does not fit the configuration: {'; '.join(faults[:3])}{more}")
 
 
+def _check_moments(saved: Mapping[str, Tensor], parameter: Tensor, where: str) -> None:
+    shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": torch.Size()}
+    found = {name: value.shape for name, value in saved.items()}
+    if found not in (shapes, {}) or not all(value.is_floating_point() for value in saved.values()):
+        raise CheckpointError(f"{where} does not fit the model: {({k: tuple(v) for k, v in found.items()})}")
+
+
+def _count(values: Mapping[str, Any], name: str, where: str) -> int:
+    if type(values.get(name)) is not int or values[name] < 0:
+        raise CheckpointError(f"{where}: {name} must be a count, not {values.get(name)!r:.80}")
+    return values[name]
+
+
 def _load_part(folder: str, name: str, module: nn.Module) -> str:
     state = _tensors(Path(storage.local_folder(folder)) / f"{name}.safetensors", folder)
     fill(module, state, f"{folder}/{name}.safetensors")
@@ -375,6 +409,12 @@ def _metadata(folder: str, *kinds: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} has format {metadata.get('format')}, this version of nvg reads {FORMAT}: make it again"
         )
+    for name, kind in FIELDS[metadata["kind"]].items():
+        if type(metadata.get(name)) is not kind:
+            raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {metadata.get(name)!r:.80}")
+    names = metadata.get("class_names", [])
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path} is damaged: class_names must be strings, not {names!r:.80}")
     return metadata
 
 
