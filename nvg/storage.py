@@ -241,7 +241,7 @@ def read_safetensors(path: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch has not
         raise ValueError(f"{path} is damaged ({error}): remove it and make it again") from None
-    return header.get("__metadata__", {}), tensors
+    return header.get("__metadata__") or {}, tensors
 
 
 def write_json(path: str, value: Any) -> None:

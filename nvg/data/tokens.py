@@ -52,7 +52,7 @@ class TokenFormat:
     def __post_init__(self) -> None:
         if not (1 <= self.last_stage <= MOST_STAGES and self.positions == 2**self.last_stage):
             raise ValueError(f"{self.positions} positions are not 2^{self.last_stage}, or too many")
-        if not 2 <= self.codebook_size <= 2**16 or (self.feature_width or 1) < 1:
+        if not 2 <= self.codebook_size <= 2**16 or not 1 <= (self.feature_width or 1) <= 2**16:
             raise ValueError(f"codebook_size={self.codebook_size}, feature_width={self.feature_width}")
 
     def schema(self) -> pa.Schema:
@@ -119,7 +119,9 @@ def write_part(
     }
     table = pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", compression_level=COMPRESSION_LEVEL)
+    pq.write_table(
+        table, buffer, compression="zstd", compression_level=COMPRESSION_LEVEL, write_page_checksum=True
+    )
     storage.write_bytes(storage.join(folder, name), buffer.getvalue())
     return buffer.tell()
 
@@ -128,7 +130,7 @@ def read_part(path: str, fingerprint: str | None = None) -> pa.Table:
     """A part. Raises DataError when it is no token part, or one of another tokenizer than `fingerprint`."""
     try:
         with storage.open(path) as file:
-            table = pq.read_table(file)
+            table = pq.read_table(file, page_checksum_verification=True)
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, FileNotFoundError) or is_outage(path, error):
             raise

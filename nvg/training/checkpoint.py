@@ -278,7 +278,11 @@ def exported_parts(folder: str) -> list[str]:
     for name in ("metadata.json", HALF):
         path = storage.join(folder, name)
         if storage.exists(path):
-            return storage.read_json(path)["parts"]
+            try:
+                found = storage.read_json(path)["parts"]
+                return [part for part in PARTS if part in found]
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(f"{path} is damaged ({error!r}): export again") from None
     return []
 
 
@@ -387,7 +391,7 @@ def _count(values: Mapping[str, Any], name: str, where: str) -> int:
 
 
 def _load_part(folder: str, name: str, module: nn.Module) -> str:
-    state = _tensors(Path(storage.local_folder(folder)) / f"{name}.safetensors", folder)
+    state = read_tensors(folder, name)
     fill(module, state, f"{folder}/{name}.safetensors")
     return fingerprint(state) if name == "tokenizer" else ""
 
@@ -411,11 +415,17 @@ def _metadata(folder: str, *kinds: str) -> dict[str, Any]:
         )
     for name, kind in FIELDS[metadata["kind"]].items():
         if type(metadata.get(name)) is not kind:
-            raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {metadata.get(name)!r:.80}")
+            found = f"{metadata.get(name)!r:.80}"
+            raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {found}")
     names = metadata.get("class_names", [])
     if not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path} is damaged: class_names must be strings, not {names!r:.80}")
     return metadata
+
+
+def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
+    """The tensors of `folder`/`name`.safetensors. Raises CheckpointError when it is not there or damaged."""
+    return _tensors(Path(storage.local_folder(folder)) / f"{name}.safetensors", folder)
 
 
 def _tensors(path: Path, where: str) -> dict[str, Tensor]:

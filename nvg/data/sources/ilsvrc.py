@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -135,13 +138,7 @@ class IlsvrcSource(ImageSource):
         """The devkit's class number -> synset. Its numbers are no ranks: number 1 is a fox, and rank 0 is a fish."""
         meta = self._find("meta.mat")
         if meta is not None:
-            from scipy.io import loadmat
-
-            try:
-                synsets = loadmat(io.BytesIO(storage.read_bytes(meta)), squeeze_me=True)["synsets"]
-                return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-            except Exception as error:  # scipy's reader raises many types on bad bytes
-                raise DataError(f"{meta} is no devkit table ({error}): fetch it again") from None
+            return _devkit_table(meta)
         ranks = list(names) == sorted(names) and len(names) == DEVKIT_CLASSES
         if not names or ranks:
             raise DataError(
@@ -169,6 +166,25 @@ class IlsvrcSource(ImageSource):
 
     def fingerprint(self) -> str:
         return storage.fingerprint(self.files, self.prefix, *self.labels)
+
+
+# scipy reads this format in native code that damaged bytes can crash, so it does that in a process of its own.
+_READ_MAT = """
+import io, json, sys
+from scipy.io import loadmat
+rows = loadmat(io.BytesIO(sys.stdin.buffer.read()), squeeze_me=True)["synsets"]
+print(json.dumps([(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in rows]))
+"""
+
+
+def _devkit_table(file: str) -> dict[int, str]:
+    """meta.mat: the devkit's class number -> synset. Raises DataError where it is damaged."""
+    data = storage.read_bytes(file)
+    done = subprocess.run([sys.executable, "-c", _READ_MAT], input=data, capture_output=True, timeout=120)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+        raise DataError(f"{file} is no devkit table ({reason}): fetch it again")
+    return dict(json.loads(done.stdout))
 
 
 def _text(file: str) -> str:
