@@ -67,9 +67,12 @@ MEMORY = 2 * 2**30  # bytes above what the process had before
 TURN = 20.0  # seconds of a child
 ODD = (None, True, -1, 0, 1, 2**31, 2**63, 10**30, 1.5, float("nan"), float("inf"), "", "x", "../../x", "a\0b", "\n",
        [], [1], ["x", None], {}, {"x": 1}, "???", "${x}", "${oc.env:HOME}", "x" * 5000)  # fmt: skip
-WORDS = (b"null", b"[]", b"{}", b"-1", b"1e999", b"NaN", b"\"", b": ", b"\n", b"\0", b"!!python/object/apply:os.getpid ",
-         b"&a", b"*a", b"${x}", b"../", b"\xff\xfe", b"\xf0\x9f", b"\r\n\r\n")  # fmt: skip
+WORDS = (b"null", b"[]", b"{}", b"-1", b"1e999", b"NaN", b"\"", b": ", b"\n", b"\0", b"!!python/object:os.getpid ", b"&a",
+         b"*a", b"${x}", b"../", b"\xff\xfe", b"\xf0\x9f", b"\r\n\r\n")  # fmt: skip
+NAMES = ("../../x.png", "/etc/x.png", "a\nb.png", "\udcff.png", "x" * 90 + ".cls", ".", "", "a/../b.cls")
+CONTENTS = (b"", b"-1", b"99", b"\xff", b"1e3", b'{"label": null}', b'{"label": 1e400}', b"[" * 2000)
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+TABLES = ("LOC_synset_mapping.txt", "LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt", "meta.mat")
 Mutate = Callable[[random.Random, bytes], bytes]
 
 
@@ -200,12 +203,12 @@ def change_tar(rng: random.Random, data: bytes) -> bytes:
         for member in source:
             content = source.extractfile(member).read()  # type: ignore[union-attr]
             if rng.random() < 0.3:
-                member.name = rng.choice(("../../x.png", "/etc/x.png", "a\nb.png", "\udcff.png", "x" * 90 + ".cls", "."))
+                member.name = rng.choice(NAMES)
             if rng.random() < 0.1:
                 member.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, b"?"))
                 member.linkname = "/etc/passwd"
             if rng.random() < 0.3:
-                content = rng.choice((b"", b"-1", b"99", b"\xff", b"1e3", b'{"label": null}', b'{"label": 1e400}', b"[" * 2000))
+                content = rng.choice(CONTENTS)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
@@ -229,11 +232,11 @@ def image_seeds() -> list[bytes]:
     result += [encode(base.convert("P"), "GIF"), encode(base, "GIF", save_all=True, append_images=[base.rotate(90)])]
     result += [encode(base.convert(mode), "TIFF") for mode in ("1", "L", "RGB", "CMYK", "F", "LAB")]
     result += [encode(deep, "TIFF"), encode(alpha, "TIFF")]
-    result += [encode(base, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")]
+    compressions = ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")
+    result += [encode(base, "TIFF", compression=name) for name in compressions]
     result += [encode(base.convert("1"), "TIFF", compression="group4")]
     result += [encode(base, "WEBP"), encode(alpha, "WEBP", lossless=True), encode(base, "AVIF"), encode(alpha, "AVIF")]
-    result += [encode(base, "BMP"), encode(base.convert("P"), "BMP"), encode(base, "PPM"), encode(base.convert("L"), "PPM")]
-    return result
+    return result + [encode(base.convert(mode), kind) for mode in ("L", "RGB") for kind in ("BMP", "PPM")]
 
 
 def read_source(source: str, path: Path, **changes: Any) -> None:
@@ -278,7 +281,8 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
     result["webdataset"] = Target(
         [tar], lambda d: read_source("webdataset", put("w/a.tar", d)), (DataError,), [change_tar]
     )
-    sets = [write_parquet(folder / f"{n}.parquet", **o) for n, o in enumerate(({}, {"names": ["a", "b", "c"]}, {"text": True}))]
+    kinds = ({}, {"names": ["a", "b", "c"]}, {"text": True})
+    sets = [write_parquet(folder / f"{number}.parquet", **options) for number, options in enumerate(kinds)]
     result["parquet"] = Target(
         [Path(name).read_bytes() for name in sets],
         lambda d: read_source("parquet", put("p/a.parquet", d)),
@@ -306,7 +310,7 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
 
         result["idx " + name.split("-")[1]] = Target([raw], read_idx, (DataError,), [zipped])
     write_ilsvrc(folder / "ilsvrc")
-    for name in ("LOC_synset_mapping.txt", "LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt", "meta.mat"):
+    for name in TABLES:
         base = place / f"ilsvrc-{name}"
         shutil.copytree(folder / "ilsvrc", base)
         if name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"):
@@ -342,7 +346,10 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
     result["token part"] = Target([part], read_tokens, (), [change_part])
     about = token_parts.finish(str(folder / "tokens"), form, {(0, 0)}, {"views": 1})
     result["token metadata"] = Target(
-        [json.dumps(about).encode()], lambda d: token_parts.read_metadata(str(put("tm/metadata.json", d).parent)), (DataError,), [change_json]
+        [json.dumps(about).encode()],
+        lambda d: token_parts.read_metadata(str(put("tm/metadata.json", d).parent)),
+        (DataError,),
+        [change_json],
     )
     text = configuration.to_yaml(toy.toy_config()).encode()
     result["config"] = Target([text], lambda d: configuration.load(put("c.yaml", d)), (ConfigError,), [change_yaml])
@@ -409,10 +416,14 @@ def weights_targets(folder: Path, place: Path, put: Callable[[str, bytes], Path]
     moments = Moments(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
     Reference("6 test images", "0", "classifier", 6, moments, torch.zeros(6, 3), 2).save(str(folder / "r.safetensors"))
     raw = (folder / "r.safetensors").read_bytes()
-    result["reference"] = Target([raw], lambda d: load_reference(str(put("r.safetensors", d))), (DataError,), [change_header])
+    result["reference"] = Target(
+        [raw], lambda d: load_reference(str(put("r.safetensors", d))), (DataError,), [change_header]
+    )
     save_classifier(Classifier(ClassifierConfig(channels=1, size=16, num_classes=2)), folder / "c.safetensors")
     raw = (folder / "c.safetensors").read_bytes()
-    result["classifier"] = Target([raw], lambda d: load_classifier(put("cl.safetensors", d)), (DataError,), [change_header])
+    result["classifier"] = Target(
+        [raw], lambda d: load_classifier(put("cl.safetensors", d)), (DataError,), [change_header]
+    )
     raw = save({"a": torch.ones(3)})
     result["weights"] = Target(
         [raw],

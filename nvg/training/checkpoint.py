@@ -17,25 +17,26 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
-from nvg import config as configuration
 from nvg import storage, tracking
+from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
-from nvg.config import Config, SamplerConfig
+from nvg.config import Config, ConfigError, SamplerConfig
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.training.ema import EMA
 
 if TYPE_CHECKING:
     from nvg.generator import Sampler
 
+Module = TypeVar("Module", bound=nn.Module)
 FORMAT = 1
 KEEP = 2  # checkpoints of a training that stay: the newest may be hurt by a failing disk
 PARTS = ("content", "structure")
@@ -208,11 +209,10 @@ def load_tokenizer(folder: str) -> Autoencoder:
     """
     metadata = _metadata(folder, "tokenizer", "sampler")
     config = model_config(folder)
-    autoencoder = Autoencoder(config.tokenizer)
-    mark = _load_part(folder, "tokenizer", autoencoder)
+    autoencoder, mark = _load_part(folder, "tokenizer", lambda: Autoencoder(config.tokenizer))
     if mark != tokenizer_fingerprint(metadata):
         raise CheckpointError(f"{folder}/tokenizer.safetensors is damaged: its fingerprint differs from metadata.json")
-    return autoencoder.eval().requires_grad_(False)
+    return autoencoder
 
 
 def tokenizer_fingerprint(metadata: Mapping[str, Any] | str) -> str:
@@ -332,10 +332,8 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
             f"data.num_classes={config.data.num_classes}: one of the two files is of another sampler"
         )
     config.content.repa_block = None  # its projection is not exported
-    content, structure = ContentGenerator(config.content), StructureGenerator(config.structure)
-    for name, module in (("content", content), ("structure", structure)):
-        _load_part(folder, name, module)
-        module.eval().requires_grad_(False)
+    content, _ = _load_part(folder, "content", lambda: ContentGenerator(config.content))
+    structure, _ = _load_part(folder, "structure", lambda: StructureGenerator(config.structure))
     return Sampler(load_tokenizer(folder), content, structure, settings or config.sampler, metadata["class_names"])
 
 
@@ -346,8 +344,15 @@ def model_settings(folder: str) -> dict[str, Any]:
 
 
 def model_config(folder: str) -> Config:
-    """The configuration that `model_settings` gives, other sections at their defaults."""
-    return configuration.from_dict(model_settings(folder), where=storage.join(folder, "config.yaml"))
+    """The configuration that `model_settings` gives, other sections at their defaults. Raises ConfigError naming the
+    key that this version does not know, or misses."""
+    try:
+        return configuration.from_dict(model_settings(folder), where=storage.join(folder, "config.yaml"))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. Where nobody changed that file, another version of nvg than this one wrote it (which reads "
+            f"format {FORMAT}): use that version, or make the artifact again"
+        ) from None
 
 
 def read_metadata(folder: str) -> dict[str, Any]:
@@ -390,10 +395,16 @@ def _count(values: Mapping[str, Any], name: str, where: str) -> int:
     return values[name]
 
 
-def _load_part(folder: str, name: str, module: nn.Module) -> str:
+def _load_part(folder: str, name: str, build: Callable[[], Module]) -> tuple[Module, str]:
+    """A module with the weights of a file, for use, and their fingerprint."""
     state = read_tensors(folder, name)
-    fill(module, state, f"{folder}/{name}.safetensors")
-    return fingerprint(state) if name == "tokenizer" else ""
+    where = f"{folder}/{name}.safetensors"
+    with torch.device("meta"):  # a configuration of another size is refused before memory is taken for it
+        _compare(build().state_dict(), state, where)
+    module = build()
+    fill(module, state, where)
+    module.eval().requires_grad_(False)
+    return module, fingerprint(state) if name == "tokenizer" else ""
 
 
 def _metadata(folder: str, *kinds: str) -> dict[str, Any]:
