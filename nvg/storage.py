@@ -339,7 +339,7 @@ def fingerprint(files: Sequence[str] | Mapping[str, int], root: str = "", *extra
     result = hashlib.sha256()
     for file in sorted(files):
         size = files[file] if isinstance(files, Mapping) else _resolve(file)[0].size(_resolve(file)[1])
-        result.update(f"{_relative(file, root)}\0{size}\n".encode())
+        result.update(f"{_relative(file, root)}\0{size}\n".encode(errors="surrogateescape"))  # names of any bytes
     for text in extra:
         result.update(f"\0{text}\n".encode())
     return result.hexdigest()[:16]

@@ -12,6 +12,7 @@ them (YAML, JSON, the headers of safetensors and Parquet) want changes of struct
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import io
 import json
 import os
@@ -67,8 +68,8 @@ MEMORY = 2 * 2**30  # bytes above what the process had before
 TURN = 20.0  # seconds of a child
 ODD = (None, True, -1, 0, 1, 2**31, 2**63, 10**30, 1.5, float("nan"), float("inf"), "", "x", "../../x", "a\0b", "\n",
        [], [1], ["x", None], {}, {"x": 1}, "???", "${x}", "${oc.env:HOME}", "x" * 5000)  # fmt: skip
-WORDS = (b"null", b"[]", b"{}", b"-1", b"1e999", b"NaN", b"\"", b": ", b"\n", b"\0", b"!!python/object:os.getpid ", b"&a",
-         b"*a", b"${x}", b"../", b"\xff\xfe", b"\xf0\x9f", b"\r\n\r\n")  # fmt: skip
+WORDS = (b"null", b"[]", b"{}", b"-1", b"1e999", b"NaN", b"\"", b": ", b"\n", b"\0", b"!!python/object:os.getpid ",
+         b"&a", b"*a", b"${x}", b"../", b"\xff\xfe", b"\xf0\x9f", b"\r\n\r\n")  # fmt: skip
 NAMES = ("../../x.png", "/etc/x.png", "a\nb.png", "\udcff.png", "x" * 90 + ".cls", ".", "", "a/../b.cls")
 CONTENTS = (b"", b"-1", b"99", b"\xff", b"1e3", b'{"label": null}', b'{"label": 1e400}', b"[" * 2000)
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -473,7 +474,7 @@ def make_input(target: Target, key: str) -> bytes:
     return change_bytes(rng, data)
 
 
-def child(name: str, target: Target, key: str, seconds: float, most: int, out: Path, progress: int) -> None:
+def child(name: str, target: Target, key: str, seconds: float, most: int | None, out: Path, progress: int) -> None:
     """Run one target for a turn; findings go to `out`, the number of inputs so far to the file `progress`."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also inside native code
     with open("/proc/self/statm") as file:
@@ -482,7 +483,7 @@ def child(name: str, target: Target, key: str, seconds: float, most: int, out: P
     warnings.simplefilter("ignore")
     end = time.monotonic() + seconds
     number = 0
-    while time.monotonic() < end and number < most:
+    while number == 0 or (time.monotonic() < end and number != most):
         data = make_input(target, f"{key}/{number}")
         os.pwrite(progress, struct.pack("<Q", number), 0)
         signal.alarm(SECONDS)
@@ -512,44 +513,47 @@ def save_finding(out: Path, name: str, key: str, data: bytes, reason: str) -> No
 
 
 def fuzz(
-    minutes: float, *, seed: int = 0, only: Sequence[str] = (), out: Path, most: int = 2**62, turn: float = TURN
+    every: dict[str, Target], minutes: float, out: Path, *, seed: int = 0, turn: float = TURN, most: int | None = None
 ) -> dict[str, dict[str, int]]:
-    """Fuzz for so long, or `most` inputs a target; returns executions, crashes and findings of each target."""
+    """Fuzz targets in turns, for so long or for one turn of `most` inputs; returns executions and findings of each.
+
+    Findings, and the counts so far, are written to the folder `out`.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        torch.set_num_threads(1)
-        every = targets(Path(scratch) / "fuzz", only)
-        if not every:
-            raise ValueError(f"--only {','.join(only)}: no such target")
-        counts = {name: {"executions": 0, "findings": 0} for name in every}
-        end = time.monotonic() + 60 * minutes
-        turns = 0
-        while time.monotonic() < end and (turns == 0 or most == 2**62):
-            for name, target in every.items():
-                key = f"{seed}/{name}/{turns}"
-                with tempfile.TemporaryFile() as progress:
-                    os.pwrite(progress.fileno(), struct.pack("<Q", 0), 0)
-                    sys.stdout.flush()
-                    process = os.fork()
-                    if process == 0:
-                        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff's warnings
-                        try:
-                            left = max(1.0, min(turn, end - time.monotonic()))
-                            child(name, target, key, left, most, out, progress.fileno())
-                            os._exit(0)
-                        finally:
-                            os._exit(1)
-                    _, status = os.waitpid(process, 0)
-                    (done,) = struct.unpack("<Q", os.pread(progress.fileno(), 8, 0))
-                if status:
-                    what = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit"
-                    reason = f"more than {SECONDS} s" if what == "SIGALRM" else f"died: {what}"
-                    save_finding(out, name, f"{key}/{done}", make_input(target, f"{key}/{done}"), reason)
-                counts[name]["executions"] += done
-                counts[name]["findings"] = len(list(out.glob(f"{name.replace(' ', '_')}-*.txt")))
-            turns += 1
-            (out / f"counts-{seed}.json").write_text(json.dumps(counts, indent=1))
+    counts = {name: {"executions": 0, "findings": 0} for name in every}
+    end = time.monotonic() + 60 * minutes
+    number = 0
+    while time.monotonic() < end and (number == 0 or most is None):
+        for name, target in every.items():
+            key = f"{seed}/{name}/{number}"
+            seconds = max(0.0, min(turn, end - time.monotonic()))
+            done, death = in_child(lambda *a: child(name, target, key, seconds, most, out, *a))  # noqa: B023
+            if death:
+                reason = f"more than {SECONDS} s" if death == "SIGALRM" else f"died: {death}"
+                save_finding(out, name, f"{key}/{done}", make_input(target, f"{key}/{done}"), reason)
+            counts[name]["executions"] += done + bool(death)
+            counts[name]["findings"] = len(list(out.glob(f"{name.replace(' ', '_')}-*.txt")))
+        number += 1
+        (out / f"counts-{seed}.json").write_text(json.dumps(counts, indent=1))
     return counts
+
+
+def in_child(function: Callable[[int], None]) -> tuple[int, str]:
+    """Call it in a forked process with a file that it keeps a number in: that number, and what killed the process."""
+    with tempfile.TemporaryFile() as progress:
+        sys.stdout.flush()
+        process = os.fork()
+        if process == 0:
+            try:
+                faulthandler.disable()  # a death is told by the parent
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native decoders talk
+                function(progress.fileno())
+                os._exit(0)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(process, 0)
+        (number,) = struct.unpack("<Q", os.pread(progress.fileno(), 8, 0).ljust(8, b"\0"))
+    return number, signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit" if status else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -560,8 +564,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="targets, by the beginning of their names, with commas")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="folder for findings")
     arguments = parser.parse_args(argv)
-    only = [name for name in arguments.only.split(",") if name]
-    counts = fuzz(arguments.minutes, seed=arguments.seed, only=only, out=arguments.out)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        every = targets(Path(scratch) / "fuzz", [name for name in arguments.only.split(",") if name])
+        if not every:
+            parser.error(f"--only {arguments.only}: no such target")
+        counts = fuzz(every, arguments.minutes, arguments.out, seed=arguments.seed)
     for name, count in counts.items():
         print(f"{name:<50}{count['executions']:>10}{count['findings']:>6}")
     return int(any(count["findings"] for count in counts.values()))

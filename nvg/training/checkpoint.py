@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
-from nvg import storage, tracking
 from nvg import config as configuration
+from nvg import storage, tracking
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, ConfigError, SamplerConfig
 from nvg.generator import ContentGenerator, StructureGenerator
