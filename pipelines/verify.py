@@ -4,14 +4,14 @@
     python pipelines/verify.py FOLDER_OR_URL ...
 
 The first form checks what the configuration's jobs have made, against its images: some are encoded again. The second
-one checks folders by themselves. One line a check; exit code 0: all is well, 1: a check failed, 2: no such thing.
+one checks folders by themselves. One line a check; exit code 0: all is well, 1: a check failed, 2: bad usage.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from nvg import config as configuration
 from nvg import storage
 from nvg.config import Config
 from nvg.data import open_source
-from nvg.evaluation import verify
-from nvg.evaluation.verify import Check
+from nvg.evaluation.verify import Check, TokenChecks, check_folder, check_weights, some_images
 from nvg.training.checkpoint import load_tokenizer
 from pipelines import common
 from pipelines.build_tokens import token_format
@@ -28,42 +27,28 @@ from pipelines.build_tokens import token_format
 STEPS = ("tokenizer", "tokens", "generators", "distilled")
 
 
-def check_folder(folder: str) -> Iterator[Check]:
-    """The checks of a folder (path or URL) that need nothing else."""
-    kind = verify.kind_of(folder)
-    if kind == "tokens":
-        yield from verify.TokenChecks(folder).run()
-    else:
-        yield from verify.check_training(folder) if kind == "training" else verify.check_weights(folder, kind)
-
-
 def check_step(config: Config, artifacts: dict[str, common.Artifact], step: str, images: int) -> Iterator[Check]:
     """The checks of a step's artifact, with `images` of the training images."""
     folder, source = artifacts[step].folder, open_source(config.data, "train")
     if step == "tokens":
         tokenizer = artifacts["tokenizer"].folder
-        yield from verify.TokenChecks(
-            folder,
-            expected=token_format(config, tokenizer, source),
-            tokenizer=load_tokenizer(tokenizer),
-            images=(source, config, images),
-        ).run()
+        expected = token_format(config, tokenizer, source)
+        yield from TokenChecks(folder, expected, load_tokenizer(tokenizer), (source, config, images)).run()
     else:
-        pictures = np.concatenate([found for *_, found in verify.some_images(source, config, images)])
-        yield from verify.check_weights(folder, "tokenizer" if step == "tokenizer" else "sampler", pictures)
+        yield from check_weights(folder, np.concatenate([found for *_, found in some_images(source, config, images)]))
 
 
-def report(title: str, checks: Iterator[Check]) -> list[Check]:
-    """Print checks as they are made; returns those that failed."""
+def report(title: str, checks: Iterable[Check]) -> int:
+    """Print checks as they are made; returns how many failed."""
     print(title, flush=True)
-    failed = []
+    failed = 0
     try:
         for check in checks:
             print(f"  {check}", flush=True)
-            failed += [] if check.ok else [check]
-    except (ValueError, OSError) as error:  # of what the checks begin with
-        failed.append(Check("artifact", False, str(error)))
-        print(f"  {failed[-1]}", flush=True)
+            failed += not check.ok
+    except (ValueError, OSError) as error:  # what the checks need is not there
+        print(f"  {Check('artifact', False, str(error))}", flush=True)
+        failed += 1
     return failed
 
 
@@ -75,11 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=64, help="training images to encode again (default 64)")
     parser.add_argument("items", nargs="*", metavar="key=value | FOLDER", help="settings with --config, else folders")
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.config is None and (arguments.step or not arguments.items):
-        parser.error("give --config FILE, or folders to check")
-    if arguments.images < 1:
-        parser.error("--images must be at least 1")
-    failed: list[Check] = []
+    if arguments.images < 1 or (arguments.config is None and (arguments.step or not arguments.items)):
+        parser.error("give --config FILE, or folders to check; --images at least 1")
+    failed = 0
     if arguments.config is None:
         for folder in arguments.items:
             if not storage.exists(folder):
@@ -91,19 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             artifacts = common.plan(config)
         except (ValueError, OSError) as error:
             parser.error(str(error))
-        if arguments.step not in (None, *artifacts):
-            parser.error(f"this configuration has no step {arguments.step}")
         steps = [step for step in STEPS if step in artifacts and arguments.step in (None, step)]
+        there = [step for step in steps if artifacts[step].complete]
         for step in steps:
             title = f"{step}: {artifacts[step].folder}"
-            if artifacts[step].complete:
+            if step in there:
                 failed += report(title, check_step(config, artifacts, step, arguments.images))
-            elif arguments.step or not any(artifacts[name].complete for name in steps):
-                failed += report(title, iter([Check(storage.LAST_FILE, False, "not there, or not finished")]))
+            elif arguments.step or not there:
+                failed += report(title, [Check(storage.LAST_FILE, False, "not there, or not finished")])
             else:
                 print(f"{title}\n  not there, or not finished", flush=True)
-    print(f"FAIL: {len(failed)} checks" if failed else "ok: every check passed", flush=True)
-    return int(bool(failed))
+        if not steps:
+            parser.error(f"this configuration has no step {arguments.step}")
+    print(f"FAIL: {failed} checks" if failed else "ok: every check passed", flush=True)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

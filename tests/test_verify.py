@@ -95,7 +95,7 @@ def test_a_good_set_passes_by_configuration_and_by_itself(copy, capsys):
     for line in (
         "ok    counts: 36 images, 72 rows, 10 parts, 0 quarantined",
         "ok    classes: images of 3 classes: 12 / 12 / 12 (min/median/max)",
-        "ok    images: 36 tokenized and 0 broken of 36",
+        "ok    images: 36 tokenized and 0 broken, of 36",
         "100.00% of the tokens the same, 20 images wholly",
         "ok: every check passed",
     ):
@@ -300,7 +300,7 @@ def half(folder):
         (lambda folder: (folder / "config.yaml").write_text("name: [x"), "config.yaml"),
         (classes, "config.yaml"),
         (half, "metadata.json"),
-        (lambda folder: (folder / "metadata.json").unlink(), "artifact"),
+        (lambda folder: (folder / "metadata.json").unlink(), "metadata.json"),
         (lambda folder: (folder / "metadata.json").write_text('{"kind": "sampler"}'), "metadata.json"),
     ],
 )
