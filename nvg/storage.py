@@ -305,6 +305,8 @@ def local_folder(path: str) -> Path:
         mark.update(f"{file}\0{system.ukey(_resolve(file)[1])}\n".encode())
     cache = Path(tempfile.gettempdir()) / f"nvg-cache-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
+    if cache.is_symlink() or cache.stat().st_uid != os.getuid():
+        raise PermissionError(f"{cache} is another user's: remove it, or set TMPDIR to a folder of your own")
     folder = cache / mark.hexdigest()[:32]
     if folder.is_dir():
         return folder

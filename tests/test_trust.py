@@ -4,12 +4,14 @@ import ast
 import contextlib
 import io
 import json
+import os
 import pickle
 import shutil
 import tarfile
 import zipfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -256,12 +258,21 @@ def change_yaml(path, change):
         (lambda c: c["tokenizer"].update(widths=[2**14, 2**14]), "has shape"),  # 60 GB, were they made
         (lambda c: c["content"].update(depth=10**9), "content.depth=1000000000 must be 1 to 128"),
         (lambda c: c.update(content=None), "content=None must be a section"),
+        (lambda c: c.update(name="${oc.env:HOME}"), "would be looked up on this machine"),
     ],
 )
 def test_a_configuration_of_another_version_is_named_with_its_key(sampler, change, words):
     change_yaml(sampler / "config.yaml", change)
     with pytest.raises((ConfigError, CheckpointError), match=words):
         nvg.load(str(sampler))
+
+
+def test_ten_lines_of_aliases_are_refused_before_they_are_a_billion_values(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="c.yaml is not YAML: an alias"):
+        configuration.load(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize(
@@ -402,6 +413,26 @@ def test_links_devices_and_folders_in_archives_are_passed_over(tmp_path):
 def test_a_remote_folder_cannot_write_outside_its_copy(name):
     with pytest.raises(ValueError, match="would leave its folder"):
         storage._relative(f"memory://x/{name}", "memory://x")
+
+
+def test_a_members_size_is_judged_before_it_is_read(tmp_path):
+    info = tarfile.TarInfo("a.png")
+    info.size = 2**30 + 1
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.fileobj.write(info.tobuf())
+    source = open_source(image_config(source="webdataset", train=str(tmp_path)), "train")
+    (broken,) = source.read(source.units[0])
+    assert isinstance(broken, BrokenImage) and "more than any image" in broken.reason
+
+
+def test_a_cache_of_another_user_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"nvg-cache-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with fsspec.open("memory://trust/x.json", "w") as file:
+        file.write("{}")
+    with pytest.raises(PermissionError, match="is another user's"):
+        storage.local_folder("memory://trust")
 
 
 def test_pictures_that_would_start_a_program_are_no_pictures():

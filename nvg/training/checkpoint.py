@@ -339,8 +339,12 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
 
 def model_settings(folder: str) -> dict[str, Any]:
     """The sections of a tokenizer's or sampler's config.yaml that say how it is built and used."""
-    content = configuration.read(storage.join(folder, "config.yaml"))
-    return {name: content[name] for name in MODEL_SECTIONS if name in content}
+    path = storage.join(folder, "config.yaml")
+    content = configuration.read(path)
+    settings = {name: content[name] for name in MODEL_SECTIONS if name in content}
+    if "${" in str(settings):
+        raise ConfigError(f"{path} holds a ${{...}}, which would be looked up on this machine: put the value there")
+    return settings
 
 
 def model_config(folder: str) -> Config:
