@@ -126,7 +126,7 @@ class TokenChecks:
         faults += [f"(unit, view) {place} does not belong" for place in sorted(set(self.there) - wanted)]
         names = sorted(PurePosixPath(path).name for path in extra)
         faults += [f"{name} is of no whole unit, or is there twice" for name in names if name != "quarantine.parquet"]
-        return unless(faults or ([] if used else ["there are none"]), f"{len(used)} of {units} units")
+        return unless(faults or ([] if used else ["there are none"]), f"{len(used)}, of {units} units")
 
     def _contents(self) -> str:
         """Reads all parts, and keeps of them what the checks after this need."""
