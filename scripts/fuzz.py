@@ -314,10 +314,9 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
     for name in TABLES:
         base = place / f"ilsvrc-{name}"
         shutil.copytree(folder / "ilsvrc", base)
-        if name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"):
+        if name in TABLES[2:]:
             (base / "LOC_val_solution.csv").unlink()
-        if name == "meta.mat":
-            (base / "LOC_synset_mapping.txt").unlink()
+            (base / {TABLES[2]: TABLES[3], TABLES[3]: TABLES[0]}[name]).unlink()  # so that this one decides
 
         def read_ilsvrc(data: bytes, name: str = name) -> None:
             put(f"ilsvrc-{name}/{name}", data)
