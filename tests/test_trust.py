@@ -236,6 +236,18 @@ def test_damaged_files_of_features_are_named(tmp_path, load, data):
         load(str(path))
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "content", "structure"])
+@pytest.mark.parametrize("damage", ["cut", "altered", "empty"])
+def test_a_damaged_file_of_a_sampler_is_named(sampler, name, damage):
+    path = sampler / f"{name}.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(
+        {"cut": data[: len(data) // 2], "altered": data[:-2] + bytes([data[-2] ^ 1]) + data[-1:], "empty": b""}[damage]
+    )
+    with pytest.raises(CheckpointError, match=f"{name}.safetensors is damaged"):
+        nvg.load(str(sampler))
+
+
 @pytest.fixture
 def sampler(artifacts, tmp_path):
     shutil.copytree(artifacts / "sampler", tmp_path / "sampler")

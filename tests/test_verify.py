@@ -278,6 +278,14 @@ def spoil(path, name=None, value=float("nan")):
     save_file(state, path)
 
 
+def not_finite(folder):
+    """Behind a right fingerprint."""
+    spoil(folder / "content.safetensors")
+    about = json.loads((folder / "metadata.json").read_text())
+    about["weights"]["content"] = checkpoint.fingerprint(load_file(folder / "content.safetensors"))
+    (folder / "metadata.json").write_text(json.dumps(about))
+
+
 def classes(folder):
     about = json.loads((folder / "metadata.json").read_text())
     (folder / "metadata.json").write_text(json.dumps(about | {"class_names": ["cat"]}))
@@ -294,6 +302,7 @@ def half(folder):
     [
         (lambda folder: spoil(folder / "content.safetensors"), "weights"),
         (lambda folder: spoil(folder / "structure.safetensors"), "weights"),
+        (not_finite, "weights"),
         (lambda folder: spoil(folder / "tokenizer.safetensors", value=2.0), "weights"),
         (lambda folder: (folder / "structure.safetensors").unlink(), "weights"),
         (lambda folder: (folder / "content.safetensors").write_bytes(b"x" * 100), "weights"),

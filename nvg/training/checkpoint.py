@@ -209,10 +209,7 @@ def load_tokenizer(folder: str) -> Autoencoder:
     """
     metadata = _metadata(folder, "tokenizer", "sampler")
     config = model_config(folder)
-    autoencoder, mark = _load_part(folder, "tokenizer", lambda: Autoencoder(config.tokenizer))
-    if mark != tokenizer_fingerprint(metadata):
-        raise CheckpointError(f"{folder}/tokenizer.safetensors is damaged: its fingerprint differs from metadata.json")
-    return autoencoder
+    return _load_part(folder, "tokenizer", lambda: Autoencoder(config.tokenizer), tokenizer_fingerprint(metadata))
 
 
 def tokenizer_fingerprint(metadata: Mapping[str, Any] | str) -> str:
@@ -250,26 +247,30 @@ def export_sampler(
     until the other one is exported into the same folder.
     """
     done = exported_parts(folder)
+    half = storage.join(folder, HALF)
+    marks = dict(storage.read_json(half).get("weights", {})) if storage.exists(half) else {}
     for name, state in {"tokenizer": tokenizer, **parts}.items():
         if name == "content":  # alignment is a matter of training
             state = {key: value for key, value in state.items() if not key.startswith("align.")}
+        marks[name] = fingerprint(state)
         storage.write_bytes(storage.join(folder, f"{name}.safetensors"), save(_plain(state)))
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
     done = [part for part in PARTS if part in done or part in parts]
     whole = len(done) == len(PARTS)
     storage.write_json(
-        storage.join(folder, "metadata.json" if whole else HALF),
+        storage.join(folder, "metadata.json") if whole else half,
         {
             "format": FORMAT,
             "kind": "sampler",
             "parts": done,
             "class_names": class_names,
-            "tokenizer": fingerprint(tokenizer),
+            "tokenizer": marks["tokenizer"],
+            "weights": marks,
             **metadata,
         },
     )
-    if whole and storage.exists(storage.join(folder, HALF)):
-        storage.remove(storage.join(folder, HALF))
+    if whole and storage.exists(half):
+        storage.remove(half)
     return whole
 
 
@@ -316,8 +317,9 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
     """
     from nvg.generator import Sampler
 
-    if not storage.exists(storage.join(folder, "metadata.json")) and exported_parts(folder):
-        (part,) = exported_parts(folder)
+    there = [] if storage.exists(storage.join(folder, "metadata.json")) else exported_parts(folder)
+    if len(there) == 1:
+        (part,) = there
         missing = next(name for name in PARTS if name != part)
         name = model_config(folder).name
         raise CheckpointError(
@@ -332,8 +334,9 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
             f"data.num_classes={config.data.num_classes}: one of the two files is of another sampler"
         )
     config.content.repa_block = None  # its projection is not exported
-    content, _ = _load_part(folder, "content", lambda: ContentGenerator(config.content))
-    structure, _ = _load_part(folder, "structure", lambda: StructureGenerator(config.structure))
+    marks = metadata.get("weights", {})  # samplers of earlier versions have none
+    content = _load_part(folder, "content", lambda: ContentGenerator(config.content), marks.get("content"))
+    structure = _load_part(folder, "structure", lambda: StructureGenerator(config.structure), marks.get("structure"))
     return Sampler(load_tokenizer(folder), content, structure, settings or config.sampler, metadata["class_names"])
 
 
@@ -399,16 +402,18 @@ def _count(values: Mapping[str, Any], name: str, where: str) -> int:
     return values[name]
 
 
-def _load_part(folder: str, name: str, build: Callable[[], Module]) -> tuple[Module, str]:
-    """A module with the weights of a file, for use, and their fingerprint."""
+def _load_part(folder: str, name: str, build: Callable[[], Module], mark: str | None) -> Module:
+    """A module with the weights of a file, for use. mark: their fingerprint, where it is known."""
     state = read_tensors(folder, name)
     where = f"{folder}/{name}.safetensors"
     with torch.device("meta"):  # a configuration of another size is refused before memory is taken for it
         _compare(build().state_dict(), state, where)
+    if mark is not None and fingerprint(state) != mark:
+        raise CheckpointError(f"{where} is damaged: its fingerprint differs from metadata.json")
     module = build()
     fill(module, state, where)
     module.eval().requires_grad_(False)
-    return module, fingerprint(state) if name == "tokenizer" else ""
+    return module
 
 
 def _metadata(folder: str, *kinds: str) -> dict[str, Any]:
@@ -432,6 +437,8 @@ def _metadata(folder: str, *kinds: str) -> dict[str, Any]:
         if type(metadata.get(name)) is not kind:
             found = f"{metadata.get(name)!r:.80}"
             raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {found}")
+    if not isinstance(metadata.get("weights", {}), dict):
+        raise CheckpointError(f"{path} is damaged: weights must be fingerprints by name")
     names = metadata.get("class_names", [])
     if not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path} is damaged: class_names must be strings, not {names!r:.80}")
