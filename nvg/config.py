@@ -332,6 +332,11 @@ DERIVED = {
 
 
 def _grid(config: Any) -> int:
+    if config.tokenizer.patch < 1 or not config.tokenizer.widths:
+        raise ConfigError(
+            f"tokenizer.patch={config.tokenizer.patch} must be at least 1, and tokenizer.widths must name a width a "
+            "resolution"
+        )
     return config.data.image_size // (config.tokenizer.patch * 2 ** (len(config.tokenizer.widths) - 1))
 
 
@@ -358,12 +363,20 @@ def read(path: str | Path) -> dict:
     import fsspec
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Safe YAML without aliases: ten lines of them stand for a billion values."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias (*name): write the values out")
+            return super().compose_node(parent, index)
+
     try:
         with fsspec.open(str(path), "r") as file:
-            content = yaml.safe_load(file)
+            content = Loader(file).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that is none
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys: expected a mapping such as `name: my_experiment`")
@@ -515,10 +528,11 @@ def validate(config: Config, where: str = "configuration") -> None:
         f"tokenizer.child_order={tokenizer.child_order!r} is none of raster, feature, spread",
     )
     check(2 <= tokenizer.codebook_size <= 65536, f"tokenizer.codebook_size={tokenizer.codebook_size}: 2 to 65536")
-    check(config.content.depth >= 1, f"content.depth={config.content.depth} must be at least 1")
+    check(len(tokenizer.widths) <= 12 and tokenizer.blocks <= 64, "tokenizer.widths, tokenizer.blocks: too many")
+    check(1 <= config.content.depth <= 128, f"content.depth={config.content.depth} must be 1 to 128")
     check(
-        config.structure.depth >= 2 and config.structure.depth % 2 == 0,
-        f"structure.depth={config.structure.depth} must be even: the width is 32 a layer in heads of 64",
+        2 <= config.structure.depth <= 128 and config.structure.depth % 2 == 0,
+        f"structure.depth={config.structure.depth} must be even, 2 to 128: the width is 32 a layer in heads of 64",
     )
     check(
         len(train.parts) > 0 and set(train.parts) <= {"content", "structure"},

@@ -17,13 +17,18 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LAST_FILE = "metadata.json"
+Record = TypeVar("Record")
 
 
 class DiskFull(OSError):
@@ -233,8 +238,42 @@ def read_json(path: str) -> Any:
     """A JSON file. Raises ValueError naming the file when it is not JSON."""
     try:
         return json.loads(read_bytes(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # bytes that are no text, brackets thousands deep
         raise ValueError(f"{path} is not JSON (cut off?): {error}") from None
+
+
+def parse_record(kind: type[Record], raw: str | bytes, where: str, error: type[Exception]) -> Record:
+    """A dataclass from the JSON that a file holds: every key known, every type right, none missing.
+
+    Raises `error`, naming `where` and the key, for anything else.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        content = json.loads(raw)
+        unknown = sorted(content.keys() - {item.name for item in fields(kind)})  # type: ignore[arg-type]
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}, perhaps of another version of nvg")
+        return TypeAdapter(kind).validate_json(raw, strict=True)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise error(f"{where} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, AttributeError, RecursionError) as problem:
+        raise error(f"{where} is damaged: {problem}") from None
+
+
+def read_safetensors(path: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a .safetensors file. Raises ValueError naming the file when it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = read_bytes(path)
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch has not
+        raise ValueError(f"{path} is damaged ({error}): remove it and make it again") from None
+    return header.get("__metadata__") or {}, tensors
 
 
 def write_json(path: str, value: Any) -> None:
@@ -300,6 +339,8 @@ def local_folder(path: str) -> Path:
         mark.update(f"{file}\0{system.ukey(_resolve(file)[1])}\n".encode())
     cache = Path(tempfile.gettempdir()) / f"nvg-cache-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
+    if cache.is_symlink() or cache.stat().st_uid != os.getuid():
+        raise PermissionError(f"{cache} is another user's: remove it, or set TMPDIR to a folder of your own")
     folder = cache / mark.hexdigest()[:32]
     if folder.is_dir():
         return folder
@@ -335,7 +376,7 @@ def fingerprint(files: Sequence[str] | Mapping[str, int], root: str = "", *extra
     result = hashlib.sha256()
     for file in sorted(files):
         size = files[file] if isinstance(files, Mapping) else _resolve(file)[0].size(_resolve(file)[1])
-        result.update(f"{_relative(file, root)}\0{size}\n".encode())
+        result.update(f"{_relative(file, root)}\0{size}\n".encode(errors="surrogateescape"))  # names of any bytes
     for text in extra:
         result.update(f"\0{text}\n".encode())
     return result.hexdigest()[:16]

@@ -43,8 +43,8 @@ def package(sampler: str, name: str, classifier: str, reference: str) -> Path:
         if not worst < float("inf"):
             raise ValueError(f"{source}/{part}.safetensors holds values beyond float16")
         save_file(state, target / f"{part}.safetensors")
-        if part == "tokenizer":
-            metadata["tokenizer"] = fingerprint(state)
+        metadata["weights"] = metadata.get("weights", {}) | {part: fingerprint(state)}
+    metadata["tokenizer"] = metadata["weights"]["tokenizer"]
     shutil.copy(source / "config.yaml", target / "config.yaml")
     shutil.copy(classifier, target / "classifier.safetensors")
     real = load_reference(reference)

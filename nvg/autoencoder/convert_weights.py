@@ -56,7 +56,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a pickled state_dict. Raises FileNotFoundError, or ValueError for a file of something else."""
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # its reader raises many types on what is no file of tensors
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ValueError(f"{path} holds something else than plain tensors, and was not loaded: {reason[0]}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors (a state_dict)")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}

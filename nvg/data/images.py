@@ -12,6 +12,9 @@ from torch import Tensor
 
 from nvg.config import DataConfig
 
+# What the sources' files are. Pillow knows many more, of which one runs a program (EPS) and few are ever tried.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
+
 
 class BrokenImageError(ValueError):
     """Bytes that are no readable image; the message is the reason for the quarantine."""
@@ -27,7 +30,7 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
         if isinstance(data, np.ndarray):
             image = Image.fromarray(data.squeeze(-1) if data.ndim == 3 and data.shape[2] == 1 else data)
         else:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
             image = _upright(image)
         if image.mode.startswith("I"):  # 16-bit (or 32-bit holding 16-bit) grey: Pillow would clip it at 255
@@ -37,7 +40,7 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return image.convert("L" if channels == 1 else "RGB")
     except UnidentifiedImageError:
-        raise BrokenImageError("not an image: no known format") from None
+        raise BrokenImageError(f"not an image: none of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
         raise BrokenImageError(f"too large: {error}") from None
     except Exception as error:  # Pillow's decoders raise nearly every type on bad bytes; the reason is kept

@@ -9,7 +9,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -73,7 +73,7 @@ class ImageSource(ABC):
 
     def read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
         """The images of a unit, in order, as far as `limit` leaves them."""
-        return itertools.islice(self._read(unit), unit.get("most"))
+        return map(_printable, itertools.islice(self._read(unit), unit.get("most")))
 
     def size(self, unit: Unit) -> int:
         """The number of images that `read` gives."""
@@ -100,6 +100,13 @@ class ImageSource(ABC):
     def fingerprint(self) -> str:
         """A hash of the listing (names and sizes): another set of images gives another one."""
         return storage.fingerprint(self.files, storage.common_folder(self.files))
+
+
+def _printable(record: ImageRecord | BrokenImage) -> ImageRecord | BrokenImage:
+    """File systems and archives may name a file by any bytes, Parquet holds Unicode: what is none is spelled out."""
+    names = {name: getattr(record, name) for name in ("image_id", "path")}
+    printable = {name: value.encode(errors="backslashreplace").decode() for name, value in names.items()}
+    return record if printable == names else replace(record, **printable)
 
 
 def read_image(image_id: str, path: str, label: int) -> ImageRecord | BrokenImage:

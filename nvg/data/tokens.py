@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ from nvg.data.records import BrokenImage, DataError, is_outage
 
 COMPRESSION_LEVEL = 3
 PART = re.compile(r"part-(\d{6,})-view(\d+)(?:-(\d{4,})(-last)?)?\.parquet$")
+MOST_STAGES = 10  # K of 1,024 positions
+COUNTS = ("views", "images", "rows", "parts", "quarantined")  # of metadata.json
 Place = tuple[int, int]  # unit, view
 
 
@@ -46,6 +48,12 @@ class TokenFormat:
     class_names: list[str]
     feature_width: int | None = None  # D, of alignment features
     source: str = ""  # what is tokenized and how it is cut: parts of other images do not belong together
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.last_stage <= MOST_STAGES and self.positions == 2**self.last_stage):
+            raise ValueError(f"{self.positions} positions are not 2^{self.last_stage}, or too many")
+        if not 2 <= self.codebook_size <= 2**16 or not 1 <= (self.feature_width or 1) <= 2**16:
+            raise ValueError(f"codebook_size={self.codebook_size}, feature_width={self.feature_width}")
 
     def schema(self) -> pa.Schema:
         """The Arrow schema of a part."""
@@ -111,7 +119,9 @@ def write_part(
     }
     table = pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", compression_level=COMPRESSION_LEVEL)
+    pq.write_table(
+        table, buffer, compression="zstd", compression_level=COMPRESSION_LEVEL, write_page_checksum=True
+    )
     storage.write_bytes(storage.join(folder, name), buffer.getvalue())
     return buffer.tell()
 
@@ -120,12 +130,14 @@ def read_part(path: str, fingerprint: str | None = None) -> pa.Table:
     """A part. Raises DataError when it is no token part, or one of another tokenizer than `fingerprint`."""
     try:
         with storage.open(path) as file:
-            table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
+            table = pq.read_table(file, page_checksum_verification=True)
+    except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, FileNotFoundError) or is_outage(path, error):
             raise
         raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
     form = part_format(table.schema, path)
+    if not table.schema.equals(form.schema()) or any(column.null_count for column in table.columns):
+        raise DataError(f"{path} has not the columns that its metadata names, or gaps in them: run build_tokens again")
     if fingerprint is not None and form.fingerprint != fingerprint:
         raise DataError(
             f"{path} holds tokens of tokenizer {form.fingerprint}, not of {fingerprint}: run build_tokens for this one"
@@ -138,7 +150,18 @@ def part_format(schema: pa.Schema, path: str) -> TokenFormat:
     raw = (schema.metadata or {}).get(b"nvg")
     if raw is None:
         raise DataError(f"{path} is no token part: its schema has no `nvg` metadata")
-    return TokenFormat(**json.loads(raw))
+    return storage.parse_record(TokenFormat, raw, f"{path}: the `nvg` metadata", DataError)
+
+
+def part_quarantine(schema: pa.Schema, path: str) -> list[BrokenImage]:
+    """What of a part's unit could not be read. Raises DataError."""
+    raw = b'{"items": %s}' % (schema.metadata or {}).get(b"quarantine", b"")
+    return storage.parse_record(_Quarantine, raw, f"{path}: the quarantine", DataError).items
+
+
+@dataclass(frozen=True)
+class _Quarantine:
+    items: list[BrokenImage]
 
 
 def to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
@@ -165,7 +188,20 @@ def read_metadata(folder: str) -> dict[str, Any]:
     path = storage.join(folder, storage.LAST_FILE)
     if not storage.exists(path):
         raise DataError(f"{folder} holds no finished token set ({storage.LAST_FILE} is missing): run build_tokens")
-    return storage.read_json(path)
+    try:
+        about = storage.read_json(path)
+    except ValueError as error:
+        raise DataError(f"{error}: run build_tokens again") from None
+    if not isinstance(about, dict) or not all(type(about.get(name)) is int and about[name] >= 0 for name in COUNTS):
+        raise DataError(f"{path} is damaged: {', '.join(COUNTS)} must be counts: run build_tokens again")
+    metadata_format(about, path)
+    return about
+
+
+def metadata_format(about: Mapping[str, Any], path: str) -> TokenFormat:
+    """The format that metadata.json names. Raises DataError."""
+    names = {item.name for item in fields(TokenFormat)} & about.keys()
+    return storage.parse_record(TokenFormat, json.dumps({name: about[name] for name in names}), path, DataError)
 
 
 @dataclass(frozen=True)
@@ -183,17 +219,18 @@ def look(files: Iterable[str], form: TokenFormat, folder: str) -> list[PartSumma
         try:
             with storage.open(path) as file:
                 metadata = pq.read_metadata(file)
-        except pa.ArrowException as error:
+            schema = metadata.schema.to_arrow_schema()
+        except (pa.ArrowException, ValueError, OSError) as error:
+            if isinstance(error, FileNotFoundError) or is_outage(path, error):
+                raise
             raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
-        schema = metadata.schema.to_arrow_schema()
         found = part_format(schema, path)
         if found.fingerprint != form.fingerprint:
             what = f"of tokenizer {found.fingerprint}, not of {form.fingerprint}"
         elif found != form:
             what = "of other images or settings"
         else:
-            broken = [BrokenImage(**item) for item in json.loads(schema.metadata[b"quarantine"])]
-            return PartSummary(metadata.num_rows, broken)
+            return PartSummary(metadata.num_rows, part_quarantine(schema, path))
         raise DataError(f"{path} is {what}: remove {folder}, or give another output, and run build_tokens again")
 
     with ThreadPoolExecutor(16) as pool:

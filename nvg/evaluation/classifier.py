@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvg import storage
+from nvg.data import DataError
+
 FORMAT = 1  # of the saved file
 Batch = Mapping[str, Any]  # {"images": uint8 (N, H, W, C), "labels": (N,)}, as nvg.data.stream.image_batches gives
 
@@ -36,6 +39,8 @@ class ClassifierConfig:
             raise ValueError(f"a classifier needs at least 2 classes, data.num_classes={self.num_classes}")
         if self.channels not in (1, 3):
             raise ValueError(f"data.channels={self.channels}: the classifier takes 1 or 3")
+        if max(self.num_classes, self.size, self.width) > 2**15 or self.width < 1:  # before memory is taken for it
+            raise ValueError(f"no classifier is so large: {self}")
         if self.size < 16 or self.size % 8:
             raise ValueError(f"evaluate.classifier_size={self.size}: a multiple of 8, at least 16")
 
@@ -184,13 +189,17 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """What `save_classifier` wrote, in evaluation mode. Raises ValueError when the file is no classifier."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("kind") != "nvg classifier" or metadata.get("format") != str(FORMAT):
-            raise ValueError(f"{path} is no classifier of format {FORMAT}: delete it and evaluate again")
-        classifier = Classifier(ClassifierConfig(**json.loads(metadata["config"])))
-        classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+    """What `save_classifier` wrote (path or URL), in evaluation mode. Raises DataError when it is no classifier."""
+    try:
+        metadata, tensors = storage.read_safetensors(str(path))
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    if metadata.get("kind") != "nvg classifier" or metadata.get("format") != str(FORMAT):
+        raise DataError(f"{path} is no classifier of format {FORMAT}: delete it and evaluate again")
+    config = storage.parse_record(ClassifierConfig, metadata.get("config", ""), str(path), DataError)
+    classifier = Classifier(config)
+    try:
+        classifier.load_state_dict(tensors)
+    except RuntimeError as error:  # names or shapes
+        raise DataError(f"{path} is damaged ({error}): delete it and evaluate again") from None
     return classifier.eval()

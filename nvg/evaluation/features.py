@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -53,8 +51,5 @@ def load_network(kind: str, path: str, device: torch.device | str = "cpu") -> Fe
     if kind == "inception":
         module = load_inception(path)
     else:
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "classifier.safetensors"
-            file.write_bytes(storage.read_bytes(path))
-            module = load_classifier(file)
+        module = load_classifier(path)
     return FeatureNetwork(module.to(device))

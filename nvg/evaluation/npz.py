@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import numpy as np
+
+from nvg.data import DataError
 
 
 class ImageWriter:
@@ -53,8 +56,8 @@ class ImageWriter:
 
 
 def read_images(file: IO[bytes], batch: int) -> Iterator[np.ndarray]:
-    """`arr_0` of a file, `batch` images at a time: uint8 (n, H, W, 3). Raises ValueError when it is no such file."""
-    try:
+    """`arr_0` of a file, `batch` images at a time: uint8 (n, H, W, 3). Raises DataError when it is no such file."""
+    with _named("no .npz file of images"):
         with zipfile.ZipFile(file) as archive, archive.open("arr_0.npy") as member:
             version = np.lib.format.read_magic(member)  # type: ignore[arg-type]
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -68,13 +71,26 @@ def read_images(file: IO[bytes], batch: int) -> Iterator[np.ndarray]:
                 if len(data) < count * size:
                     raise ValueError(f"arr_0 ends after {first + len(data) // size} of its {shape[0]} images")
                 yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"no .npz file with an array arr_0: {error}") from None
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """zipfile and numpy raise nearly every type on bad bytes."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(f"{what}: {type(error).__name__}: {error}") from None
 
 
 def read_moments(file: IO[bytes]) -> tuple[np.ndarray, np.ndarray] | None:
     """`mu` (D,) and `sigma` (D, D) where the file has them: ADM's reference batches hold those of all training images,
-    and 10,000 images of them in arr_0."""
-    file.seek(0)
-    content = np.load(file, allow_pickle=False)
-    return (content["mu"], content["sigma"]) if "mu" in content.files and "sigma" in content.files else None
+    and 10,000 images of them in arr_0. Raises DataError when it is no such file."""
+    with _named("no .npz file with moments"):
+        file.seek(0)
+        content = np.load(file, allow_pickle=False)
+        if not {"mu", "sigma"} <= set(content.files):
+            return None
+        mean, covariance = content["mu"], content["sigma"]
+        if mean.ndim != 1 or covariance.shape != mean.shape * 2 or {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
+            raise ValueError(f"mu is {mean.dtype} {mean.shape}, sigma {covariance.dtype} {covariance.shape}")
+        return mean, covariance

@@ -43,25 +43,31 @@ class Reference:
 
 
 def load_reference(path: str) -> Reference:
-    """What `Reference.save` wrote. Raises ValueError when the file is something else."""
-    import tempfile
-    from pathlib import Path
+    """What `Reference.save` wrote. Raises DataError when the file is damaged or something else."""
+    try:
+        metadata, tensors = storage.read_safetensors(path)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    if metadata.get("format") != FORMAT or "reference" not in metadata:
+        raise DataError(f"{path} is no reference of format {FORMAT}: remove it and evaluate again")
+    about = storage.parse_record(_About, metadata["reference"], path, DataError)
+    try:
+        mean, covariance, features = (tensors[name] for name in ("mean", "covariance", "features"))
+        fits = mean.ndim == 1 and covariance.shape == (*mean.shape, *mean.shape) and features.shape[1:] == mean.shape
+    except KeyError as error:
+        raise DataError(f"{path} has no tensor {error}: remove it and evaluate again") from None
+    if not fits or not all(value.isfinite().all() for value in (mean, covariance, features)):
+        raise DataError(f"{path} is damaged: moments and features do not fit: remove it and evaluate again")
+    return Reference(**vars(about), moments=Moments(mean, covariance), features=features)
 
-    from safetensors import SafetensorError, safe_open
 
-    with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch) / "reference.safetensors"
-        local.write_bytes(storage.read_bytes(path))
-        try:
-            with safe_open(local, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT or "reference" not in metadata:
-                    raise ValueError(f"{path} is no reference of format {FORMAT}: remove it and evaluate again")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it and evaluate again") from None
-    moments = Moments(tensors["mean"], tensors["covariance"])
-    return Reference(**json.loads(metadata["reference"]), moments=moments, features=tensors["features"])
+@dataclass
+class _About:
+    name: str
+    fingerprint: str
+    network: str
+    images: int
+    right: int | None
 
 
 class ReferenceMeter:

@@ -17,9 +17,9 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,19 +29,26 @@ from torch import Tensor, nn
 from nvg import config as configuration
 from nvg import storage, tracking
 from nvg.autoencoder import Autoencoder
-from nvg.config import Config, SamplerConfig
+from nvg.config import Config, ConfigError, SamplerConfig
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.training.ema import EMA
 
 if TYPE_CHECKING:
     from nvg.generator import Sampler
 
+Module = TypeVar("Module", bound=nn.Module)
 FORMAT = 1
 KEEP = 2  # checkpoints of a training that stay: the newest may be hurt by a failing disk
 PARTS = ("content", "structure")
 # What of config.yaml decides how a sampler is built and used. The rest is on record there and not read again, so that a
 # later version of the training or evaluation settings still loads it.
 MODEL_SECTIONS = ("name", "output", "seed", "data", "tokenizer", "repa", "content", "structure", "sampler")
+# What metadata.json must hold to be used, by kind.
+FIELDS: dict[str, dict[str, type]] = {
+    "training": {"step": int, "files": dict, "identity": str, "ema_updates": dict},
+    "tokenizer": {"fingerprint": str, "class_names": list},
+    "sampler": {"tokenizer": str, "class_names": list, "parts": list},
+}
 HALF = "half.json"  # instead of metadata.json, of a sampler that lacks a generator
 ASSETS = Path(__file__).parents[1] / "assets"  # samplers that ship with the package
 _CHUNK = 1 << 22  # bytes read at once for a checksum
@@ -132,15 +139,8 @@ def restore_checkpoint(
     identity: the configuration that the training stands for; a checkpoint of another one is refused. Raises
     CheckpointError for that, for another format, and for a file that is missing, cut short or altered.
     """
-    remedy = f"remove {url} to go on from the checkpoint before it"
+    metadata = checked_metadata(url)
     local = Path(storage.local_folder(url))
-    metadata = _metadata(url, "training")
-    for name, expected in metadata["files"].items():
-        path = local / name
-        if not path.is_file():
-            raise CheckpointError(f"{url} has no {name}: {remedy}")
-        if _checksum(path) != expected:
-            raise CheckpointError(f"{url}/{name} is damaged (size or checksum differ from metadata.json): {remedy}")
     if metadata["identity"] != identity:
         raise CheckpointError(
             f"{url} is of another configuration ({metadata['identity']}, now {identity}): train into another folder"
@@ -154,17 +154,34 @@ def restore_checkpoint(
         _compare(ema.shadow, saved, f"{url}/ema.safetensors")
         for key, value in ema.shadow.items():
             value.copy_(saved[key])
-        ema.updates = metadata["ema_updates"][name]
+        ema.updates = _count(metadata["ema_updates"], name, f"{url}/metadata.json: ema_updates")
     moments = _tensors(local / "optimizer.safetensors", url)
     names = parameter_names(modules)
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 saved = _below(moments, f"{name}/{names[parameter]}/")
+                _check_moments(saved, parameter, f"{url}/optimizer.safetensors: {name}/{names[parameter]}")
                 # Moments and, as these optimizers are fused, the step count are where the parameter is.
                 optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
                 if not saved:
                     del optimizer.state[parameter]  # it had no gradient yet
+    return metadata
+
+
+def checked_metadata(url: str) -> dict[str, Any]:
+    """metadata.json of a training checkpoint whose files are all there and as they were written.
+
+    Raises CheckpointError naming the file that is missing, cut short or altered.
+    """
+    remedy = f"remove {url} to go on from the checkpoint before it"
+    metadata = _metadata(url, "training")
+    local = Path(storage.local_folder(url))
+    for name in ("config.yaml", *(f"{name}.safetensors" for name in ("ema", "model", "optimizer"))):
+        if not (local / name).is_file():
+            raise CheckpointError(f"{url} has no {name}: {remedy}")
+        if _checksum(local / name) != metadata["files"].get(name):
+            raise CheckpointError(f"{url}/{name} is damaged (size or checksum differ from metadata.json): {remedy}")
     return metadata
 
 
@@ -197,11 +214,7 @@ def load_tokenizer(folder: str) -> Autoencoder:
     """
     metadata = _metadata(folder, "tokenizer", "sampler")
     config = model_config(folder)
-    autoencoder = Autoencoder(config.tokenizer)
-    mark = _load_part(folder, "tokenizer", autoencoder)
-    if mark != tokenizer_fingerprint(metadata):
-        raise CheckpointError(f"{folder}/tokenizer.safetensors is damaged: its fingerprint differs from metadata.json")
-    return autoencoder.eval().requires_grad_(False)
+    return _load_part(folder, "tokenizer", lambda: Autoencoder(config.tokenizer), tokenizer_fingerprint(metadata))
 
 
 def tokenizer_fingerprint(metadata: Mapping[str, Any] | str) -> str:
@@ -239,26 +252,30 @@ def export_sampler(
     until the other one is exported into the same folder.
     """
     done = exported_parts(folder)
+    half = storage.join(folder, HALF)
+    marks = dict(storage.read_json(half).get("weights", {})) if storage.exists(half) else {}
     for name, state in {"tokenizer": tokenizer, **parts}.items():
         if name == "content":  # alignment is a matter of training
             state = {key: value for key, value in state.items() if not key.startswith("align.")}
+        marks[name] = fingerprint(state)
         storage.write_bytes(storage.join(folder, f"{name}.safetensors"), save(_plain(state)))
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
     done = [part for part in PARTS if part in done or part in parts]
     whole = len(done) == len(PARTS)
     storage.write_json(
-        storage.join(folder, "metadata.json" if whole else HALF),
+        storage.join(folder, "metadata.json") if whole else half,
         {
             "format": FORMAT,
             "kind": "sampler",
             "parts": done,
             "class_names": class_names,
-            "tokenizer": fingerprint(tokenizer),
+            "tokenizer": marks["tokenizer"],
+            "weights": marks,
             **metadata,
         },
     )
-    if whole and storage.exists(storage.join(folder, HALF)):
-        storage.remove(storage.join(folder, HALF))
+    if whole and storage.exists(half):
+        storage.remove(half)
     return whole
 
 
@@ -267,7 +284,11 @@ def exported_parts(folder: str) -> list[str]:
     for name in ("metadata.json", HALF):
         path = storage.join(folder, name)
         if storage.exists(path):
-            return storage.read_json(path)["parts"]
+            try:
+                found = storage.read_json(path)["parts"]
+                return [part for part in PARTS if part in found]
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(f"{path} is damaged ({error!r}): export again") from None
     return []
 
 
@@ -301,8 +322,9 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
     """
     from nvg.generator import Sampler
 
-    if not storage.exists(storage.join(folder, "metadata.json")) and exported_parts(folder):
-        (part,) = exported_parts(folder)
+    there = [] if storage.exists(storage.join(folder, "metadata.json")) else exported_parts(folder)
+    if len(there) == 1:
+        (part,) = there
         missing = next(name for name in PARTS if name != part)
         name = model_config(folder).name
         raise CheckpointError(
@@ -311,23 +333,38 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
         )
     metadata = _metadata(folder, "sampler")
     config = model_config(folder)
+    if len(metadata["class_names"]) != config.data.num_classes:
+        raise CheckpointError(
+            f"{folder}/metadata.json names {len(metadata['class_names'])} classes, and config.yaml says "
+            f"data.num_classes={config.data.num_classes}: one of the two files is of another sampler"
+        )
     config.content.repa_block = None  # its projection is not exported
-    content, structure = ContentGenerator(config.content), StructureGenerator(config.structure)
-    for name, module in (("content", content), ("structure", structure)):
-        _load_part(folder, name, module)
-        module.eval().requires_grad_(False)
+    marks = metadata.get("weights", {})  # samplers of earlier versions have none
+    content = _load_part(folder, "content", lambda: ContentGenerator(config.content), marks.get("content"))
+    structure = _load_part(folder, "structure", lambda: StructureGenerator(config.structure), marks.get("structure"))
     return Sampler(load_tokenizer(folder), content, structure, settings or config.sampler, metadata["class_names"])
 
 
 def model_settings(folder: str) -> dict[str, Any]:
     """The sections of a tokenizer's or sampler's config.yaml that say how it is built and used."""
-    content = configuration.read(storage.join(folder, "config.yaml"))
-    return {name: content[name] for name in MODEL_SECTIONS if name in content}
+    path = storage.join(folder, "config.yaml")
+    content = configuration.read(path)
+    settings = {name: content[name] for name in MODEL_SECTIONS if name in content}
+    if "${" in str(settings):
+        raise ConfigError(f"{path} holds a ${{...}}, which would be looked up on this machine: put the value there")
+    return settings
 
 
 def model_config(folder: str) -> Config:
-    """The configuration that `model_settings` gives, other sections at their defaults."""
-    return configuration.from_dict(model_settings(folder), where=storage.join(folder, "config.yaml"))
+    """The configuration that `model_settings` gives, other sections at their defaults. Raises ConfigError naming the
+    key that this version does not know, or misses."""
+    try:
+        return configuration.from_dict(model_settings(folder), where=storage.join(folder, "config.yaml"))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. Where nobody changed that file, another version of nvg than this one wrote it (which reads "
+            f"format {FORMAT}): use that version, or make the artifact again"
+        ) from None
 
 
 def read_metadata(folder: str) -> dict[str, Any]:
@@ -357,10 +394,31 @@ def _compare(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str)
         raise CheckpointError(f"{where} does not fit the configuration: {'; '.join(faults[:3])}{more}")
 
 
-def _load_part(folder: str, name: str, module: nn.Module) -> str:
-    state = _tensors(Path(storage.local_folder(folder)) / f"{name}.safetensors", folder)
-    fill(module, state, f"{folder}/{name}.safetensors")
-    return fingerprint(state) if name == "tokenizer" else ""
+def _check_moments(saved: Mapping[str, Tensor], parameter: Tensor, where: str) -> None:
+    shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": torch.Size()}
+    found = {name: value.shape for name, value in saved.items()}
+    if found not in (shapes, {}) or not all(value.is_floating_point() for value in saved.values()):
+        raise CheckpointError(f"{where} does not fit the model: {({k: tuple(v) for k, v in found.items()})}")
+
+
+def _count(values: Mapping[str, Any], name: str, where: str) -> int:
+    if type(values.get(name)) is not int or values[name] < 0:
+        raise CheckpointError(f"{where}: {name} must be a count, not {values.get(name)!r:.80}")
+    return values[name]
+
+
+def _load_part(folder: str, name: str, build: Callable[[], Module], mark: str | None) -> Module:
+    """A module with the weights of a file, for use. mark: their fingerprint, where it is known."""
+    state = read_tensors(folder, name)
+    where = f"{folder}/{name}.safetensors"
+    with torch.device("meta"):  # a configuration of another size is refused before memory is taken for it
+        _compare(build().state_dict(), state, where)
+    if mark is not None and fingerprint(state) != mark:
+        raise CheckpointError(f"{where} is damaged: its fingerprint differs from metadata.json")
+    module = build()
+    fill(module, state, where)
+    module.eval().requires_grad_(False)
+    return module
 
 
 def _metadata(folder: str, *kinds: str) -> dict[str, Any]:
@@ -380,7 +438,21 @@ def _metadata(folder: str, *kinds: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} has format {metadata.get('format')}, this version of nvg reads {FORMAT}: make it again"
         )
+    for name, kind in FIELDS[metadata["kind"]].items():
+        if type(metadata.get(name)) is not kind:
+            found = f"{metadata.get(name)!r:.80}"
+            raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {found}")
+    if not isinstance(metadata.get("weights", {}), dict):
+        raise CheckpointError(f"{path} is damaged: weights must be fingerprints by name")
+    names = metadata.get("class_names", [])
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path} is damaged: class_names must be strings, not {names!r:.80}")
     return metadata
+
+
+def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
+    """The tensors of `folder`/`name`.safetensors. Raises CheckpointError when it is not there or damaged."""
+    return _tensors(Path(storage.local_folder(folder)) / f"{name}.safetensors", folder)
 
 
 def _tensors(path: Path, where: str) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from nvg import config as configuration
 from nvg import storage, tracking
 from nvg.config import Config, ConfigError, DistillConfig, TrainConfig
 from nvg.data import image_batches, open_source, token_batches
+from nvg.data.tokens import read_metadata
 from nvg.training.checkpoint import (
     HALF,
     PARTS,
@@ -100,10 +101,7 @@ def train_generators(
     if not config.train.parts:
         return storage.read_json(storage.join(folder, HALF if len(done) < len(PARTS) else "metadata.json"))["training"]
     settings = config.train
-    about = storage.read_json(storage.join(tokens, "metadata.json"))
-    mark = tokenizer_fingerprint(tokenizer)
-    if about["fingerprint"] != mark:
-        raise ConfigError(f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {tokenizer} is {mark}")
+    about, mark = _token_set(tokens, tokenizer, config), tokenizer_fingerprint(tokenizer)
     steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "train")
     total_steps = _total_steps(settings.steps, settings.epochs, steps_per_epoch)
 
@@ -150,10 +148,10 @@ def distill_generators(
     """Distil `distill.parts` of sampler `generators`, on the tokens of folder `tokens`: a whole sampler in `folder`,
     going on from its checkpoints; returns figures.
 
-    Raises ConfigError for tokens of another tokenizer.
+    Raises ConfigError for tokens of another tokenizer or another number of classes.
     """
     settings = config.distill
-    about, teacher = storage.read_json(storage.join(tokens, "metadata.json")), load_sampler(generators)
+    about, teacher = _token_set(tokens, generators, config), load_sampler(generators)
     steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "distill")
 
     parts = {"tokenizer": teacher.tokenizer, "content": teacher.content, "structure": teacher.structure}
@@ -162,10 +160,6 @@ def distill_generators(
     }
     marks = {name: fingerprint(state) for name, state in kept.items()}
     marks["tokenizer"] = tokenizer_fingerprint(generators)  # of the file: one that ships holds float16
-    if about["fingerprint"] != marks["tokenizer"]:
-        raise ConfigError(
-            f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {generators} has {marks['tokenizer']}"
-        )
     stream = _tokens(tokens, config, settings, place, steps_per_epoch)
     task = DistillTask(config, teacher, stream, settings.steps, device=place.device, wrap=wrap)
     identity = configuration.digest("distill", marks, _weights_only(settings), config.seed)
@@ -196,6 +190,18 @@ def distill_generators(
 
 
 # ---- shared ----
+
+
+def _token_set(tokens: str, tokenizer: str, config: Config) -> dict[str, Any]:
+    """metadata.json of tokens that are of this tokenizer (its folder, or a sampler's) and of so many classes."""
+    about, mark, classes = read_metadata(tokens), tokenizer_fingerprint(tokenizer), config.data.num_classes
+    if about["fingerprint"] != mark:
+        raise ConfigError(f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {tokenizer} has {mark}")
+    if len(about["class_names"]) != classes:
+        raise ConfigError(
+            f"the tokens in {tokens} are of {len(about['class_names'])} classes, and data.num_classes={classes}"
+        )
+    return about
 
 
 def endless(epoch: Callable[[int, int], Iterator[Batch]], steps_per_epoch: int) -> Callable[[int], Iterator[Batch]]:

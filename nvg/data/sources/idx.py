@@ -6,6 +6,7 @@ The format holds no class names: give data.class_names.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -77,8 +78,10 @@ def _read(path: str, dimensions: int, *, head: bool = False) -> tuple[tuple[int,
     if len(raw) < header or raw[:3] != b"\0\0\x08" or raw[3] != dimensions:
         raise DataError(f"{path} is not an idx file of {dimensions} dimensions of bytes")
     shape = struct.unpack(f">{dimensions}I", raw[4:header])
-    row = int(np.prod(shape[1:], dtype=np.int64))
+    row = math.prod(shape[1:])
     rows = 0 if head or not row else min(shape[0], (len(raw) - header) // row)
+    if rows == 0:  # of any size: a damaged header may name more than an array can have
+        return shape, np.zeros((0,) * dimensions, np.uint8)
     return shape, np.frombuffer(raw, np.uint8, rows * row, header).reshape(rows, *shape[1:])
 
 

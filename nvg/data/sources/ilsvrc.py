@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -104,22 +107,25 @@ class IlsvrcSource(ImageSource):
         file = self._find("LOC_synset_mapping.txt")
         if file is None:
             return {}
-        lines = storage.read_bytes(file).decode().splitlines()
+        lines = _text(file).splitlines()
         return {line[:9]: line[10:].strip() or line[:9] for line in lines if SYNSET.match(line)}
 
     def _ground_truth(self, names: dict[str, str]) -> dict[str, str]:
         """File stem, or number as text, -> synset. Raises DataError where the tables do not say it."""
         solution = self._find("LOC_val_solution.csv")
         if solution is not None:
-            rows = csv.reader(io.StringIO(storage.read_bytes(solution).decode()))
-            return {row[0]: row[1][:9] for row in rows if len(row) == 2 and SYNSET.match(row[1])}
+            rows = csv.reader(io.StringIO(_text(solution)))
+            try:
+                return {row[0]: row[1][:9] for row in rows if len(row) == 2 and SYNSET.match(row[1])}
+            except csv.Error as error:
+                raise DataError(f"{solution} is damaged ({error}): fetch it again") from None
         table = self._find(GROUND_TRUTH)
         if table is None:
             raise DataError(
                 f"{self.root} holds images without class folders: put LOC_val_solution.csv, or {GROUND_TRUTH} and the "
                 "devkit's meta.mat, beside them"
             )
-        lines = storage.read_bytes(table).decode().split()
+        lines = _text(table).split()
         if all(SYNSET.fullmatch(line) for line in lines):
             return {str(number): line for number, line in enumerate(lines, start=1)}
         order = self._devkit_order(names, table)
@@ -132,10 +138,7 @@ class IlsvrcSource(ImageSource):
         """The devkit's class number -> synset. Its numbers are no ranks: number 1 is a fox, and rank 0 is a fish."""
         meta = self._find("meta.mat")
         if meta is not None:
-            from scipy.io import loadmat
-
-            synsets = loadmat(io.BytesIO(storage.read_bytes(meta)), squeeze_me=True)["synsets"]
-            return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+            return _devkit_table(meta)
         ranks = list(names) == sorted(names) and len(names) == DEVKIT_CLASSES
         if not names or ranks:
             raise DataError(
@@ -163,3 +166,30 @@ class IlsvrcSource(ImageSource):
 
     def fingerprint(self) -> str:
         return storage.fingerprint(self.files, self.prefix, *self.labels)
+
+
+# scipy reads this format in native code that damaged bytes can crash, so it does that in a process of its own.
+_READ_MAT = """
+import io, json, sys
+from scipy.io import loadmat
+rows = loadmat(io.BytesIO(sys.stdin.buffer.read()), squeeze_me=True)["synsets"]
+print(json.dumps([(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in rows]))
+"""
+
+
+def _devkit_table(file: str) -> dict[int, str]:
+    """meta.mat: the devkit's class number -> synset. Raises DataError where it is damaged."""
+    data = storage.read_bytes(file)
+    done = subprocess.run([sys.executable, "-c", _READ_MAT], input=data, capture_output=True, timeout=120)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+        raise DataError(f"{file} is no devkit table ({reason}): fetch it again")
+    return dict(json.loads(done.stdout))
+
+
+def _text(file: str) -> str:
+    """A table. Raises DataError where it is no text."""
+    try:
+        return storage.read_bytes(file).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no text ({error}): fetch it again") from None

@@ -164,6 +164,7 @@ def _hub_names(schema: pa.Schema, column: str) -> list[str] | None:
     if raw is None:
         return None
     try:
-        return list(json.loads(raw)["info"]["features"][column]["names"])
-    except (ValueError, KeyError, TypeError):
+        names = json.loads(raw)["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

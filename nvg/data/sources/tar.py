@@ -9,6 +9,8 @@ from typing import Any
 from nvg import storage
 from nvg.data.records import BrokenImage, is_outage
 
+MOST_BYTES = 2**30  # of a member: a compressed archive of a few kB may hold any number of zeros
+
 
 class _Header(tarfile.TarInfo):
     """A header that is strict: tarfile takes a damaged or missing one in the middle for the end of the archive."""
@@ -34,6 +36,8 @@ def read_members(path: str) -> Iterator[tuple[str, bytes | BrokenImage]]:
             for member in archive:
                 if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
                     continue
+                if member.size > MOST_BYTES:
+                    raise tarfile.ReadError(f"{member.name} has {member.size} bytes, more than any image")
                 stream = archive.extractfile(member)
                 assert stream is not None
                 data = stream.read()

@@ -55,7 +55,7 @@ class WebDatasetSource(ImageSource):
             return
         try:
             label = _label(members)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             yield BrokenImage(image_id, place, f"no class: {error}")
             return
         if not 0 <= label < self.classes:

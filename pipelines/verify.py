@@ -1,0 +1,94 @@
+"""Check artifacts before a cluster is spent on them: token sets, tokenizers, samplers, training checkpoints.
+
+    python pipelines/verify.py --config conf/fashion_mnist.yaml [--step tokens] key=value ...
+    python pipelines/verify.py FOLDER_OR_URL ...
+
+The first form checks what the configuration's jobs have made, against its images: some are encoded again. The second
+one checks folders by themselves. One line a check; exit code 0: all is well, 1: a check failed, 2: bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from nvg import config as configuration
+from nvg import storage
+from nvg.config import Config
+from nvg.data import open_source
+from nvg.evaluation.verify import Check, TokenChecks, check_folder, check_weights, some_images
+from nvg.training.checkpoint import load_tokenizer
+from pipelines import common
+from pipelines.build_tokens import token_format
+
+STEPS = ("tokenizer", "tokens", "generators", "distilled")
+
+
+def check_step(config: Config, artifacts: dict[str, common.Artifact], step: str, images: int) -> Iterator[Check]:
+    """The checks of a step's artifact, with `images` of the training images."""
+    folder, source = artifacts[step].folder, open_source(config.data, "train")
+    if step == "tokens":
+        tokenizer = artifacts["tokenizer"].folder
+        expected = token_format(config, tokenizer, source)
+        yield from TokenChecks(folder, expected, load_tokenizer(tokenizer), (source, config, images)).run()
+    else:
+        yield from check_weights(folder, np.concatenate([found for *_, found in some_images(source, config, images)]))
+
+
+def report(title: str, checks: Iterable[Check]) -> int:
+    """Print checks as they are made; returns how many failed."""
+    print(title, flush=True)
+    failed = 0
+    try:
+        for check in checks:
+            print(f"  {check}", flush=True)
+            failed += not check.ok
+    except (ValueError, OSError) as error:  # what the checks need is not there
+        print(f"  {Check('artifact', False, str(error))}", flush=True)
+        failed += 1
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check and print; returns the exit code. argv: the command line without the program."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", help="YAML file, a path or URL: check what its jobs have made")
+    parser.add_argument("--step", choices=STEPS, help="only this step's artifact, which must be there")
+    parser.add_argument("--images", type=int, default=64, help="training images to encode again (default 64)")
+    parser.add_argument("items", nargs="*", metavar="key=value | FOLDER", help="settings with --config, else folders")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.images < 1 or (arguments.config is None and (arguments.step or not arguments.items)):
+        parser.error("give --config FILE, or folders to check; --images at least 1")
+    failed = 0
+    if arguments.config is None:
+        for folder in arguments.items:
+            if not storage.exists(folder):
+                parser.error(f"{folder}: no such folder")
+            failed += report(folder, check_folder(folder))
+    else:
+        try:
+            config = configuration.load(arguments.config, arguments.items)
+            artifacts = common.plan(config)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        steps = [step for step in STEPS if step in artifacts and arguments.step in (None, step)]
+        there = [step for step in steps if artifacts[step].complete]
+        for step in steps:
+            title = f"{step}: {artifacts[step].folder}"
+            if step in there:
+                failed += report(title, check_step(config, artifacts, step, arguments.images))
+            elif arguments.step or not there:
+                failed += report(title, [Check(storage.LAST_FILE, False, "not there, or not finished")])
+            else:
+                print(f"{title}\n  not there, or not finished", flush=True)
+        if not steps:
+            parser.error(f"this configuration has no step {arguments.step}")
+    print(f"FAIL: {failed} checks" if failed else "ok: every check passed", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
