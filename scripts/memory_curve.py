@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -60,16 +61,22 @@ class Run:
         return float(np.median(busy[int(first * len(busy)) : max(1, int(last * len(busy)))]))
 
 
-def make_images(root: Path, sizes: list[int]) -> None:
-    """<root>/<size>/<class>/<number>.jpg: hard links to the distinct pictures, which are smooth colours and noise."""
+def jpegs(count: int) -> Iterator[bytes]:
+    """JPEGs of 500x375, smooth colours and noise, of 75 to 100 kB."""
     generator = np.random.default_rng(0)
-    (root / "pool").mkdir(parents=True)
-    for number in range(DISTINCT):
+    for _ in range(count):
         colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8)).resize((500, 375))
         noise = generator.normal(0, generator.uniform(8, 20), (375, 500, 1))
         buffer = io.BytesIO()
         Image.fromarray((np.asarray(colours) + noise).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-        (root / "pool" / f"{number}.jpg").write_bytes(buffer.getvalue())
+        yield buffer.getvalue()
+
+
+def make_images(root: Path, sizes: list[int]) -> None:
+    """<root>/<size>/<class>/<number>.jpg: hard links to DISTINCT pictures."""
+    (root / "pool").mkdir(parents=True)
+    for number, data in enumerate(jpegs(DISTINCT)):
+        (root / "pool" / f"{number}.jpg").write_bytes(data)
     for size in sizes:
         for number in range(size):
             path = root / str(size) / f"class{number % CLASSES}" / f"{number:07d}.jpg"

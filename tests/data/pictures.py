@@ -26,7 +26,7 @@ def encode(image, kind="PNG", **options):
 
 
 def png(size, depth, kind, row):
-    """A PNG as its bytes are, where Pillow writes none of that kind: bits a sample, colour type, the bytes of each row."""
+    """A PNG of a kind that Pillow does not write: bits a sample, colour type, the bytes of each row."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
