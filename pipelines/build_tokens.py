@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from nvg import config as configuration
@@ -105,15 +106,19 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
     look([path for paths in there.values() for path in paths], form, output_folder)  # of an interrupted job: only ours
     wanted = {(number, view) for number in range(len(source.units)) for view in range(data.views)}
     todo = [
-        {"unit": number, "view": view, "what": json.dumps(source.units[number])}
+        {"unit": number, "view": view}
         for view, number in sorted((view, number) for number, view in wanted - set(there))
     ]
     if there:
         print(f"tokens: {len(there)} units are there, {len(todo)} to make", flush=True)
     reader = source.reader()
+    # The listing once in the object store, which readers look into without a copy, and not a piece of it in every row:
+    # of 1.28 million names in 10 views the driver would hold half a gigabyte.
+    units = ray.put(pa.array([json.dumps(unit) for unit in source.units], pa.large_string())) if todo else None
 
     def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        pieces = read_pieces(reader, json.loads(row["what"]), data, row["view"], config.seed)
+        unit = json.loads(ray.get(units)[row["unit"]].as_py())
+        pieces = read_pieces(reader, unit, data, row["view"], config.seed)
         started = time.perf_counter()
         for piece in pieces:
             about = {"ids": piece.ids, "labels": piece.labels, "broken": [asdict(item) for item in piece.broken]}
@@ -146,7 +151,6 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
 
     totals: dict[str, float] = {}
     if todo:
-        _check_cpus(config)
         cluster = config.cluster
         actor: dict[str, Any] = {"num_cpus": cluster.cpus_per_worker} | ({"num_gpus": 1} if cluster.use_gpu else {})
         encode: Any = Encode
@@ -154,6 +158,7 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
         # encoders are equal it also keeps Ray Data from fusing both into one operator, which would read in the
         # encoder's process, one image after the other.
         piece_bytes = 2 * data.unit_images * data.image_size**2 * data.channels
+        _check_cluster(config, piece_bytes)
         rows = (
             blocks(todo)
             .flat_map(read, num_cpus=cluster.cpus_per_reader, memory=piece_bytes)
@@ -214,11 +219,23 @@ def token_format(config: Config, tokenizer_folder: str, source: ImageSource) -> 
     )
 
 
-def _check_cpus(config: Config) -> None:
-    """Say what Ray Data would wait for without a word: an encoder and a reader must fit at the same time."""
+def _check_cluster(config: Config, piece_bytes: int) -> None:
+    """Say what Ray Data would do without a word: wait until an encoder and a reader fit at the same time, and write
+    images to disk when those that readers make and encoders take are more than the object store holds."""
     import ray
 
-    cluster, there = config.cluster, ray.cluster_resources().get("CPU", 0)
+    cluster, resources = config.cluster, ray.cluster_resources()
+    there, store = resources.get("CPU", 0), resources.get("object_store_memory", 0)
+    readers = max(1, int((there - cluster.encoders * cluster.cpus_per_worker) // cluster.cpus_per_reader))
+    images, wanted = config.data.unit_images, piece_bytes * (readers + cluster.encoders)
+    if wanted > store:
+        print(
+            f"warning: {readers} readers and {cluster.encoders} encoders with two pieces each of data.unit_images="
+            f"{images} images are {wanted / 1e9:.1f} GB, and Ray's object store has {store / 1e9:.1f} GB: readers will "
+            f"wait, or images go to disk; set data.unit_images={max(1, int(images * store / wanted))}, or give a Ray "
+            "that is started here a larger cluster.object_store_gb",
+            flush=True,
+        )
     if cluster.cpus_per_worker + cluster.cpus_per_reader > there:
         print(
             f"warning: cluster.cpus_per_worker={cluster.cpus_per_worker} and cluster.cpus_per_reader="

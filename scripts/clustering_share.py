@@ -21,15 +21,13 @@ from nvg.training.checkpoint import save_tokenizer
 from pipelines.build_tokens import Encode
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", default="conf/imagenet_d16.yaml")
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    config = configuration.load(arguments.config, ["repa.weights=null", "cluster.use_gpu=false"])
-    config.cluster = replace(config.cluster, threads_per_worker=arguments.threads)
+def seconds_by_part(path: str, images: int, threads: int, rounds: int) -> dict[str, float]:
+    """Seconds of encoder, clustering and quantization, each the least of the rounds, of so many images together.
+
+    path: the configuration's.
+    """
+    config = configuration.load(path, ["repa.weights=null", "cluster.use_gpu=false"])
+    config.cluster = replace(config.cluster, threads_per_worker=threads)
     sizes = config.tokenizer
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -37,12 +35,22 @@ def main() -> None:
         state = Autoencoder(sizes).state_dict()
         save_tokenizer(f"{folder}/tokenizer", state, config, class_names=names, metadata={})
         encode = Encode(config, f"{folder}/tokenizer")
-    shape = (arguments.images, sizes.image_size, sizes.image_size, sizes.channels)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8).tobytes()
-    rounds = [encode({"images": images}) for _ in range(arguments.rounds)]
-    names = ["encoder", "clustering", "quantization"]
-    least = {name: min(row[f"seconds_{name}"] for row in rounds) for name in names}
+    shape = (images, sizes.image_size, sizes.image_size, sizes.channels)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8).tobytes()
+    found = [encode({"images": pixels}) for _ in range(rounds)]
+    return {name: min(row[f"seconds_{name}"] for row in found) for name in ("encoder", "clustering", "quantization")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default="conf/imagenet_d16.yaml")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    least = seconds_by_part(arguments.config, arguments.images, arguments.threads, arguments.rounds)
     total = sum(least.values())
+    sizes = configuration.load(arguments.config).tokenizer
     print(
         f"{arguments.config}: {arguments.images} images, latents {sizes.grid}x{sizes.grid}x{sizes.code_width}, "
         f"{arguments.threads} threads, torch {torch.__version__}, {platform.machine()}"

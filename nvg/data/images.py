@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zlib
 
 import numpy as np
@@ -23,22 +24,29 @@ class BrokenImageError(ValueError):
 def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
     """An upright grey (channels = 1) or RGB (3) image. Raises BrokenImageError.
 
-    EXIF rotation is applied, alpha is laid over white, CMYK and palettes are converted, 16-bit grey is scaled to 8.
-    Pillow's guard against decompression bombs stays on.
+    EXIF rotation is applied, alpha is laid over white, CMYK and palettes are converted, 16 bits are scaled to 8. Of an
+    animation the first frame is taken; colour profiles are not applied. An image of more pixels than Pillow's guard
+    against decompression bombs allows (89 million) is broken, and takes no memory.
     """
     try:
         if isinstance(data, np.ndarray):
             image = Image.fromarray(data.squeeze(-1) if data.ndim == 3 and data.shape[2] == 1 else data)
         else:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # up to twice that Pillow only warns
+                raise BrokenImageError(f"too large: {image.width} x {image.height} pixels")
             image.load()
             image = _upright(image)
+        if image.mode == "F":
+            raise BrokenImageError("pixels are floating-point numbers, of no known range")
         if image.mode.startswith("I"):  # 16-bit (or 32-bit holding 16-bit) grey: Pillow would clip it at 255
             image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
         if "A" in image.getbands() or "transparency" in image.info:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return image.convert("L" if channels == 1 else "RGB")
+    except BrokenImageError:
+        raise
     except UnidentifiedImageError:
         raise BrokenImageError(f"not an image: none of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:

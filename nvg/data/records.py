@@ -54,6 +54,7 @@ class ImageSource(ABC):
 
     class_names: list[str]  # the source's own; [] where it has none and open_source is to name them
     highest: int | None = None  # the highest label of a source without names, where it can tell without reading images
+    empty: Sequence[str] = ()  # classes that belong to the source's layout and have no image
     units: list[Unit]
     files: dict[str, int]  # of the listing, with their bytes, for the fingerprint
 

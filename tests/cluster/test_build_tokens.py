@@ -1,5 +1,6 @@
 """Tokenizing on a real Ray: shards of any size, broken units, leftovers, and features beside the tokens."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from nvg.autoencoder import Autoencoder
 from nvg.config import ConfigError
 from nvg.data import DataError, image_batches, open_source, token_batches
 from nvg.data.images import to_float
-from nvg.data.stream import read_view
+from nvg.data.stream import read_pieces, read_view
 from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
 from nvg.storage import DiskFull
 from nvg.training.checkpoint import load_tokenizer, save_tokenizer
-from pipelines.build_tokens import build_tokens
+from pipelines.build_tokens import Encode, build_tokens
 from tests.data.pictures import encode, pixels, write_tar
 from tests.disk import small_disk
 
@@ -180,3 +181,48 @@ def test_a_stream_of_images_reads_large_shards_in_pieces_and_passes_over_broken_
     images, _, _, _ = read_view(source, source.units[0], config.data, 0, config.seed)
     whole = {image.tobytes() for image in images}
     assert {image.numpy().tobytes() for batch in batches for image in batch["images"]} == whole
+
+
+def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray_cluster, tmp_path, monkeypatch):
+    """30 pieces of 20 MB, and an encoder of 0.25 s a piece: without backpressure all would be read in a few seconds."""
+    import pipelines.build_tokens as job
+
+    small = encode(pixels(0))
+    write_tar(tmp_path / "a.tar", [item for n in range(300) for item in ((f"{n}.cls", b"1"), (f"{n}.png", small))])
+    sizes = ["data.image_size=256", "tokenizer.patch=32", "data.unit_images=100", "data.views=10"]
+    config = smoke(tmp_path / "a.tar", *sizes)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def mark(kind):
+        (marks / f"{time.time_ns()}-{kind}").touch()
+
+    def read(*arguments):
+        for piece in read_pieces(*arguments):
+            mark("read")
+            yield piece
+
+    class SlowEncode(Encode):
+        def __call__(self, row):
+            time.sleep(0.25)
+            mark("encoded")
+            return super().__call__(row)
+
+    monkeypatch.setattr(job, "read_pieces", read)
+    monkeypatch.setattr(job, "Encode", SlowEncode)
+    about = build_tokens(config, tokenizer_of(config, tmp_path / "tokenizer", 0), str(tmp_path / "out"))
+    assert about["parts"] == 30 and about["rows"] == 3000
+    steps = [1 if path.name.endswith("read") else -1 for path in sorted(marks.iterdir())]
+    held = np.cumsum(steps)
+    assert len(steps) == 60 and 2 <= held.max() <= 15, held
+
+
+def test_pieces_that_the_object_store_cannot_hold_are_said_before_anything_is_read(ray_cluster, shards, capsys):
+    from pipelines.build_tokens import _check_cluster
+
+    for images, heard in ((512, ""), (100_000, "data.unit_images=")):
+        config = smoke(shards, f"data.unit_images={images}", "data.image_size=64")
+        _check_cluster(config, 2 * images * 64 * 64 * 3)
+        said = capsys.readouterr().out
+        assert bool(said) == bool(heard) and heard in said
+    assert "cluster.object_store_gb" in said and "set data.unit_images=5" in said

@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,39 @@ def encode(image, kind="PNG", **options):
     buffer = io.BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png(size, depth, kind, row):
+    """A PNG of a kind that Pillow does not write: bits a sample, colour type, the bytes of each row."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, 0)
+    data = zlib.compress((b"\0" + row) * min(size[1], 16))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def ycck(colour, size=(16, 16)):
+    """A JPEG of four components of which the Adobe marker says that they are luminance, two differences and black."""
+    inverse = Image.new("RGB", size, tuple(255 - value for value in colour)).convert("YCbCr")
+    planes = [band.point(lambda value: 255 - value) for band in inverse.split()]
+    data = bytearray(encode(Image.merge("CMYK", [*planes, Image.new("L", size, 0)]), "JPEG", quality=95))
+    data[data.find(b"Adobe") + 11] = 2
+    return bytes(data)
+
+
+def jpeg_of(width, height, bits=8):
+    """A JPEG whose frame header says another size or depth than its data have."""
+    data = bytearray(encode(pixels(0), "JPEG"))
+    frame = data.find(b"\xff\xc0") + 4
+    data[frame : frame + 5] = struct.pack(">BHH", bits, height, width)
+    return bytes(data)
+
+
+def frames(kind, colours=("red", "blue")):
+    first, *others = (Image.new("RGB", (16, 16), colour) for colour in colours)
+    return encode(first, kind, save_all=True, append_images=others)
 
 
 def config(**changes):

@@ -1,14 +1,17 @@
 """Decoding of awkward images, and views."""
 
+import resource
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from nvg.data import BrokenImageError, decode_image, make_view
 from nvg.data.images import to_float, to_uint8
-from tests.data.pictures import config, encode, pixels
+from tests.data.pictures import config, encode, frames, jpeg_of, pixels, png, ycck
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -50,20 +53,86 @@ def test_transparent_parts_become_white():
     ]
 
 
-def test_exif_rotation_is_applied():
+ORANGE = (200, 80, 40)
+PLAIN = Image.new("RGB", (16, 16), ORANGE)
+PALETTE = Image.new("P", (16, 16), 1)
+PALETTE.putpalette([0, 0, 0, *ORANGE])
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "colour"),
+    [
+        (encode(PLAIN.convert("CMYK"), "JPEG", quality=95), ORANGE),  # Adobe's, inverted: as all of them are taken
+        (ycck(ORANGE), ORANGE),
+        (encode(PLAIN, "JPEG", quality=95, progressive=True), ORANGE),
+        (encode(PLAIN, "JPEG", quality=95, keep_rgb=True), ORANGE),
+        (encode(PLAIN, "JPEG", quality=95, icc_profile=PROFILE), ORANGE),
+        (png((16, 16), 16, 0, struct.pack(">H", 200 * 257) * 16), (200, 200, 200)),
+        (png((16, 16), 16, 2, struct.pack(">3H", *(257 * value for value in ORANGE)) * 16), ORANGE),
+        (png((16, 16), 16, 4, struct.pack(">2H", 200 * 257, 65535) * 16), (200, 200, 200)),
+        (png((16, 16), 16, 6, struct.pack(">4H", *(257 * value for value in ORANGE), 0) * 16), (255, 255, 255)),
+        (png((16, 16), 1, 0, b"\xff\xff"), (255, 255, 255)),
+        (encode(Image.fromarray(np.full((16, 16), 200 * 257, np.uint16)), "TIFF"), (200, 200, 200)),
+        (encode(PLAIN.convert("LAB"), "TIFF"), ORANGE),
+        (encode(PALETTE), ORANGE),
+        (encode(PALETTE, transparency=1), (255, 255, 255)),
+        (encode(PALETTE, transparency=bytes([255, 128])), (228, 167, 147)),
+        (encode(PLAIN, transparency=ORANGE), (255, 255, 255)),
+        (frames("GIF"), (255, 0, 0)),
+        (frames("WEBP"), (255, 0, 0)),
+        (frames("PNG"), (255, 0, 0)),
+    ],
+    ids=["CMYK", "YCCK", "progressive", "RGB JPEG", "colour profile", "16-bit grey", "16-bit RGB", "16-bit grey-alpha",
+         "16-bit alpha", "1-bit", "16-bit TIFF", "LAB", "palette", "palette, a colour clear", "palette, half clear",
+         "a colour clear", "animated GIF", "animated WebP", "animated PNG"],
+)  # fmt: skip
+def test_the_colours_of_odd_files_are_right(data, colour):
+    found = np.asarray(decode_image(data, 3))
+    assert found.shape == (16, 16, 3) and np.abs(found.astype(int) - colour).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_rotation_is_undone(orientation):
+    """A picture whose corners tell which way is up, as a camera would store it."""
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16], upright[:16, -16:] = (255, 0, 0), (0, 255, 0)
+    stored = upright if orientation < 5 else upright.transpose(1, 0, 2)
+    rows, columns = [(1, 1), (1, -1), (-1, -1), (-1, 1), (1, 1), (-1, 1), (-1, -1), (1, -1)][orientation - 1]
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    assert decode_image(encode(pixels(0), "JPEG", exif=exif.tobytes()), 3).size == (20, 24)
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(stored[::rows, ::columns])
+    data = encode(stored, "JPEG", quality=95, subsampling=0, exif=exif.tobytes())
+    assert np.abs(np.asarray(decode_image(data, 3)).astype(int) - upright).mean() < 2
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no image", encode(pixels(0), "JPEG")[:300], encode(pixels(0))[:-40]],
-    ids=["empty", "text", "cut JPEG", "cut PNG"],
+    [
+        b"",
+        b"no image",
+        encode(pixels(0), "JPEG")[:300],
+        encode(pixels(0), "JPEG", progressive=True)[:-20],
+        encode(pixels(0))[:-40],
+        jpeg_of(24, 20, bits=12),
+        encode(np.full((4, 4), 0.5, np.float32), "TIFF"),
+    ],
+    ids=["empty", "text", "cut JPEG", "cut progressive JPEG", "cut PNG", "12-bit JPEG", "float TIFF"],
 )
 def test_broken_bytes_are_named_as_broken(data):
     with pytest.raises(BrokenImageError, match="."):
         decode_image(data, 3)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    "data", [png((30000, 30000), 8, 2, bytes(90000)), png((12000, 12000), 8, 2, bytes(36000)), jpeg_of(65000, 65000)]
+)
+def test_an_image_of_huge_size_is_refused_by_its_header(data):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BrokenImageError, match="too large"):
+        decode_image(data, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; its pixels are 400 MB and more
 
 
 def test_a_decompression_bomb_is_refused(monkeypatch):

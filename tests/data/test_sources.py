@@ -2,12 +2,14 @@
 
 import gzip
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import nvg
 from nvg.data import BrokenImage, DataError, open_source
 from tests.data.pictures import config, encode, pixels, write_folder, write_idx, write_parquet, write_tar
 
@@ -125,12 +127,60 @@ def test_an_empty_folder_is_an_error_that_names_the_key(source, tmp_path):
         open_source(config(source=source, train=str(tmp_path)), "test")
 
 
-def test_synset_names_come_from_the_mapping_else_from_the_folders(tmp_path):
-    source = open_source(ilsvrc(tmp_path), "train")
-    assert source.class_names == ["tench, Tinca tinca", "goldfish", "great white shark"]
+def test_synset_names_come_from_the_mapping_else_from_the_shipped_list_else_from_the_folders(tmp_path):
+    settings = ilsvrc(tmp_path)
+    assert open_source(settings, "train").class_names == ["tench, Tinca tinca", "goldfish", "great white shark"]
     (tmp_path / "LOC_synset_mapping.txt").unlink()
-    bare = open_source(config(source="ilsvrc", train=str(tmp_path / "train")), "train")
-    assert bare.class_names == ["n01440764", "n01443537", "n01484850"]
+    (tmp_path / "train" / "n01484850").rename(tmp_path / "train" / "n00004475")  # an organism: no class of ILSVRC 2012
+    names = open_source(settings, "train").class_names
+    assert names == ["n00004475", "tench, Tinca tinca", "goldfish, Carassius auratus"]
+
+
+def test_the_thousand_synsets_are_shipped_and_one_that_is_missing_or_wrong_is_named(tmp_path):
+    """With the usual numbers of well-known classes, as torchvision, timm and the ADM reference have them."""
+    lines = (Path(nvg.__file__).parent / "data" / "sources" / "imagenet_synsets.txt").read_text().splitlines()
+    synsets = [line[:9] for line in lines if line.startswith("n")]
+    assert len(synsets) == 1000 and synsets == sorted(set(synsets))
+    for synset in synsets:
+        write_tar(tmp_path / f"{synset}.tar", [])
+    settings = config(source="ilsvrc", train=str(tmp_path), num_classes=1000)
+    names = open_source(settings, "train").class_names
+    assert len(set(names)) == 1000
+    known = {0: "tench", 1: "goldfish", 207: "golden retriever", 517: "crane (n03126707)", 817: "sports car"}
+    assert {label: names[label].split(",")[0] for label in known} == known and names[134] == "crane (n02012849)"
+    (tmp_path / "n01443537.tar").rename(tmp_path / "n01443538.tar")
+    with pytest.raises(DataError, match="holds n01443538, which is none of the 1000 synsets"):
+        open_source(settings, "train")
+    (tmp_path / "n01443538.tar").unlink()
+    with pytest.raises(DataError, match="no image of 1 of the 1000 classes .n01443537.*data.num_classes=999"):
+        open_source(settings, "train")
+    settings.test = settings.train  # held-out images may lack a class, and the others keep their numbers
+    source = open_source(settings, "test")
+    assert source.units[1]["archive"] == "n01484850.tar" and source.units[1]["label"] == 2
+    settings.num_classes = 999
+    assert open_source(settings, "train").class_names[1].startswith("great white shark")
+
+
+def test_kaggles_archive_is_read_as_it_unpacks(tmp_path):
+    for split in ("train", "val"):
+        folder = tmp_path / "ILSVRC" / "Data" / "CLS-LOC" / split
+        folder.mkdir(parents=True)
+        if split == "train":
+            write_folder(folder, ("n01440764", "n01443537", "n01484850"))
+    (folder / "ILSVRC2012_val_00000001.JPEG").write_bytes(encode(pixels(0), "JPEG"))
+    (tmp_path / "LOC_synset_mapping.txt").write_text("n01440764 a\nn01443537 b\nn01484850 c\n")
+    table = "ImageId,PredictionString\nILSVRC2012_val_00000001,n01484850 85 1 499 272 n01484850 1 2 3 4 \n"
+    (tmp_path / "LOC_val_solution.csv").write_text(table)
+    settings = config(source="ilsvrc", train=str(folder.parent / "train"), test=str(folder))
+    assert open_source(settings, "train").class_names == ["a", "b", "c"]
+    assert [record.label for record in records(open_source(settings, "test"))] == [2]
+
+
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
+def test_an_archive_that_must_be_unpacked_first_is_named(name, tmp_path):
+    write_tar(tmp_path / name, [("n01440764.tar", b"")])
+    with pytest.raises(DataError, match=f"{name}.*unpacked once"):
+        open_source(config(source="ilsvrc", train=str(tmp_path)), "train")
 
 
 def test_a_flat_validation_folder_is_labelled_by_its_ground_truth(tmp_path):

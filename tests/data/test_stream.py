@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nvg.data import BrokenImage, DataError, open_source
 from nvg.data.stream import parts_together, read_pieces, shuffled
 from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, read_part, to_arrays, write_part
-from tests.data.pictures import config, encode, pixels, write_folder
+from tests.data.pictures import config, encode, jpeg_of, pixels, write_folder
 
 FORM = TokenFormat("mark", last_stage=2, positions=4, codebook_size=300, class_names=["a", "b"])
 
@@ -58,6 +58,23 @@ def test_a_unit_without_a_readable_image_is_one_empty_piece(tmp_path):
     source = open_source(config(train=str(tmp_path)), "train")
     (piece,) = read_pieces(source.reader(), source.units[0], config(), 0, 0)
     assert piece.images.shape == (0, 16, 16, 3) and piece.last and len(piece.broken) == 3
+
+
+def test_odd_files_among_good_ones_are_read_by_what_they_are_or_named_with_a_reason(tmp_path):
+    folder = tmp_path / "n01440764"
+    folder.mkdir()
+    jpeg = encode(pixels(0), "JPEG")
+    files = {"good": jpeg, "png_inside": encode(pixels(1)), "zero": b"", "cut": jpeg[:-200], "page": b"<html>"}
+    for name, data in (files | {"huge": jpeg_of(60000, 60000), "thin": encode(pixels(2, (1, 5000)), "JPEG")}).items():
+        (folder / f"{name}.JPEG").write_bytes(data)
+    settings = config(source="ilsvrc", train=str(tmp_path), num_classes=1, unit_images=9, views=10)
+    source = open_source(settings, "train")
+    for view in (0, 9):
+        (piece,) = read_pieces(source.reader(), source.units[0], settings, view, 0)
+        assert {item.split("/")[1] for item in piece.ids} == {"good", "png_inside", "thin"}
+        assert {item.image_id.split("/")[1]: item.reason.split(":")[0] for item in piece.broken} == {
+            "zero": "not an image", "cut": "OSError", "page": "not an image", "huge": "too large",
+        }
 
 
 def columns(count, seed=0):

@@ -48,6 +48,12 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
 def _name_classes(source: ImageSource, config: DataConfig, split: str, where: str) -> None:
     """Set and check the source's class names. Raises DataError."""
     given, own = config.class_names, source.class_names
+    if split == "train" and source.empty:
+        named, count = ", ".join(source.empty[:10]) + (", ..." if len(source.empty) > 10 else ""), len(source.empty)
+        raise DataError(
+            f"{where} has no image of {count} of the {config.num_classes} classes ({named}): fetch them again, or set "
+            f"data.num_classes={config.num_classes - count} to do without"
+        )
     if own:
         if len(own) != config.num_classes:
             names = ", ".join(own[:10]) + (", ..." if len(own) > 10 else "")

@@ -4,8 +4,10 @@ train: <root>/n01440764/*.JPEG, or <root>/n01440764.tar as the training archive 
        so unpacked images are mixed better.
 val:   the same, or flat ILSVRC2012_val_*.JPEG with LOC_val_solution.csv, or with ILSVRC2012_validation_ground_truth.txt
        (synset ids, or the devkit's class numbers and then its meta.mat).
-The tables stand in the folder, in its parent, or in a `devkit/data` or `ILSVRC2012_devkit_t12/data` of these.
-Class = rank of the synset id, the usual order. Names come from LOC_synset_mapping.txt, else they are the synset ids.
+The tables stand in the folder, in one of the four above it (Kaggle's archive has them there), or in a `devkit/data` or
+`ILSVRC2012_devkit_t12/data` of these.
+Class = rank of the synset id, the usual order. Names come from LOC_synset_mapping.txt, else from imagenet_synsets.txt,
+the shipped list of ILSVRC 2012; another synset is named by its id.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from nvg import storage
 from nvg.config import DataConfig
@@ -27,6 +30,8 @@ from nvg.data.sources.tar import count_members, read_members
 
 SYNSET = re.compile(r"n\d{8}")
 DEVKIT_CLASSES = 1000
+SHIPPED = Path(__file__).parent / "imagenet_synsets.txt"
+FOLDERS_ABOVE = 4  # <Kaggle's archive>/ILSVRC/Data/CLS-LOC/val
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
@@ -40,10 +45,13 @@ class IlsvrcSource(ImageSource):
         names = self._synset_names()
         labelled, archives = self._labels(list(self.files), names)
         found = sorted({synset for _, synset in labelled + archives})
-        # With the mapping at hand, a split that lacks a class keeps the numbers of the others; but a mapping of all of
-        # ImageNet may lie beside a part of it.
-        whole = set(found) <= set(names) and len(found) != config.num_classes == len(names)
-        synsets = sorted(names) if whole else found
+        synsets = found
+        if len(names) == config.num_classes:  # a split that lacks a class keeps the numbers of the others
+            odd = [synset for synset in found if synset not in names]
+            if odd:
+                raise DataError(f"{self.root} holds {odd[0]}, which is none of the {len(names)} synsets: remove it")
+            synsets = sorted(names)
+            self.empty = sorted(set(names) - set(found))
         twice = {name for name, count in Counter(names.get(item, item) for item in synsets).items() if count > 1}
         self.class_names = [  # ImageNet has two classes "crane"
             f"{names[item]} ({item})" if names.get(item) in twice else names.get(item, item) for item in synsets
@@ -72,7 +80,10 @@ class IlsvrcSource(ImageSource):
             stem = parts[-1].rsplit(".", 1)[0]
             if name.endswith(".tar"):
                 if not SYNSET.fullmatch(stem):
-                    raise DataError(f"{file}: a class archive is named by its synset (n01440764.tar)")
+                    raise DataError(
+                        f"{file}: a class archive is named by its synset (n01440764.tar); ILSVRC2012_img_train.tar and "
+                        "ILSVRC2012_img_val.tar must be unpacked once"
+                    )
                 archives.append((name, stem))
             elif len(parts) > 1 and SYNSET.fullmatch(parts[0]):
                 labelled.append((name, parts[0]))
@@ -95,19 +106,19 @@ class IlsvrcSource(ImageSource):
         return labelled, archives
 
     def _find(self, name: str) -> str | None:
-        root = self.prefix.rstrip("/")
-        for folder in (root, root.rpartition("/")[0]):
+        folder = self.prefix.rstrip("/")
+        for _ in range(1 + FOLDERS_ABOVE):
             for place in ("", "devkit/data/", "ILSVRC2012_devkit_t12/data/"):
                 if storage.exists(f"{folder}/{place}{name}"):
                     return f"{folder}/{place}{name}"
+            folder = folder.rpartition("/")[0]
+            if folder.endswith((":", "/")) or not folder:  # above a bucket, or above /
+                return None
         return None
 
     def _synset_names(self) -> dict[str, str]:
-        """synset -> name, in the order of LOC_synset_mapping.txt; {} without it."""
-        file = self._find("LOC_synset_mapping.txt")
-        if file is None:
-            return {}
-        lines = _text(file).splitlines()
+        """synset -> name, in the order of LOC_synset_mapping.txt, else of the shipped list."""
+        lines = _text(self._find("LOC_synset_mapping.txt") or str(SHIPPED)).splitlines()
         return {line[:9]: line[10:].strip() or line[:9] for line in lines if SYNSET.match(line)}
 
     def _ground_truth(self, names: dict[str, str]) -> dict[str, str]:
@@ -140,7 +151,7 @@ class IlsvrcSource(ImageSource):
         if meta is not None:
             return _devkit_table(meta)
         ranks = list(names) == sorted(names) and len(names) == DEVKIT_CLASSES
-        if not names or ranks:
+        if ranks:
             raise DataError(
                 f"{table} numbers the classes in the devkit's own order, which is not that of the synset ids: put the "
                 "devkit's data/meta.mat, or LOC_val_solution.csv, beside it"
