@@ -92,7 +92,8 @@ def elastic(cluster, output, images, tokenizer, tokens):
 
     first = until(lambda: newest(lambda about: about["workers"] == 2), "a checkpoint of two workers")
     command = ["drain-node", "--address", cluster.address, "--node-id", node.node_id]
-    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "60"]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command += ["--deadline-remaining-seconds", "60"]
     subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *command], check=True, stdout=subprocess.DEVNULL)
     notice = until(lambda: newest(lambda about: about["step"] % 25), "a checkpoint at the notice")
     cluster.remove_node(node, allow_graceful=False)
