@@ -2,6 +2,10 @@
 
 Every write is atomic: a local file is written beside its place and renamed, an object store shows an object only when
 its put is complete. A folder is complete when its `metadata.json` is there, which is written last.
+
+Requests to S3 are tried up to 8 times in growing intervals (about half a minute in all) where the server answers 500,
+502, 503 or 504, is slow, cuts the connection or is not there; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE change that. What
+still fails is a StorageError: never a broken image, never a file that is not there.
 """
 
 from __future__ import annotations
@@ -28,7 +32,42 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAST_FILE = "metadata.json"
+# For all that reads S3 in this process, MLflow's boto3 too.
+os.environ.setdefault("AWS_RETRY_MODE", "standard")
+os.environ.setdefault("AWS_MAX_ATTEMPTS", "8")
 Record = TypeVar("Record")
+
+
+class StorageError(OSError):
+    """A store that cannot be reached or refuses; the message names the URL and what to look at."""
+
+
+@contextmanager
+def _asking(path: str) -> Iterator[None]:
+    """This block asks the store of `path`: what the store, or the way to it, does wrong is a StorageError.
+
+    Told apart from what is wrong with a file by where an error comes from: the S3 client has errors of its own.
+    """
+    try:
+        yield
+    except (StorageError, FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:
+        if is_url(path) and _of_client(error):
+            raise StorageError(
+                f"{path}: {type(error).__name__}: {error}. Look at AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and the bucket's name, or whether the store is up"
+            ) from error
+        raise
+
+
+def _of_client(error: BaseException | None) -> bool:
+    """Whether an error, or one that it follows from, is one of an object store's client."""
+    while error is not None:
+        if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "gcsfs"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class DiskFull(OSError):
@@ -83,9 +122,10 @@ def _local(path: str) -> Path:
 
 def exists(path: str) -> bool:
     """Whether a file or folder is there now (no listing cache)."""
-    system, name = _resolve(path)
-    system.invalidate_cache()
-    return system.exists(name)
+    with _asking(path):
+        system, name = _resolve(path)
+        system.invalidate_cache()
+        return system.exists(name)
 
 
 def list_files(path: str, suffixes: Sequence[str] = ()) -> list[str]:
@@ -115,10 +155,12 @@ def list_sizes(path: str, suffixes: Sequence[str] = ()) -> dict[str, int]:
 
 def _find(url: str) -> Iterator[tuple[str, int]]:
     """(name below the URL, bytes) of its files."""
-    system, root = _resolve(url)
-    system.invalidate_cache()
-    root = root.rstrip("/")
-    for name, info in system.find(root, detail=True).items():
+    with _asking(url):
+        system, root = _resolve(url)
+        system.invalidate_cache()
+        root = root.rstrip("/")
+        found = system.find(root, detail=True)
+    for name, info in found.items():
         if info["type"] == "file" and not name.endswith("/"):  # object stores may hold markers of empty folders
             yield name.removeprefix(root).lstrip("/"), info["size"] or 0
 
@@ -143,11 +185,12 @@ def _walk(root: Path) -> Iterator[tuple[str, int]]:
 
 def list_folders(path: str) -> list[str]:
     """The names of the folders directly in a folder, sorted; [] where there is none."""
-    system, name = _resolve(path)
-    system.invalidate_cache()
-    if not system.isdir(name):
-        return []
-    items = system.ls(name, detail=True)
+    with _asking(path):
+        system, name = _resolve(path)
+        system.invalidate_cache()
+        if not system.isdir(name):
+            return []
+        items = system.ls(name, detail=True)
     return sorted(item["name"].rstrip("/").rsplit("/", 1)[-1] for item in items if system.isdir(item["name"]))
 
 
@@ -165,9 +208,11 @@ def expand_sizes(path: str, suffixes: Sequence[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for item in [path] if exists(path) else _braces(path):
         if any(mark in item for mark in "*?[") and not exists(item):
-            system, pattern = _resolve(item)
-            system.invalidate_cache()
-            for name in system.glob(pattern):
+            with _asking(item):
+                system, pattern = _resolve(item)
+                system.invalidate_cache()
+                names = system.glob(pattern)
+            for name in names:
                 found |= list_sizes(system.unstrip_protocol(name) if is_url(item) else name, suffixes)
         else:
             files = list_sizes(item, suffixes)
@@ -197,15 +242,17 @@ def open(path: str, mode: str = "rb") -> Iterator[IO]:  # noqa: A001
     """Open a file for reading. For writing use write_bytes, which is atomic."""
     if set(mode) & set("wax+"):
         raise ValueError(f"storage.open reads only, not {mode!r}: use write_bytes or folder_writer")
-    system, name = _resolve(path)
-    with system.open(name, mode) as file:
-        yield file
+    with _asking(path):
+        system, name = _resolve(path)
+        with system.open(name, mode) as file:
+            yield file
 
 
 def read_bytes(path: str) -> bytes:
     """A file, whole, in one request. Raises FileNotFoundError naming it."""
-    system, name = _resolve(path)
-    return system.cat_file(name)
+    with _asking(path):
+        system, name = _resolve(path)
+        return system.cat_file(name)
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -221,14 +268,15 @@ def write_bytes(path: str, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     else:
-        system, name = _resolve(path)
-        system.pipe_file(name, data)
+        with _asking(path):
+            system, name = _resolve(path)
+            system.pipe_file(name, data)
 
 
 def create_bytes(path: str, data: bytes) -> None:
     """Write a file that is not there yet. Raises FileExistsError where it is; of two writers one gets that."""
-    system, name = _resolve(path)
-    with space_for(path):
+    with space_for(path), _asking(path):
+        system, name = _resolve(path)
         if _is_local(path):
             _local(path).parent.mkdir(parents=True, exist_ok=True)
         system.pipe_file(name, data, mode="create")
@@ -312,8 +360,10 @@ def folder_writer(path: str) -> Iterator[Path]:
         files = sorted((item for item in Path(scratch).rglob("*") if item.is_file()), key=lambda f: f.name == LAST_FILE)
         try:
             for file in files:
-                system, name = _resolve(join(path, file.relative_to(scratch).as_posix()))
-                system.put_file(str(file), name)  # in parts where the file is large; shown when it is whole
+                url = join(path, file.relative_to(scratch).as_posix())
+                with _asking(url):
+                    system, name = _resolve(url)
+                    system.put_file(str(file), name)  # in parts where the file is large; shown when it is whole
         except BaseException:
             remove(path)
             raise
@@ -349,7 +399,7 @@ def local_folder(path: str) -> Path:
         for file in files:
             target = temporary / _relative(file, path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with space_for(f"{target} (a copy of {file})"):
+            with space_for(f"{target} (a copy of {file})"), _asking(file):
                 system.get_file(_resolve(file)[1], str(target))
         try:
             os.rename(temporary, folder)
@@ -363,11 +413,12 @@ def local_folder(path: str) -> Path:
 
 def remove(path: str) -> None:
     """Remove a file or a folder; nothing happens where there is none."""
-    system, name = _resolve(path)
-    system.invalidate_cache()
-    if system.exists(name):
-        system.rm(name, recursive=True)
-    system.invalidate_cache()
+    with _asking(path):
+        system, name = _resolve(path)
+        system.invalidate_cache()
+        if system.exists(name):
+            system.rm(name, recursive=True)
+        system.invalidate_cache()
 
 
 def fingerprint(files: Sequence[str] | Mapping[str, int], root: str = "", *extra: str) -> str:

@@ -33,7 +33,7 @@ SCRIPTS = {
 }
 COMPLETE = "metadata.json"
 # What the user can mend: one line, no traceback.
-ERRORS: tuple[type[Exception], ...] = (*FINAL, FileNotFoundError)
+ERRORS: tuple[type[Exception], ...] = (*FINAL, storage.StorageError, FileNotFoundError)
 
 
 @dataclass(frozen=True)

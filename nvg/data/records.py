@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gzip
 import itertools
 import random
 from abc import ABC, abstractmethod
@@ -115,16 +114,10 @@ def read_image(image_id: str, path: str, label: int) -> ImageRecord | BrokenImag
     the images of an outage are not broken ones."""
     try:
         return ImageRecord(image_id, storage.read_bytes(path), label, path)
+    except storage.StorageError:
+        raise
     except OSError as error:
-        if is_outage(path, error):
-            raise
         return BrokenImage(image_id, path, f"{type(error).__name__}: {error}")
-
-
-def is_outage(path: str, error: BaseException) -> bool:
-    """Whether an error is of the store (network, credentials) and not of the file that was read."""
-    hurt = (FileNotFoundError, IsADirectoryError, gzip.BadGzipFile)
-    return isinstance(error, OSError) and storage.is_url(path) and not isinstance(error, hurt)
 
 
 def shuffled(items: Sequence[Item]) -> list[Item]:

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nvg import storage
-from nvg.data.records import BrokenImage, DataError, is_outage
+from nvg.data.records import BrokenImage, DataError
 
 COMPRESSION_LEVEL = 3
 PART = re.compile(r"part-(\d{6,})-view(\d+)(?:-(\d{4,})(-last)?)?\.parquet$")
@@ -132,7 +132,7 @@ def read_part(path: str, fingerprint: str | None = None) -> pa.Table:
         with storage.open(path) as file:
             table = pq.read_table(file, page_checksum_verification=True)
     except (pa.ArrowException, ValueError, OSError) as error:
-        if isinstance(error, FileNotFoundError) or is_outage(path, error):
+        if isinstance(error, FileNotFoundError | storage.StorageError):
             raise
         raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
     form = part_format(table.schema, path)
@@ -221,7 +221,7 @@ def look(files: Iterable[str], form: TokenFormat, folder: str) -> list[PartSumma
                 metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()
         except (pa.ArrowException, ValueError, OSError) as error:
-            if isinstance(error, FileNotFoundError) or is_outage(path, error):
+            if isinstance(error, FileNotFoundError | storage.StorageError):
                 raise
             raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
         found = part_format(schema, path)

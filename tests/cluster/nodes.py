@@ -76,9 +76,9 @@ def elastic(cluster, output, images, tokenizer, tokens):
     """Two workers on two nodes; the second node is announced to leave, leaves, and comes back."""
     from pipelines.train import train_generators
 
-    node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
-    settings = ["cluster.cpus_per_worker=1", "cluster.num_workers=2", "cluster.min_workers=1"]
-    settings += ["cluster.resize_interval=1", "train.steps=600", "train.checkpoint_every=25"]
+    node = cluster.add_node(num_cpus=2, object_store_memory=STORE)  # each node fits one worker and a reader
+    settings = ["cluster.cpus_per_worker=1.2", "cluster.num_workers=2", "cluster.min_workers=1"]
+    settings += ["cluster.resize_interval=1", "train.steps=300", "train.checkpoint_every=25"]
     config = smoke(output, images, *settings)
     folder = f"{output}/generators"
     wait = in_thread(lambda: train_generators(config, tokenizer, tokens, folder))
@@ -98,7 +98,7 @@ def elastic(cluster, output, images, tokenizer, tokens):
     notice = until(lambda: newest(lambda about: about["step"] % 25), "a checkpoint at the notice")
     cluster.remove_node(node, allow_graceful=False)
     alone = until(lambda: newest(lambda about: about["workers"] == 1), "a checkpoint of one worker")
-    cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    cluster.add_node(num_cpus=2, object_store_memory=STORE)
     again = until(lambda: newest(lambda about: about["workers"] == 2 and about["step"] > alone), "two workers again")
     return {"first": first, "notice": notice, "alone": alone, "again": again, "figures": wait()}
 

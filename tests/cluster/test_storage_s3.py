@@ -1,51 +1,36 @@
 """Storage and sources on an S3 server (moto, a process of its own): nothing is mocked on our side."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import s3fs
 
 from nvg import storage
-from nvg.data import DataError, open_source
+from nvg.data import BrokenImage, DataError, open_source
+from nvg.lease import OutputBusy, lease
+from tests import s3
 from tests.data.pictures import config, encode, pixels, write_tar
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
-SETTINGS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-
 
 @pytest.fixture(scope="module")
-def bucket():
-    """An empty bucket's URL; AWS_ENDPOINT_URL points to its server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**SETTINGS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
-            patch.setenv(name, value)
-        patch.setenv("NO_PROXY", ",".join(filter(None, ["127.0.0.1", os.environ.get("NO_PROXY")])))
-        s3fs.S3FileSystem.clear_instance_cache()
-        try:
-            end = time.time() + 60
-            while True:
-                assert server.poll() is None and time.time() < end, "the S3 server did not start"
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            s3fs.S3FileSystem().mkdir("nvg-test")
-            yield "s3://nvg-test"
-        finally:
-            server.terminate()
-            server.wait()
-            s3fs.S3FileSystem.clear_instance_cache()
+def server():
+    with s3.server() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(server):
+    """A bucket's URL; AWS_ENDPOINT_URL points to its server."""
+    with s3.environment(server):
+        yield "s3://nvg-test"
+
+
+@pytest.fixture
+def way(server):
+    """The way to the server, with faults to come; AWS_ENDPOINT_URL points to it."""
+    with s3.Way(server) as way, s3.environment(way.own_port):
+        yield way
 
 
 def test_files_are_written_read_listed_and_removed(bucket):
@@ -98,3 +83,99 @@ def test_image_folders_and_shards_are_read_from_a_bucket(bucket, tmp_path):
         assert [r.image_id for u in shards.units for r in shards.read(u)] == ["train-00.tar/0", "train-01.tar/0"]
     with pytest.raises(DataError, match="is not there"):
         open_source(config(train=f"{bucket}/nowhere"), "train")
+
+
+def test_an_artifact_on_a_store_has_one_job_too(bucket):
+    folder = f"{bucket}/out/tokens-1"
+    with lease(folder), pytest.raises(OutputBusy, match="tokens-1 is being made by another job"):
+        with lease(folder):
+            pass
+    assert storage.list_files(f"{bucket}/out") == []
+
+
+FAULTS = {
+    "500": lambda: [s3.status(500)] * 2,
+    "503": lambda: [s3.status(503, "SlowDown")] * 2,
+    "slow": lambda: [s3.slow(0.5)] * 2,
+    "cut": lambda: [s3.cut] * 2,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_a_while_lose_nothing(way, tmp_path, fault):
+    url, data = f"s3://nvg-test/faults-{fault}", bytes(range(256)) * 4000
+
+    def under_faults(function):
+        way.faults = FAULTS[fault]()
+        result = function()
+        assert len(way.faults) < 2, "no request was disturbed"
+        way.faults = []
+        return result
+
+    under_faults(lambda: storage.write_bytes(f"{url}/a/data.bin", data))
+    assert under_faults(lambda: storage.read_bytes(f"{url}/a/data.bin")) == data
+    assert under_faults(lambda: storage.list_sizes(url)) == {f"{url}/a/data.bin": len(data)}
+    with storage.folder_writer(f"{url}/b") as folder:
+        (folder / "data.bin").write_bytes(data)
+        (folder / storage.LAST_FILE).write_text("{}")
+        way.faults = FAULTS[fault]()
+    way.faults = []
+    assert (under_faults(lambda: storage.local_folder(f"{url}/b")) / "data.bin").read_bytes() == data
+
+    table = pa.table({"x": list(range(50_000))})
+    pq.write_table(table, tmp_path / "x.parquet")
+    storage.write_bytes(f"{url}/x.parquet", (tmp_path / "x.parquet").read_bytes())
+
+    def read():
+        with storage.open(f"{url}/x.parquet") as file:
+            return pq.read_table(file)
+
+    assert under_faults(read).equals(table)
+    members = [member for n in range(3) for member in ((f"{n}.png", encode(pixels(n))), (f"{n}.cls", b"1"))]
+    shard = write_tar(tmp_path / "x.tar", members)
+    storage.write_bytes(f"{url}/x.tar", open(shard, "rb").read())
+    source = open_source(config(source="webdataset", train=f"{url}/x.tar"), "train")
+    records = under_faults(lambda: list(source.read(source.units[0])))
+    assert [record.data for record in records] == [encode(pixels(n)) for n in range(3)]
+
+
+def test_an_outage_is_an_error_of_the_store_and_no_broken_image(way, monkeypatch):
+    url = "s3://nvg-test/outage/ant/1.png"
+    storage.write_bytes(url, encode(pixels(1)))
+    storage.write_bytes("s3://nvg-test/outage/t.parquet", b"PAR1 is how it begins")
+    source = open_source(config(train="s3://nvg-test/outage", num_classes=1), "train")
+    with s3.environment(way.own_port, AWS_MAX_ATTEMPTS="2"):
+        way.faults = [s3.status(503, "ServiceUnavailable")] * 99
+        with pytest.raises(storage.StorageError, match=f"{url}: .*Service Unavailable.*Look at AWS_ENDPOINT_URL"):
+            list(source.read(source.units[0]))
+        way.faults = []
+    storage.remove(url)
+    (broken,) = source.read(source.units[0])  # what is gone is gone, and no outage
+    assert isinstance(broken, BrokenImage) and "FileNotFoundError" in broken.reason
+    source = open_source(config(source="parquet", train="s3://nvg-test/outage/t.parquet"), "train")
+    (broken,) = source.read(source.units[0])  # a file that is hurt is no outage either
+    assert isinstance(broken, BrokenImage) and "not a readable Parquet file" in broken.reason
+
+
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])
+def test_wrong_keys_are_named_without_the_secret(way, code):
+    way.faults = [s3.status(403, code)] * 99
+    for ask in (storage.read_bytes, storage.list_files, storage.exists, storage.list_folders):
+        with pytest.raises(storage.StorageError, match="s3://nvg-test/x: .*AWS_ACCESS_KEY_ID") as error:
+            ask("s3://nvg-test/x")
+        assert s3.SECRET not in str(error.value) + repr(error.value.__cause__)
+    with pytest.raises(storage.StorageError, match="Look at"):
+        storage.write_bytes("s3://nvg-test/x", b"1")
+
+
+def test_no_keys_no_bucket_and_no_server_are_errors_that_name_the_url(server, monkeypatch):
+    with s3.environment(server):
+        with pytest.raises(FileNotFoundError):
+            storage.read_bytes("s3://no-such-bucket/x")
+    with s3.environment(server, AWS_EC2_METADATA_DISABLED="true", AWS_SHARED_CREDENTIALS_FILE="/dev/null"):
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(storage.StorageError, match="s3://nvg-test/x: NoCredentialsError"):
+            storage.read_bytes("s3://nvg-test/x")
+    with s3.environment(1, AWS_MAX_ATTEMPTS="2"), pytest.raises(storage.StorageError, match="EndpointConnectionError"):
+        storage.read_bytes("s3://nvg-test/x")

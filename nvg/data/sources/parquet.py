@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit, is_outage
+from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit
 
 READ_ROWS = 32  # rows whose images are in memory at once
 
@@ -58,7 +58,7 @@ class ParquetSource(ImageSource):
             try:
                 yield from self._group(unit, group, row)
             except (pa.ArrowException, OSError) as error:
-                if is_outage(unit["file"], error):
+                if isinstance(error, storage.StorageError):
                     raise
                 yield BrokenImage(f"{short}/{row}", unit["file"], f"row group {group} cannot be read on: {error}")
             row += rows
@@ -131,7 +131,7 @@ def _look(file: str, image_column: str, label_column: str) -> _Table:
                 highest = pc.max(values.cast(pa.int64())).as_py() if len(values) else None
                 result.highest = highest if highest is not None and highest >= 0 else None
     except (pa.ArrowException, OSError) as error:
-        if is_outage(file, error):
+        if isinstance(error, storage.StorageError):
             raise
         result = _Table(broken=f"not a readable Parquet file: {error}")
     return result

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nvg import storage
-from nvg.data.records import BrokenImage, is_outage
+from nvg.data.records import BrokenImage
 
 MOST_BYTES = 2**30  # of a member: a compressed archive of a few kB may hold any number of zeros
 
@@ -47,7 +47,7 @@ def read_members(path: str) -> Iterator[tuple[str, bytes | BrokenImage]]:
                 archive.members.clear()  # type: ignore[attr-defined]  # else it keeps the header of every member
                 yield member.name, data
     except (tarfile.TarError, OSError, EOFError) as error:
-        if is_outage(path, error):
+        if isinstance(error, storage.StorageError):
             raise
         place = f"after {last}" if last else "at its beginning"
         yield last, BrokenImage(path.rpartition("/")[2], path, f"the archive cannot be read on {place}: {error}")
