@@ -260,6 +260,7 @@ class TrackingConfig:
     """MLflow. MLFLOW_TRACKING_URI wins over `uri`."""
 
     uri: str | None = None  # None = sqlite:///<output>/mlflow.db
+    artifacts: str | None = None  # path or URL of the runs' files; None = beside the database, or as the server has it
     experiment: str | None = None  # None = the config's name
     registered_model: str | None = None  # register the finished sampler under this name, alias "champion"
     log_every: int = 20  # steps

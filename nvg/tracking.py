@@ -24,6 +24,7 @@ from nvg.config import Config, ConfigError
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
+RUN_FILE = "mlflow_run.json"  # in the artifact's folder
 _VALUE_LENGTH = 6000  # characters of a parameter that MLflow stores
 _MODEL = "sampler"  # the folder of a registered sampler among the run's files
 _BATCH = 100  # parameters that MLflow takes at once
@@ -45,8 +46,12 @@ def tracking_uri(config: Config) -> str:
     return f"{SQLITE}{_local(config.output) / 'mlflow.db'}"
 
 
-def start(config: Config, job_name: str, run_id: str | None = None) -> Run:
-    """Begin a run called `job_name`, or go on with `run_id` (a fresh run when the store does not know it any more)."""
+def start(config: Config, job_name: str, run_id: str | None = None, folder: str | None = None) -> Run:
+    """Begin a run called `job_name`, or go on with `run_id` (a fresh run when the store does not know it any more).
+
+    folder: the artifact's (path or URL), which keeps a mark of the run from before it exists: a job that was killed at
+    any moment goes on in it.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a training job has no business to call home
     from mlflow.exceptions import MlflowException
 
@@ -61,11 +66,28 @@ def start(config: Config, job_name: str, run_id: str | None = None) -> Run:
         except MlflowException:
             pass  # the store was emptied or exchanged meanwhile: that must not stop a training
     experiment = _experiment(client, config, uri)
-    created = client.create_run(experiment, run_name=job_name)
-    run = Run(client, created.info.run_id, uri, resumed=False)
-    run.log_params(config)
+    mark = _mark(folder, job_name) if folder is not None else uuid.uuid4().hex
+    found = client.search_runs([experiment], f"tags.mark = '{mark}'")
+    if found:
+        run = Run(client, found[0].info.run_id, uri, resumed=True)
+        client.update_run(run.id, status="RUNNING")
+    else:
+        created = client.create_run(experiment, run_name=job_name, tags={"mark": mark})
+        run = Run(client, created.info.run_id, uri, resumed=False)
+    with contextlib.suppress(*([MlflowException] if found else [])):  # a setting that changes no weight may be another
+        run.log_params(config)
     run.set_tags({"git_commit": git_commit(), "job": job_name})
     return run
+
+
+def _mark(folder: str, job_name: str) -> str:
+    """What tells the run of an artifact's job from all others, made when it is first asked for."""
+    path = storage.join(folder, RUN_FILE)
+    marks = storage.read_json(path) if storage.exists(path) else {}
+    if job_name not in marks:
+        marks[job_name] = uuid.uuid4().hex
+        storage.write_json(path, marks)
+    return marks[job_name]
 
 
 def _experiment(client: Any, config: Config, uri: str) -> str:
@@ -78,8 +100,8 @@ def _experiment(client: Any, config: Config, uri: str) -> str:
             raise ConfigError(f"the MLflow experiment {name!r} was deleted: restore it or set tracking.experiment")
         return found.experiment_id
     # A server has its own store of files; beside a database file it is a folder.
-    location = None
-    if uri.startswith(SQLITE):
+    location = config.tracking.artifacts
+    if location is None and uri.startswith(SQLITE):
         location = str(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts")
     try:
         return client.create_experiment(name, artifact_location=location)

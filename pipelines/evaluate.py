@@ -296,7 +296,7 @@ def _plain(value: Any) -> Any:
 
 def _track(config: Config, sampler: str, output: str, result: dict[str, Any], folder: Path) -> str:
     """Log everything but samples.npz, which is too large for a tracking server; returns the run's id."""
-    run = tracking.start(config, "evaluate")
+    run = tracking.start(config, "evaluate", folder=output)
     run.set_tags({"artifact": output, "sampler": sampler, "network": result["protocol"]["network"]})
     numbers = {name: value for name, value in result["figures"].items() if isinstance(value, int | float)}
     for name, (low, high) in result["intervals"].items():

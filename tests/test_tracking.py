@@ -28,6 +28,15 @@ def config(output):
     return config
 
 
+def tracked(config):
+    """The runs of the configuration's experiment."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking.tracking_uri(config))
+    experiment = client.get_experiment_by_name(config.name)
+    return {run.info.run_id for run in client.search_runs([experiment.experiment_id])} if experiment else set()
+
+
 def test_runs_go_to_a_database_beside_the_output(config, output):
     assert tracking.tracking_uri(config) == f"sqlite:///{output}/mlflow.db"
 
@@ -108,3 +117,22 @@ def test_a_registered_sampler_is_found_by_its_alias(config, output, tmp_path, mo
 
 def test_nested_keys_are_joined_by_dots():
     assert tracking.flatten({"a": {"b": {"c": 1}}, "d": [2]}) == {"a.b.c": 1, "d": [2]}
+
+
+def test_a_job_that_was_killed_at_any_moment_goes_on_in_its_run(config, tmp_path):
+    folder = f"{tmp_path}/generators"
+    before = tracked(config)
+    first = tracking.start(config, "job", folder=folder)
+    first.log_metrics({"loss": 1.0}, 1)
+    killed = first.client  # no end: its process is gone
+    again = tracking.start(config, "job", folder=folder)
+    assert again.id == first.id
+    again.log_metrics({"loss": 9.0}, 1)  # it is there already
+    again.end()
+    assert [point.value for point in killed.get_metric_history(first.id, "loss")] == [1.0]
+    config.cluster.num_workers = 7  # of no weight: the run goes on
+    tracking.start(config, "job", folder=folder).end()
+    assert killed.get_run(first.id).info.status == "FINISHED"
+    other = tracking.start(config, "other job", folder=folder)
+    other.end()
+    assert tracked(config) == before | {first.id, other.id}

@@ -33,8 +33,6 @@ from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Batch, Place, Settings, train
 from nvg.training.tokenizer_task import TokenizerTask
 
-RUN_FILE = "mlflow_run.json"  # in the artifact's folder: the run's id, from before the first checkpoint
-
 
 def same(module: nn.Module) -> nn.Module:
     """No data parallelism."""
@@ -256,12 +254,8 @@ class _Tracking:
 
     def start(self, run_id: str | None) -> tracking.Run:
         """Begin, or go on with the checkpoint's run, or with one that never came to a checkpoint."""
-        path = storage.join(self.folder, RUN_FILE)
-        if run_id is None and storage.exists(path):
-            run_id = storage.read_json(path).get(self.job)
-        self.run = tracking.start(self.config, self.job, run_id)
+        self.run = tracking.start(self.config, self.job, run_id, self.folder)
         self.run.set_tags(self.tags)
-        storage.write_json(path, {self.job: self.run.id})
         return self.run
 
     def finish(self, tags: dict[str, str], figures: dict[str, Any], register: str | None = None) -> None:

@@ -1,6 +1,5 @@
 """The whole pipeline on a real Ray: every step, its artifacts, what is skipped, and what is put into quarantine."""
 
-import json
 import os
 from pathlib import Path
 
@@ -329,35 +328,3 @@ def test_workers_read_images_of_their_own_in_an_exact_order(done, arguments):
     two = [torch.cat([b["images"] for b in take(6, rank=rank, world=2)]) for rank in range(2)]
     seen = [{image.numpy().tobytes() for image in images} for images in two]
     assert two[0].shape == (24, 16, 16, 3) and not seen[0] & seen[1]
-
-
-def test_other_images_of_other_size_and_classes_need_nothing_but_their_keys(ray_cluster, arguments, tmp_path):
-    """Grey Parquet images of 32x32 in five classes, 8x8 latents: nothing is bound to a data set."""
-    from tests.data.pictures import write_parquet
-
-    write_parquet(tmp_path / "images.parquet", count=40, classes=5, text=True, group=16)
-    other = [
-        "--config",
-        arguments[1],
-        "name=other",
-        f"output={tmp_path}/out",
-        "data.source=parquet",
-        f"data.train={tmp_path}/images.parquet",
-        f"data.test={tmp_path}/images.parquet",
-        "data.image_size=32",
-        "data.channels=1",
-        "data.num_classes=5",
-        "tokenizer_train.steps=2",
-        "train.steps=2",
-        "train.batch_size=8",
-        "tokenizer_train.batch_size=8",
-        "evaluate.samples_per_class=4",
-    ]
-    run.main(other)
-    artifacts = common.plan(config(other))
-    sampler = nvg.load(artifacts["generators"].folder)
-    assert sampler.last_stage == 6 and sampler.class_names == [f"class {number}" for number in range(5)]
-    assert sampler.generate(["class 4"]).shape == (1, 32, 32, 1)
-    figures = json.loads(Path(artifacts["evaluation"].folder, "evaluation.json").read_text())["figures"]
-    assert figures["reconstruction_images"] == "12 test images"
-    assert os.listdir(f"{tmp_path}/out")
