@@ -49,9 +49,9 @@ class Run:
 
     name: str
     seconds: list[float] = field(default_factory=list)
-    total: list[float] = field(default_factory=list)  # Pss of all processes
-    store: list[float] = field(default_factory=list)  # of it shared memory
-    driver: list[float] = field(default_factory=list)  # of it the driver's own
+    total: list[int] = field(default_factory=list)  # Pss of all processes
+    store: list[int] = field(default_factory=list)  # of it shared memory
+    driver: list[int] = field(default_factory=list)  # of it the driver's own
     spilled: float = 0.0  # the most
     images_per_second: float = 0.0
 
@@ -118,9 +118,9 @@ def measure(name: str, images: Path, tokenizer: list[str]) -> Run:
             except psutil.NoSuchProcess:
                 break
             run.seconds.append(round(time.time() - begun, 1))
-            run.total.append(round(sum(item.get("Pss", 0.0) for item in found), 1))
-            run.store.append(round(sum(item.get("Pss_Shmem", 0.0) for item in found), 1))
-            run.driver.append(round(found[0].get("Pss_Anon", 0.0), 1))
+            run.total.append(round(sum(item.get("Pss", 0.0) for item in found)))
+            run.store.append(round(sum(item.get("Pss_Shmem", 0.0) for item in found)))
+            run.driver.append(round(found[0].get("Pss_Anon", 0.0)))
             spilled = [path.stat().st_size for path in Path(scratch).glob("**/ray_spilled_objects*/*")]
             run.spilled = max(run.spilled, sum(spilled) / 1e6)
             time.sleep(0.5)
@@ -161,7 +161,7 @@ def plot(runs: list[Run], out: Path) -> None:
     axis.axhline(STORE_GB * 1e3, color="grey", linewidth=0.8, linestyle="--")
     axis.annotate("size of the object store", (runs[0].seconds[0], STORE_GB * 1e3 + 25), color="grey", fontsize=8)
     axis.set(xlabel="seconds", ylabel="MB", ylim=(0, None), title="Memory of build_tokens (dotted: object store)")
-    axis.legend(loc="lower right", frameon=False)
+    axis.legend(loc="center right", frameon=False)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)

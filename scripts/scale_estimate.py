@@ -2,7 +2,6 @@
 docs/scale.md.
 
     python scripts/scale_estimate.py [--images 1281167] [--views 10] [--gpu-tflops 156] [--utilization 0.4] ...
-    python scripts/scale_estimate.py --rows 2000     (also Ray Data's own cost a row, on a Ray started here)
 
 Measured on one core: reading a JPEG of 500x375 into a view, the bytes of a token part, listing the files, the parts of
 tokenizing. Counted: the encoder's operations. Assumed, and options: what a GPU does, the bytes of an image, prices.
@@ -11,7 +10,6 @@ tokenizing. Counted: the encoder's operations. Assumed, and options: what a GPU 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import tempfile
 import time
@@ -81,25 +79,6 @@ def listing(files: int) -> tuple[float, float, float]:
     return seconds, kept / files, held / files
 
 
-def ray_rows(rows: int, run: int) -> tuple[float, float, float]:
-    """Ray Data's own cost of so many (unit, view) rows, of which `run` are put through: seconds a row to set up,
-    seconds a row to put through a task that does nothing, and bytes a row in the driver."""
-    import ray
-
-    os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
-    ray.init(address="local", num_cpus=2, object_store_memory=300 * 10**6, include_dashboard=False)
-    ray.data.range(10).map(lambda row: row).take_all()  # what is loaded once
-    before, begun = psutil.Process().memory_full_info().uss, time.time()
-    todo = [{"unit": number, "view": 0} for number in range(rows)]
-    data = ray.data.from_items(todo, override_num_blocks=rows)
-    made = time.time()
-    for _ in zip(range(run), data.flat_map(lambda row: [row], num_cpus=1).iter_rows(), strict=False):
-        done = time.time()
-    kept = psutil.Process().memory_full_info().uss - before
-    ray.shutdown()
-    return (made - begun) / rows, (done - made) / run, kept / rows
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,7 +93,6 @@ def main() -> None:
     parser.add_argument("--store-price", type=float, default=0.023, help="dollars a GB and month")
     parser.add_argument("--files", type=int, default=100_000, help="empty files that are listed to measure")
     parser.add_argument("--encoded", type=int, default=4, help="images that are encoded to measure shares")
-    parser.add_argument("--rows", type=int, default=0, help="rows to put through Ray Data; 0 = do not start Ray")
     arguments = parser.parse_args()
     config = configuration.load(arguments.config, [f"data.views={arguments.views}", "repa.weights=null"])
     data, gpus = config.data, config.cluster.encoders
@@ -169,15 +147,6 @@ def main() -> None:
         ("the listing in the object store", f"{list_held:.0f} B a file, a copy a node",
          f"{list_held * images / 1e6:.0f} MB"),
     ]  # fmt: skip
-    if arguments.rows:
-        set_up, through, kept = ray_rows(units * views, min(arguments.rows, units * views))
-        lines += [
-            ("Ray Data, before the first row", f"{units * views:,} rows × {set_up * 1e3:.1f} ms",
-             f"{set_up * units * views:.0f} s"),
-            ("Ray Data, its own cost", f"{units * views:,} × {through * 1e3:.0f} ms (from {arguments.rows:,})",
-             f"{through * units * views / 60:.1f} min"),
-            ("rows in the driver", f"{kept / 1e3:.1f} kB a row", f"{kept * units * views / 1e6:.0f} MB"),
-        ]  # fmt: skip
     print(f"{arguments.config}, {platform.processor() or platform.machine()}, {date.today()}\n")
     print("| | arithmetic | |\n| --- | --- | --- |")
     print("\n".join("| " + " | ".join(line) + " |" for line in lines))
