@@ -184,12 +184,12 @@ def test_a_stream_of_images_reads_large_shards_in_pieces_and_passes_over_broken_
 
 
 def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray_cluster, tmp_path, monkeypatch):
-    """21 pieces of 20 MB, and an encoder of 0.25 s a piece: without backpressure all would be read in a few seconds."""
+    """15 pieces of 20 MB, and an encoder of 0.2 s a piece: without backpressure all would be read in a few seconds."""
     import pipelines.build_tokens as job
 
     small = encode(pixels(0))
     write_tar(tmp_path / "a.tar", [item for n in range(300) for item in ((f"{n}.cls", b"1"), (f"{n}.png", small))])
-    sizes = ["data.image_size=256", "tokenizer.patch=32", "data.unit_images=100", "data.views=7"]
+    sizes = ["data.image_size=256", "tokenizer.patch=32", "data.unit_images=100", "data.views=5"]
     config = smoke(tmp_path / "a.tar", *sizes)
     marks = tmp_path / "marks"
     marks.mkdir()
@@ -204,17 +204,17 @@ def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray
 
     class SlowEncode(Encode):
         def __call__(self, row):
-            time.sleep(0.25)
+            time.sleep(0.2)
             mark("encoded")
             return super().__call__(row)
 
     monkeypatch.setattr(job, "read_pieces", read)
     monkeypatch.setattr(job, "Encode", SlowEncode)
     about = build_tokens(config, tokenizer_of(config, tmp_path / "tokenizer", 0), str(tmp_path / "out"))
-    assert about["parts"] == 21 and about["rows"] == 2100
+    assert about["parts"] == 15 and about["rows"] == 1500
     steps = [1 if path.name.endswith("read") else -1 for path in sorted(marks.iterdir())]
     held = np.cumsum(steps)
-    assert len(steps) == 42 and 2 <= held.max() <= 12, held
+    assert len(steps) == 30 and 2 <= held.max() <= 9, held
 
 
 def test_pieces_that_the_object_store_cannot_hold_are_said_before_anything_is_read(ray_cluster, shards, capsys):
