@@ -108,7 +108,8 @@ def main():
     job, *arguments = sys.argv[1:]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": STORE})
     try:
-        ray.init(address=cluster.address, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+        variables = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": cluster.address}  # of this Ray, where others run too
+        ray.init(address=cluster.address, runtime_env={"env_vars": variables})
         print(json.dumps({"tokens": tokens, "elastic": elastic}[job](cluster, *arguments)), flush=True)
     finally:
         ray.shutdown()
