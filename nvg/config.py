@@ -449,7 +449,7 @@ def _typed(
                     f"{expected}: leave {key} out"
                 )
         config = OmegaConf.to_object(node)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a section belongs
         raise ConfigError(_explain(error, where, schema)) from None
     assert isinstance(config, schema)
     return config

@@ -131,6 +131,10 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant(key: str, near: str
         assert message == f"here.yaml: unknown key {key!r}; did you mean {near!r}?"
 
 
+def test_a_list_where_a_section_belongs_is_refused() -> None:
+    assert refusal({**MINIMAL, "train": [1, 2]}).startswith("here.yaml: ")
+
+
 def test_an_unknown_key_like_no_other_has_no_hint() -> None:
     assert refusal(MINIMAL, ["train.xyzzy=1"]) == "here.yaml: unknown key 'train.xyzzy'"
 
