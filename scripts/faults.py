@@ -289,12 +289,13 @@ def main() -> None:
     print("| round | step | victim | at | killed | commands | verdict |\n" + "| --- " * 7 + "|", flush=True)
     failed = 0
     for number, one in enumerate(rounds(arguments.seed, arguments.rounds), start=1):
-        while not one.killed and one.moment > 0.01:
+        for _ in range(TRIES):
             one.faults = []
             run = copied(arguments.work, calm, one.step, number)
             play(one, run, seconds[one.step], results[one.step])
-            if not one.killed:
-                one.moment /= 2  # it was over before
+            if one.killed:
+                break
+            one.moment /= 2  # it was over before
         failed += bool(one.faults)
         killed = one.killed[0] if len(one.killed) == 1 else f"{len(one.killed)} processes"
         verdict = "; ".join(one.faults) or "equal"
