@@ -46,14 +46,15 @@ class StorageError(OSError):
 def _asking(path: str) -> Iterator[None]:
     """This block asks the store of `path`: what the store, or the way to it, does wrong is a StorageError.
 
-    Told apart from what is wrong with a file by where an error comes from: the S3 client has errors of its own.
+    Told apart from what is wrong with a file by where an error comes from: a store's client has errors of its own.
     """
     try:
         yield
     except (StorageError, FileNotFoundError, FileExistsError):
         raise
     except Exception as error:
-        if is_url(path) and _of_client(error):
+        of_network = isinstance(error, TimeoutError | ConnectionError | PermissionError)
+        if is_url(path) and (of_network or _of_client(error)):
             raise StorageError(
                 f"{path}: {type(error).__name__}: {error}. Look at AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY and the bucket's name, or whether the store is up"

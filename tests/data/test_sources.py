@@ -492,12 +492,10 @@ def test_an_outage_of_the_store_is_an_error_and_no_broken_image(tmp_path, monkey
 
         monkeypatch.setattr(storage, "read_bytes", read)
 
-    fail(TimeoutError("no route"))
-    with pytest.raises(TimeoutError):
+    fail(storage.StorageError("no route"))
+    with pytest.raises(storage.StorageError):
         read_image("x", "s3://bucket/x.png", 0)
-    fail(PermissionError("the token has expired"))
-    with pytest.raises(PermissionError):
-        read_image("x", "s3://bucket/x.png", 0)
+    fail(PermissionError("not yours"))
     assert "PermissionError" in read_image("x", "/disk/x.png", 0).reason
     fail(FileNotFoundError("gone"))
     assert "gone" in read_image("x", "s3://bucket/x.png", 0).reason
