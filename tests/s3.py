@@ -91,7 +91,8 @@ class Way:
                 length = dict((n.lower(), v) for n, v in headers).get("content-length", len(data))
                 self.send_header("Content-Length", length if self.command == "HEAD" else len(data))
                 self.end_headers()
-                self.wfile.write(data)
+                if self.command != "HEAD":  # its answer has no body
+                    self.wfile.write(data)
 
             def log_message(self, *arguments):
                 pass
