@@ -53,6 +53,11 @@ def lease(folder: str) -> Iterator[None]:
             storage.remove(path)
 
 
+def left_over(folder: str) -> bool:
+    """Whether a folder has a lease: of a job at work, or of one that was killed."""
+    return storage.exists(f"{folder.rstrip('/')}.lease")
+
+
 def _take(path: str, own: dict[str, Any], folder: str) -> None:
     """Make the file. It is created or fails as one, on a disk and on S3 (If-None-Match), so two cannot both make it."""
     while True:

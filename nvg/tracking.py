@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import subprocess
@@ -201,22 +202,26 @@ class Run:
             folder = str(Path(name).parent)
             self.log_artifact(path, None if folder == "." else folder)
 
-    def register(self, name: str, folder: str | Path, alias: str = "champion") -> int:
-        """Copy a local folder into the run and register it as a new version of model `name`; returns the version.
+    def register(self, name: str, folder: str | Path, metadata: Mapping[str, Any], alias: str = "champion") -> int:
+        """Copy a sampler's weights and settings (local folder) and metadata.json into the run, and register them as a
+        version of model `name`; returns the version, which is the same one when this run does it again.
 
         The alias moves to it, so `models:/NAME@champion` is the newest.
         """
         from mlflow.exceptions import MlflowException
 
         for path in sorted(Path(folder).iterdir()):
-            if path.is_file():
+            if path.suffix in (".safetensors", ".yaml"):
                 self.log_artifact(path, _MODEL)
+        self.client.log_text(self.id, json.dumps(metadata, indent=2), f"{_MODEL}/metadata.json")
         try:
             self.client.create_registered_model(name)
         except MlflowException:
             self.client.get_registered_model(name)  # it is there already, or this says what is wrong
         source = f"{self.client.get_run(self.id).info.artifact_uri}/{_MODEL}"
-        version = self.client.create_model_version(name, source=source, run_id=self.id)
+        versions = self.client.search_model_versions(f"run_id = '{self.id}'")
+        there = [version for version in versions if version.name == name]
+        version = there[0] if there else self.client.create_model_version(name, source=source, run_id=self.id)
         self.client.set_registered_model_alias(name, alias, version.version)
         return int(version.version)
 

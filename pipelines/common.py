@@ -13,14 +13,15 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from nvg import config as configuration
 from nvg import storage
 from nvg.config import ClusterConfig, Config, ConfigError, ServeConfig
-from nvg.lease import lease
+from nvg.lease import OutputBusy, lease, left_over
+from nvg.training.jobs import tidy
 from nvg.training.ray_train import FINAL
 
 STEPS = ("tokenizer", "tokens", "generators", "distilled", "evaluation")
@@ -264,10 +265,19 @@ def require(artifact: Artifact, arguments: Sequence[str]) -> str:
 
 
 def already(artifact: Artifact) -> bool:
-    """Whether a step is done; says so."""
-    if artifact.complete:
-        print(f"{artifact.step}: complete, nothing to do ({artifact.folder})", flush=True)
-    return artifact.complete
+    """Whether a step is done; says so, and tidies up after a job that was killed before it could."""
+    if not artifact.complete:
+        return False
+    tidy_up(artifact)
+    print(f"{artifact.step}: complete, nothing to do ({artifact.folder})", flush=True)
+    return True
+
+
+def tidy_up(artifact: Artifact) -> None:
+    """Remove what a job left that was killed when its artifact was complete: its lease tells."""
+    if not artifact.given and left_over(artifact.folder):
+        with suppress(OutputBusy), lease(artifact.folder):  # where the job lives it does so itself
+            tidy(artifact.folder)
 
 
 @contextmanager
@@ -276,4 +286,9 @@ def claimed(*artifacts: Artifact) -> Iterator[None]:
     with ExitStack() as stack:
         for artifact in artifacts:
             stack.enter_context(lease(artifact.folder))
-        yield
+        try:
+            yield
+        finally:
+            for artifact in artifacts:
+                if artifact.complete:  # and what made it was killed before it could tidy up
+                    tidy(artifact.folder)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from nvg import storage
 from nvg.config import Config, ConfigError
 from nvg.lease import OutputBusy
+from nvg.training.jobs import tidy
 from nvg.training.ray_train import FINAL
 from pipelines import common
 from pipelines.common import STEPS, Artifact
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{step:<11}{state:<19}{artifacts[step].folder}", flush=True)
     if arguments.dry_run:
         return
+    for step in wanted:
+        if step not in todo:
+            common.tidy_up(artifacts[step])
     if not todo:
         print("every step is complete: nothing to do")
     else:
@@ -114,7 +118,7 @@ def run_step(step: str, config: Config, artifacts: dict[str, Artifact]) -> None:
 
     folder = {name: artifact.folder for name, artifact in artifacts.items()}
     if artifacts[step].complete:  # a retry of a task whose work was done when its worker died
-        return
+        return tidy(folder[step])
     begun = time.time()
     if step == "tokenizer":
         train_tokenizer(config, folder["tokenizer"])

@@ -2,9 +2,9 @@
 
     python scripts/faults.py [--rounds 20] [--seed 0] [--work /tmp/nvg-faults]
 
-A round takes a step of pipelines/run.py, a victim and a moment, all by the seed. The run is the command that a user
-types, on drawn images, with a Ray of its own; the steps before are taken from the undisturbed run. At the moment the
-victim gets SIGKILL:
+A round takes a step of pipelines/run.py, a victim and a moment. 20 rounds are every pair of step and victim once; the
+seed draws their order and the moments. The run is the command that a user types, on drawn images, with a Ray of its
+own; the steps before are taken from the undisturbed run. At the moment the victim gets SIGKILL:
 
     data      a Ray Data process: a tokenizer or measuring actor, or a reading or writing task
     worker    a Ray Train worker
@@ -12,15 +12,18 @@ victim gets SIGKILL:
     raylet    the raylet of the only node, and so all that runs on it
     all       the driver and the whole Ray at once: a machine that loses power
 
-Where the job did not survive that, the same command is given again. Then everything must be as in the undisturbed run:
-the bytes of every token part and of all weights, the points of all curves, one MLflow run a job, the figures of the
-evaluation; no lease, checkpoint or temporary file may be left. While it runs, a reader opens whatever can be seen, as
-others would: what is half written fails the round. Ends with exit code 1 where a round failed.
+The moment is a share of the step's undisturbed duration, or `end`: as soon as metadata.json is there, when the result
+is whole and the job is not. Where the job did not survive, the same command is given again. Then everything must be as
+in the undisturbed run: the bytes of every token part and of all weights, the points of all curves, one MLflow run a
+job, the figures of the evaluation; a training must have gone on from its newest checkpoint; no lease, checkpoint or
+temporary file may be left. While it runs, a reader opens whatever can be seen, as others would: what is half written
+fails the round. Ends with exit code 1 where a round failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -41,6 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nvg import config as configuration  # noqa: E402
+from nvg import tracking  # noqa: E402
 from nvg.data.tokens import read_part  # noqa: E402
 from pipelines import common  # noqa: E402
 from tests.synthetic import write_images  # noqa: E402
@@ -64,24 +68,20 @@ class Round:
 
     step: str
     victim: str
-    moment: float  # of the step's undisturbed duration
+    moment: float  # of the step's undisturbed duration; 1: as soon as its metadata.json is there
     killed: list[str] = field(default_factory=list)
     commands: int = 0
     faults: list[str] = field(default_factory=list)
 
 
 class Run:
-    """The command on an output, and its artifacts."""
+    """The command with some settings, and its artifacts."""
 
-    def __init__(self, work: Path, output: Path) -> None:
-        self.output = output
-        self.arguments = [
-            "--config", str(ROOT / "conf" / "smoke.yaml"), f"output={output}", f"data.train={work}/images",
-            "data.unit_images=4", "data.views=2", "distill.steps=16", "distill.batch_size=16",
-            "distill.all_stages=true", "distill.checkpoint_every=4",
-        ]  # fmt: skip
-        config = configuration.load(self.arguments[1], self.arguments[2:])
-        self.artifacts = {step: Path(item.folder) for step, item in common.plan(config).items()}
+    def __init__(self, *settings: str) -> None:
+        self.arguments = ["--config", str(ROOT / "conf" / "smoke.yaml"), *settings]
+        self.config = configuration.load(self.arguments[1], self.arguments[2:])
+        self.output = Path(self.config.output)
+        self.artifacts = {step: Path(item.folder) for step, item in common.plan(self.config).items()}
 
     def start(self, step: str) -> subprocess.Popen:
         """Begin the command, up to a step, in a session of its own."""
@@ -99,6 +99,11 @@ class Run:
     def whole(self, step: str) -> bool:
         """Whether a step is done."""
         return (self.artifacts[step] / "metadata.json").exists()
+
+    def checkpoint(self, step: str) -> int:
+        """The step of the newest checkpoint of a training, 0 where there is none."""
+        names = [path.parent.name for path in self.artifacts[step].glob("checkpoints*/step-*/metadata.json")]
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
 
     def result(self, step: str) -> dict[str, object]:
         """What must be equal: bytes of parts and weights, figures, curves and the number of runs of a job."""
@@ -119,7 +124,7 @@ class Run:
         """Status and loss points of the runs that made a folder."""
         from mlflow import MlflowClient
 
-        client = MlflowClient(f"sqlite:///{self.output}/mlflow.db")
+        client = MlflowClient(tracking.tracking_uri(self.config))
         experiments = [item.experiment_id for item in client.search_experiments()]
         runs = client.search_runs(experiments, f"tags.artifact = '{folder}'")
         return [
@@ -181,21 +186,26 @@ def kill(round: Round, job: subprocess.Popen) -> None:
     else:
         victims = []
         for process in family:
-            try:
-                title = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if any(name in title for name in NAMES[round.victim]):
-                victims.append(process)
+            with contextlib.suppress(psutil.Error):
+                if any(name in " ".join(process.cmdline()) for name in NAMES[round.victim]):
+                    victims.append(process)
         if round.victim in ("data", "worker"):
             victims = victims[:1]
     for process in victims:
         try:
-            name = process.name() if round.victim == "all" else " ".join(process.cmdline())
+            name = title(process)
             process.kill()
-            round.killed.append(name.split("/")[-1][:40])
+            round.killed.append(name)
         except psutil.NoSuchProcess:
             pass
+
+
+def title(process: psutil.Process) -> str:
+    """What a process is: `ray::MapWorker(Map(Encode))`, `raylet`, `run.py`."""
+    words = process.cmdline()
+    if words and words[0].startswith("ray::"):
+        return words[0]
+    return next((Path(word).name for word in words if word.endswith(".py")), process.name())
 
 
 def end(pid: int) -> None:
@@ -216,10 +226,16 @@ def play(round: Round, run: Run, seconds: float, reference: dict[str, object]) -
     limit = time.monotonic() + PATIENCE
     while job.poll() is None and not run.begun(round.step) and time.monotonic() < limit:
         time.sleep(0.01)
-    time.sleep(round.moment * seconds)
-    while job.poll() is None and not round.killed and not run.whole(round.step):
-        kill(round, job)
-        time.sleep(0.02)
+    newest, finished = 0, False
+    if round.moment < 1:
+        time.sleep(round.moment * seconds)
+    while job.poll() is None and not round.killed:
+        if run.whole(round.step) == (round.moment == 1):
+            newest = run.checkpoint(round.step)
+            kill(round, job)
+        elif round.moment < 1:
+            break  # it is over
+        time.sleep(0.01)
     for round.commands in range(1, TRIES + 1):
         try:
             code = job.wait(PATIENCE)
@@ -229,6 +245,7 @@ def play(round: Round, run: Run, seconds: float, reference: dict[str, object]) -
             break
         time.sleep(1)  # the workers of a killed Ray see that it is gone
         end(job.pid)
+        finished = finished or run.whole(round.step)  # whoever was not killed may still have done the work
         if round.commands < TRIES:
             job = run.start(round.step)
     else:
@@ -236,29 +253,42 @@ def play(round: Round, run: Run, seconds: float, reference: dict[str, object]) -
     reader.done.set()
     reader.join()
     round.faults += sorted(reader.faults)
+    if not reader.seen:
+        round.faults.append("the reader saw nothing")
     if not round.killed:
         round.faults.append("nothing was killed: the moment was too late")
     if not run.whole(round.step):
         round.faults.append("no result")
         return
+    training = json.loads((run.artifacts[round.step] / "metadata.json").read_text()).get("training")
+    if training and round.moment < 1 and not finished and training["resumed_from"] < newest:
+        round.faults.append(f"went on from step {training['resumed_from']}, and had a checkpoint of {newest}")
     found = run.result(round.step)
     names = reference.keys() | found.keys()
     round.faults += [f"{name} differs" for name in sorted(names) if reference.get(name) != found.get(name)]
     round.faults += [f"left over: {name}" for name in run.left_over()]
 
 
+def settings(work: Path) -> list[str]:
+    """Of every run: several parts, all steps, checkpoints every 4 steps of 16."""
+    return [
+        f"data.train={work}/images", "data.unit_images=4", "data.views=2", "distill.steps=16",
+        "distill.batch_size=16", "distill.all_stages=true", "distill.checkpoint_every=4",
+    ]  # fmt: skip
+
+
 def undisturbed(work: Path) -> tuple[Run, dict[str, float]]:
     """The run that nothing disturbs, and the seconds of its steps."""
     write_images(work / "images")
-    run = Run(work, work / "undisturbed")
+    run = Run(f"output={work}/undisturbed", *settings(work))
     if run.start(STEPS[-1]).wait() != 0:
         raise SystemExit(f"error: the undisturbed run failed, see {run.output}.log")
     return run, {step: json.loads((run.artifacts[step] / "timing.json").read_text())["seconds"] for step in STEPS}
 
 
-def copied(work: Path, calm: Run, step: str, number: int) -> Run:
-    """A fresh output in which the steps before are done."""
-    run = Run(work, work / f"round-{number:02d}")
+def copied(calm: Run, step: str, *settings: str) -> Run:
+    """A run in an output of its own, made empty, in which the steps before are done."""
+    run = Run(*settings)
     shutil.rmtree(run.output, ignore_errors=True)
     for before in STEPS[: STEPS.index(step)]:
         shutil.copytree(calm.artifacts[before], run.artifacts[before])
@@ -267,10 +297,19 @@ def copied(work: Path, calm: Run, step: str, number: int) -> Run:
 
 
 def rounds(seed: int, count: int) -> list[Round]:
-    """Steps in turn, victims and moments by chance."""
+    """Every pair of a step and a victim in an order by chance, again where more are wanted; moments by chance."""
     chance = random.Random(seed)
-    steps = [STEPS[number % len(STEPS)] for number in range(count)]
-    return [Round(step, chance.choice(VICTIMS[step]), round(0.9 * chance.random(), 2)) for step in steps]
+    result: list[Round] = []
+    while len(result) < count:
+        pairs = [(step, victim) for step in STEPS for victim in VICTIMS[step]]
+        chance.shuffle(pairs)
+        result += [Round(step, victim, moment(chance)) for step, victim in pairs]
+    return result[:count]
+
+
+def moment(chance: random.Random) -> float:
+    """A share of the duration, below 0.9; one in seven is the end."""
+    return 1.0 if chance.random() < 1 / 7 else round(0.9 * chance.random(), 2)
 
 
 def main() -> None:
@@ -291,18 +330,18 @@ def main() -> None:
     for number, one in enumerate(rounds(arguments.seed, arguments.rounds), start=1):
         for _ in range(TRIES):
             one.faults = []
-            run = copied(arguments.work, calm, one.step, number)
+            output = arguments.work / f"round-{number:02d}"
+            run = copied(calm, one.step, f"output={output}", *settings(arguments.work))
             play(one, run, seconds[one.step], results[one.step])
             if one.killed:
                 break
-            one.moment /= 2  # it was over before
+            if one.moment < 1:
+                one.moment /= 2  # it was over before
         failed += bool(one.faults)
         killed = one.killed[0] if len(one.killed) == 1 else f"{len(one.killed)} processes"
         verdict = "; ".join(one.faults) or "equal"
-        print(
-            f"| {number} | {one.step} | {one.victim} | {one.moment:.0%} | {killed} | {one.commands} | {verdict} |",
-            flush=True,
-        )
+        at = f"{one.moment:.0%}" if one.moment < 1 else "end"
+        print(f"| {number} | {one.step} | {one.victim} | {at} | {killed} | {one.commands} | {verdict} |", flush=True)
         if not one.faults:
             shutil.rmtree(run.output)
     print(f"\n{arguments.rounds - failed} of {arguments.rounds} rounds equal")

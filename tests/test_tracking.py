@@ -1,5 +1,6 @@
 """MLflow: where runs go, one run after a restart, what is recorded."""
 
+import json
 import re
 from pathlib import Path
 
@@ -99,15 +100,19 @@ def test_a_run_that_the_store_does_not_know_begins_anew(config):
 
 
 def test_a_registered_sampler_is_found_by_its_alias(config, output, tmp_path, monkeypatch):
-    (tmp_path / "metadata.json").write_text("{}")
-    run = tracking.start(config, "job")
-    assert [run.register("bags", tmp_path), run.register("bags", tmp_path)] == [1, 2]
-    run.end()
+    (tmp_path / "content.safetensors").write_bytes(b"weights")
+    (tmp_path / "mlflow_run.json").write_text("{}")  # no part of a sampler
+    for version in (1, 2):
+        run = tracking.start(config, "job")
+        about = {"parts": [version]}
+        assert run.register("bags", tmp_path, about) == run.register("bags", tmp_path, about) == version
+        run.end()
     with pytest.raises(ConfigError, match="set MLFLOW_TRACKING_URI"):
         tracking.registered_folder("models:/bags@champion")
     monkeypatch.setenv(tracking.ENVIRONMENT, f"sqlite:///{output}/mlflow.db")
     folder = Path(tracking.registered_folder("models:/bags@champion"))
-    assert (folder / "metadata.json").read_text() == "{}"
+    assert {path.name for path in folder.iterdir()} == {"content.safetensors", "metadata.json"}
+    assert json.loads((folder / "metadata.json").read_text()) == {"parts": [2]}
     assert run.client.get_model_version_by_alias("bags", "champion").version in (2, "2")
     with pytest.raises(ConfigError, match="models:/shoes@champion is not registered"):
         tracking.registered_folder("models:/shoes@champion")

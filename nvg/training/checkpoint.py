@@ -194,16 +194,19 @@ def parameter_names(modules: Mapping[str, nn.Module]) -> dict[Tensor, str]:
 
 
 def save_tokenizer(
-    folder: str, state: Mapping[str, Tensor], config: Config, *, class_names: list[str], metadata: Mapping[str, Any]
+    folder: str, state: Mapping[str, Tensor], config: Config, *, class_names: list[str], metadata: Mapping[str, Any],
+    last: Callable[[dict[str, Any]], None] = lambda metadata: None,
 ) -> str:
-    """Write a finished tokenizer's (averaged) weights; returns their fingerprint. metadata.json comes last."""
+    """Write a finished tokenizer's (averaged) weights; returns their fingerprint.
+
+    last: called when only metadata.json is missing, with its content; that file says that nothing is left to do.
+    """
     mark = fingerprint(state)
     storage.write_bytes(storage.join(folder, "tokenizer.safetensors"), save(_plain(state)))
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
-    storage.write_json(
-        storage.join(folder, "metadata.json"),
-        {"format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata},
-    )
+    whole = {"format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata}
+    last(whole)
+    storage.write_json(storage.join(folder, "metadata.json"), whole)
     return mark
 
 
@@ -245,11 +248,12 @@ def export_sampler(
     config: Config,
     class_names: list[str],
     metadata: Mapping[str, Any],
+    last: Callable[[dict[str, Any]], None] = lambda metadata: None,
 ) -> bool:
     """Write what `nvg.load` reads; returns whether the sampler is whole.
 
     parts: averaged weights of `content`, `structure` or both. One alone leaves half.json in the place of metadata.json,
-    until the other one is exported into the same folder.
+    until the other one is exported into the same folder. last: as in `save_tokenizer`.
     """
     done = exported_parts(folder)
     half = storage.join(folder, HALF)
@@ -262,18 +266,17 @@ def export_sampler(
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
     done = [part for part in PARTS if part in done or part in parts]
     whole = len(done) == len(PARTS)
-    storage.write_json(
-        storage.join(folder, "metadata.json") if whole else half,
-        {
-            "format": FORMAT,
-            "kind": "sampler",
-            "parts": done,
-            "class_names": class_names,
-            "tokenizer": marks["tokenizer"],
-            "weights": marks,
-            **metadata,
-        },
-    )
+    about = {
+        "format": FORMAT,
+        "kind": "sampler",
+        "parts": done,
+        "class_names": class_names,
+        "tokenizer": marks["tokenizer"],
+        "weights": marks,
+        **metadata,
+    }
+    last(about)
+    storage.write_json(storage.join(folder, "metadata.json") if whole else half, about)
     if whole and storage.exists(half):
         storage.remove(half)
     return whole

@@ -6,6 +6,7 @@ They run in a Ray Train worker (nvg/training/ray_train.py gives `place` and `wra
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,6 +47,8 @@ def train_tokenizer(
     config: Config, place: Place, wrap: Callable[[nn.Module], nn.Module] = same, *, folder: str
 ) -> dict[str, Any]:
     """Train the tokenizer into `folder` (path or URL), going on from its checkpoints; returns figures."""
+    if (figures := _figures(folder)) is not None:
+        return figures
     settings = config.tokenizer_train
     source = open_source(config.data, split="train")
     images = source.count()
@@ -69,7 +72,7 @@ def train_tokenizer(
         storage.join(folder, "checkpoints"), place=place, start_tracking=run.start,
     )
     if place.rank == 0:
-        mark = save_tokenizer(
+        save_tokenizer(
             folder,
             task.averages["tokenizer"].shadow,
             config,
@@ -77,9 +80,8 @@ def train_tokenizer(
             metadata={
                 "data_fingerprint": source.fingerprint(), "images": images, "training": figures, "run_id": run.id,
             },
+            last=run.finish,
         )
-        run.finish({"fingerprint": mark}, figures)
-        storage.remove(storage.join(folder, "checkpoints"))
     return figures
 
 
@@ -94,10 +96,12 @@ def train_generators(
 
     A part that the folder holds already is left as it is.
     """
+    if (figures := _figures(folder)) is not None:
+        return figures
     done = exported_parts(folder)
     config.train.parts = [part for part in PARTS if part in config.train.parts and part not in done]
     if not config.train.parts:
-        return storage.read_json(storage.join(folder, HALF if len(done) < len(PARTS) else "metadata.json"))["training"]
+        return storage.read_json(storage.join(folder, HALF))["training"]
     settings = config.train
     about, mark = _token_set(tokens, tokenizer, config), tokenizer_fingerprint(tokenizer)
     steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "train")
@@ -127,9 +131,8 @@ def train_generators(
             config=config,
             class_names=about["class_names"],
             metadata={"training": figures, "run_id": run.id, "steps_per_epoch": steps_per_epoch},
+            last=run.finish,
         )
-        run.finish({}, figures, register=folder if whole else None)
-        storage.remove(checkpoints)
         if not whole:
             missing = next(part for part in PARTS if part not in exported_parts(folder))
             print(f"{job}: now train the {missing} generator, with train.parts=[{missing}]", flush=True)
@@ -148,6 +151,8 @@ def distill_generators(
 
     Raises ConfigError for tokens of another tokenizer or another number of classes.
     """
+    if (figures := _figures(folder)) is not None:
+        return figures
     settings = config.distill
     about, teacher = _token_set(tokens, generators, config), load_sampler(generators)
     steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "distill")
@@ -181,13 +186,34 @@ def distill_generators(
                 "run_id": run.id,
                 "teacher": {"folder": settings.teacher or generators, **marks},
             },
+            last=run.finish,
         )
-        run.finish({}, figures, register=folder)
-        storage.remove(checkpoints)
     return figures
 
 
 # ---- shared ----
+
+
+def tidy(folder: str) -> None:
+    """Remove what a finished training needs no more: its checkpoints and Ray Train's notes. Safe at any time.
+
+    metadata.json says that a training is finished, so this comes after it; a job that is killed in between leaves it to
+    the next one that finds the artifact complete (pipelines/common.py).
+    """
+    whole = storage.exists(storage.join(folder, "metadata.json"))
+    names = ["ray_train"]
+    if whole:
+        names += ["checkpoints", "-".join(["checkpoints", *PARTS])]
+    names += [f"checkpoints-{part}" for part in (PARTS if whole else exported_parts(folder))]
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            storage.remove(storage.join(folder, name))
+
+
+def _figures(folder: str) -> dict[str, Any] | None:
+    """The figures of a finished training: its workers may be started again when their work was done."""
+    path = storage.join(folder, "metadata.json")
+    return storage.read_json(path)["training"] if storage.exists(path) else None
 
 
 def _token_set(tokens: str, tokenizer: str, config: Config) -> dict[str, Any]:
@@ -258,16 +284,20 @@ class _Tracking:
         self.run.set_tags(self.tags)
         return self.run
 
-    def finish(self, tags: dict[str, str], figures: dict[str, Any], register: str | None = None) -> None:
-        """Add the job's figures, register a finished sampler when asked to, and close the run."""
+    def finish(self, metadata: dict[str, Any]) -> None:
+        """Add the job's figures, register a whole sampler when asked to, and close the run. May be done twice.
+
+        metadata: what the folder's metadata.json will say when this is done.
+        """
         assert self.run is not None
+        figures = metadata["training"]
         numbers = {f"final/{name}": value for name, value in figures.items() if isinstance(value, int | float)}
         self.run.log_metrics(numbers, figures["steps"])
-        if tags:
-            self.run.set_tags(tags)
+        if "fingerprint" in metadata:
+            self.run.set_tags({"fingerprint": metadata["fingerprint"]})
         name = self.config.tracking.registered_model
-        if register is not None and name is not None:
-            version = self.run.register(name, storage.local_folder(register))
+        if name is not None and len(metadata.get("parts", ())) == len(PARTS):
+            version = self.run.register(name, storage.local_folder(self.folder), metadata)
             print(f"{self.job}: registered as models:/{name}/{version}, alias champion", flush=True)
         self.run.end()
 

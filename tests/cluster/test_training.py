@@ -1,16 +1,9 @@
 """Training on a real Ray: data parallelism, the loss of a worker, the loss of the whole job."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
+import random
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +12,7 @@ from nvg import config as configuration
 from nvg import storage
 from nvg.data.tokens import read_metadata
 from nvg.training.checkpoint import list_checkpoints, load_tokenizer
+from scripts import faults
 from tests.disk import small_disk
 from tests.synthetic import write_images
 
@@ -26,6 +20,7 @@ pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute, the fir
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "conf" / "smoke.yaml"
+SECONDS = {"tokens": 4, "generators": 8}  # about what they take when their first file is there
 
 
 def smoke(output, images, *overrides):
@@ -33,9 +28,13 @@ def smoke(output, images, *overrides):
 
     The database is beside the images, one for all tests: making one takes MLflow seconds.
     """
+    return configuration.load(SMOKE, [*settings(output, images), *overrides])
+
+
+def settings(output, images):
     name = "-".join(Path(output).parts[-2:])
     tracking = [f"tracking.uri={database(images)}", f"tracking.experiment={name}"]
-    return configuration.load(SMOKE, [f"output={output}", f"data.train={images}", *tracking, *overrides])
+    return [f"output={output}", f"data.train={images}", *tracking]
 
 
 def database(images):
@@ -117,32 +116,6 @@ def curve(output, images):
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss")]
 
 
-def checkpointed(folder, step):
-    """Whether a training of both generators has written the checkpoint of a step."""
-    written = list_checkpoints(f"{folder}/checkpoints-content-structure")
-    return any(path.endswith(f"step-{step:08d}") for path in written)
-
-
-def kill_at(folder, step, killed):
-    """Wait for the checkpoint of `step`, then kill the training workers of this process's own Ray; notes their pids."""
-
-    def watch():
-        end = time.time() + 240
-        while time.time() < end:
-            if checkpointed(folder, step):
-                for process in psutil.Process().children(recursive=True):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        if "RayTrainWorker" in " ".join(process.cmdline()):
-                            process.kill()
-                            killed.append(process.pid)
-                return
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
-
-
 def test_the_tokenizer_job_leaves_a_tokenizer_and_no_checkpoints(tokenizer):
     names = {path.name for path in Path(tokenizer).iterdir()}
     assert names == {"tokenizer.safetensors", "config.yaml", "metadata.json", "mlflow_run.json"}
@@ -174,44 +147,30 @@ def test_two_workers_equal_one_that_accumulates(unbroken, images, tokenizer, tok
         assert value == pytest.approx(points[step], rel=1e-3)
 
 
-def test_a_killed_worker_is_replaced_and_nothing_differs(unbroken, images, tokenizer, tokens, tmp_path):
-    killed = []
-    watcher = kill_at(tmp_path / "generators", 8, killed)
-    figures, folder = generators(tmp_path, images, tokenizer, tokens)
-    watcher.join()
-    assert killed, "no worker was killed"
-    assert figures["resumed_from"] in (8, 12)
-    assert_bit_equal(folder, unbroken[1])
-    assert curve(tmp_path, images) == curve(unbroken[1].parent, images)
-
-
-def test_a_killed_job_goes_on_where_it_was(unbroken, images, tokenizer, tokens, tmp_path):
-    """The driver and its whole Ray are killed in mid-epoch; the same command goes on in the same run."""
-    folder = tmp_path / "generators"
-    code = (
-        "import sys; from tests.cluster.test_training import smoke, generators; from pipelines import common\n"
-        "from pathlib import Path; output, images, tokenizer, tokens = sys.argv[1:]\n"
-        "common.start_ray(smoke(output, images).cluster); generators(Path(output), images, tokenizer, tokens)"
-    )
-    with open(tmp_path / "log.txt", "w") as log:
-        job = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), images, tokenizer, tokens], cwd=ROOT, stdout=log, stderr=log,
-            start_new_session=True, env={**os.environ, "RAY_ADDRESS": ""},
-        )
-        try:
-            end = time.time() + 240
-            while not checkpointed(folder, 8):
-                assert job.poll() is None and time.time() < end, (tmp_path / "log.txt").read_text()[-3000:]
-                time.sleep(0.02)
-        finally:
-            os.killpg(job.pid, signal.SIGKILL)  # the group that this test started: driver, raylet, workers
-            job.wait()
-    time.sleep(1)
-    assert not (folder / "metadata.json").exists()
-    figures, folder = generators(tmp_path, images, tokenizer, tokens)
-    assert figures["resumed_from"] >= 8
-    assert_bit_equal(folder, unbroken[1])
-    assert curve(tmp_path, images) == curve(unbroken[1].parent, images)
+@pytest.mark.parametrize(
+    ("step", "victim", "moment"),
+    [
+        ("tokens", "data", faults.moment(random.Random(3))),
+        ("generators", "worker", faults.moment(random.Random(4))),
+        ("generators", "driver", faults.moment(random.Random(5))),
+        ("generators", "all", 1.0),
+    ],
+)
+def test_what_is_killed_at_any_moment_goes_on_to_the_same_result(
+    unbroken, images, tokenizer, tokens, tmp_path, step, victim, moment
+):
+    """Rounds of scripts/faults.py: the command as a user types it, SIGKILL, the same command where it must be given."""
+    folders = {"tokenizer": Path(tokenizer), "tokens": Path(tokens), "generators": unbroken[1]}
+    calm = faults.Run(*settings(unbroken[1].parent, images))
+    calm.artifacts |= folders
+    for number in range(faults.TRIES):
+        round = faults.Round(step, victim, moment if moment == 1 else moment / 2**number)
+        run = faults.copied(calm, step, *settings(tmp_path / f"round-{number}", images))
+        faults.play(round, run, SECONDS[step], calm.result(step))
+        if round.killed:  # else it was over before, on a fast machine
+            break
+    assert round.faults == [], round
+    assert round.commands == (2 if victim in ("driver", "all") else 1)
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, tokens, tmp_path):
