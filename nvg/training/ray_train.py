@@ -11,7 +11,9 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from nvg.config import Config, ConfigError, trainings
 from nvg.data import DataError
 from nvg.lease import OutputBusy
 from nvg.training.checkpoint import CheckpointError
+from nvg.training.jobs import tidy
 from nvg.training.loop import Bar, Place, TrainingDiverged, terminal_bar
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -59,8 +62,7 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     _warn_of_too_few_cpus(ray.cluster_resources().get("CPU", 0.0), config)
     notes = storage.join(folder, "ray_train")
     path, filesystem = _storage(notes)
-    with contextlib.suppress(FileNotFoundError):
-        storage.remove(notes)  # of a driver that was killed
+    tidy(folder)  # what a killed driver left
     trainer = library.torch.TorchTrainer(
         _worker,
         train_loop_config={
@@ -84,10 +86,9 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
             logging_config=library.LoggingConfig(log_level="WARNING"),
         ),
     )
-    with storage.space_for(notes):
+    with storage.space_for(notes), _interruptible():
         result = trainer.fit()
-    with contextlib.suppress(FileNotFoundError):
-        storage.remove(notes)
+    tidy(folder)
     answer = result.return_value
     if "error" in answer:
         kind = next(kind for kind in FINAL if kind.__name__ == answer["kind"])
@@ -136,6 +137,20 @@ def _bar(total: int, description: str) -> Bar:
     from ray.experimental import tqdm_ray
 
     return tqdm_ray.tqdm(total=total, desc=description, unit="step")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train takes SIGINT for itself and keeps it when it has ended: Ctrl-C would then end a later job with code 0,
+    or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_elastic(config: Config) -> None:
