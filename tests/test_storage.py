@@ -131,7 +131,7 @@ def test_an_upload_that_fails_takes_away_what_it_had_put(root, monkeypatch):
         return put(self, source, name, *arguments, **options)
 
     monkeypatch.setattr(type(system), "put_file", fail_at_last)
-    with pytest.raises(ConnectionError), storage.folder_writer(target) as folder:
+    with pytest.raises(storage.StorageError, match="ConnectionError"), storage.folder_writer(target) as folder:
         (folder / "data.txt").write_text("x")
         (folder / "metadata.json").write_text("{}")
     assert storage.list_files(root) == []
