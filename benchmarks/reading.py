@@ -54,8 +54,8 @@ def measure(positions: int, units: int, rounds: int) -> Row:
         files = [path for pieces in parts(folder).values() for path in pieces]
 
         def stream() -> None:
-            options = {"epoch": 0, "rank": 0, "world": 1, "batch_size": 256, "seed": 0, "shuffle_rows": 16384}
-            rows = sum(len(batch["labels"]) for batch in token_batches(folder, **options))
+            batches = token_batches(folder, epoch=0, batch_size=256, seed=0, shuffle_rows=16384)
+            rows = sum(len(batch["labels"]) for batch in batches)
             assert rows == units * PART_ROWS, "an epoch left rows out"
 
         variants = {

@@ -88,7 +88,7 @@ class TokenizerTrainConfig:
     epochs: float = 100.0
     steps: int | None = None  # optimizer steps instead of epochs
     batch_size: int = 256  # over all workers
-    accumulate: int = 1  # micro-batches a step
+    accumulate: int = 1  # micro-batches a step and worker, when all num_workers are there
     lr: float = 1e-4
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float = 0.0
@@ -161,7 +161,7 @@ class TrainConfig:
     epochs: float = 200.0
     steps: int | None = None  # optimizer steps instead of epochs
     batch_size: int = 768  # over all workers
-    accumulate: int = 1  # micro-batches a step
+    accumulate: int = 1  # micro-batches a step and worker, when all num_workers are there
     lr: float = 1e-4  # at batch 256; scaled linearly with the batch size
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float = 0.05

@@ -68,7 +68,7 @@ def loop_of(config: Config, tokens: str, names: list[str], checkpoints: str, ste
 
     def epoch(number: int, skip: int) -> Iterator[Batch]:
         return token_batches(
-            tokens, epoch=number, rank=0, world=1, batch_size=settings.batch_size, seed=config.seed,
+            tokens, epoch=number, batch_size=settings.batch_size, seed=config.seed,
             shuffle_rows=settings.shuffle_rows, skip=skip,
         )
 
@@ -79,7 +79,7 @@ def loop_of(config: Config, tokens: str, names: list[str], checkpoints: str, ste
         config, Autoencoder(config.tokenizer), stream, steps, class_names=names, device=place.device
     )
     how = Settings(
-        job="profile", total_steps=steps, batch_size=settings.batch_size, accumulate=settings.accumulate,
+        job="profile", total_steps=steps, batch_size=settings.batch_size, slices=settings.accumulate,
         clip_norm=settings.clip_norm, checkpoint_every=steps + 1, log_every=config.tracking.log_every, preview_every=0,
         precision=settings.precision, seed=config.seed, identity="profile",
     )

@@ -97,7 +97,7 @@ def image_batches(
     skip: int = 0,
     random_views: bool = True,
 ) -> Iterator[dict[str, Tensor]]:
-    """A worker's batches of an epoch: images uint8 (b, S, S, C) and labels (b,) int64, b = batch_size / world.
+    """A worker's batches of an epoch, of its own batch_size b: images uint8 (b, S, S, C) and labels (b,) int64.
 
     The units are shuffled by (seed, epoch), the worker reads every world-th of them, with views that differ from epoch
     to epoch (random_views=False: centre crops), and mixes their images in a buffer: none comes twice. When its units
@@ -134,7 +134,7 @@ def image_batches(
             if not items:
                 continue
             chunks = (arrays(table) for table in _in_order(items, read, rows, config.cluster.cpus_per_reader))
-            mixed = shuffled(itertools.chain(left, chunks), batch_size // world, rows, [seed, epoch, rank, number])
+            mixed = shuffled(itertools.chain(left, chunks), batch_size, rows, [seed, epoch, rank, number])
             rest = yield from mixed
             left = [rest] if rest is not None else []
 
@@ -145,18 +145,17 @@ def token_batches(
     folder: str,
     *,
     epoch: int,
-    rank: int,
-    world: int,
     batch_size: int,
     seed: int,
     shuffle_rows: int,
+    rows: slice = slice(None),
     skip: int = 0,
     cpus: float = 0.5,
 ) -> Iterator[dict[str, Tensor]]:
     """A worker's batches of an epoch of tokens: codes (b, L), content (b, 2L - 1), labels (b,), all int64, and features
-    (b, L, D) float16 where the set has them; b = batch_size / world.
+    (b, L, D) float16 where the set has them; b of the batch_size rows of all workers, those of `rows`.
 
-    Every worker streams all rows in one order, which follows from (seed, epoch), and keeps its slice of each global
+    Every worker streams all rows in one order, which follows from (seed, epoch), and keeps its own of each global
     batch. Rows are tiny (1.3 kB at L = 256), so this costs a worker a few MB/s, and it makes batch b the same whatever
     the number of workers is or was. Epoch e reads view e mod views. The last short batch is left out.
     """
@@ -170,14 +169,13 @@ def token_batches(
         tables = [read_part(path, fingerprint) for path in json.loads(batch["paths"][0])]
         return pa.concat_tables(table.drop_columns(["image_id", "view"]).replace_schema_metadata() for table in tables)
 
-    rows = max(batch_size, shuffle_rows // 2)
-    together = parts_together(about, rows)
+    buffer = max(batch_size, shuffle_rows // 2)
+    together = parts_together(about, buffer)
     paths = [files[index] for index in order]
     items = [{"paths": json.dumps(paths[first : first + together])} for first in range(0, len(paths), together)]
-    chunks = (to_arrays(table) for table in _in_order(items, read, rows, cpus))
-    share = batch_size // world
-    for batch in _tensors(shuffled(chunks, batch_size, rows, [seed, epoch]), skip):
-        mine = {name: values[rank * share : (rank + 1) * share] for name, values in batch.items()}
+    chunks = (to_arrays(table) for table in _in_order(items, read, buffer, cpus))
+    for batch in _tensors(shuffled(chunks, batch_size, buffer, [seed, epoch]), skip):
+        mine = {name: values[rows] for name, values in batch.items()}
         if "features" in mine:
             mine["features"] = mine["features"].unflatten(1, (about["positions"], about["feature_width"]))
         yield mine

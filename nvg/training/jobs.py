@@ -55,9 +55,11 @@ def train_tokenizer(
     steps_per_epoch = _steps_per_epoch(images, settings.batch_size, "images", "tokenizer_train")
     total_steps = _total_steps(settings.steps, settings.epochs, steps_per_epoch)
 
+    rows = _rows(config, settings, place)
+
     def epoch(number: int, skip: int) -> Iterator[Batch]:
         return image_batches(
-            config, source, epoch=number, rank=place.rank, world=place.world, batch_size=settings.batch_size,
+            config, source, epoch=number, rank=place.rank, world=place.world, batch_size=rows.stop - rows.start,
             seed=config.seed, skip=skip,
         )
 
@@ -255,14 +257,25 @@ def _tokens(
     folder: str, config: Config, settings: TrainConfig | DistillConfig, place: Place, steps_per_epoch: int
 ) -> Callable[[int], Iterator[Batch]]:
     """A worker's share of the token batches of a folder, from any step on."""
+    rows = _rows(config, settings, place)
 
     def epoch(number: int, skip: int) -> Iterator[Batch]:
         return token_batches(
-            folder, epoch=number, rank=place.rank, world=place.world, batch_size=settings.batch_size,
-            seed=config.seed, shuffle_rows=settings.shuffle_rows, skip=skip,
+            folder, epoch=number, batch_size=settings.batch_size, rows=rows, seed=config.seed,
+            shuffle_rows=settings.shuffle_rows, skip=skip,
         )
 
     return endless(epoch, steps_per_epoch)
+
+
+def _slices(config: Config, section: Any) -> int:
+    return config.cluster.num_workers * section.accumulate
+
+
+def _rows(config: Config, section: Any, place: Place) -> slice:
+    """The rows of each global batch that are this worker's."""
+    own, size = place.own(_slices(config, section)), section.batch_size // _slices(config, section)
+    return slice(own.start * size, own.stop * size)
 
 
 class _Tracking:
@@ -307,7 +320,7 @@ def _settings(job: str, section: Any, config: Config, total_steps: int, identity
         job=job,
         total_steps=total_steps,
         batch_size=section.batch_size,
-        accumulate=section.accumulate,
+        slices=_slices(config, section),
         clip_norm=section.clip_norm,
         checkpoint_every=section.checkpoint_every,
         log_every=config.tracking.log_every,

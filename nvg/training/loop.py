@@ -3,7 +3,8 @@
 A `Task` says what is trained: modules, optimizers, batches, the loss. A `Place` says where: which worker of how many,
 on what device, how to report. Exact resumption is by construction: every random draw is a function of (seed, step,
 slice of the batch) and the data position is the step, so weights, averages, moments and the step are the whole state.
-A slice's number does not depend on who computes it: 2 workers draw what 1 worker with 2 accumulated slices draws.
+A slice's number does not depend on who computes it: 2 workers draw what 1 worker with 2 accumulated slices draws. And
+a step has the same slices however many workers are left, so losing some costs time and neither memory nor the result.
 """
 
 from __future__ import annotations
@@ -108,6 +109,10 @@ class Place:
     leaving: Callable[[], bool] = lambda: False  # whether a worker's machine is about to be taken away; a barrier too
     bar: Callable[[int, str], Bar] = terminal_bar
 
+    def own(self, slices: int) -> range:
+        """The numbers of this worker's slices of a step that has so many; as even as can be, at least one."""
+        return range(self.rank * slices // self.world, (self.rank + 1) * slices // self.world)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -116,7 +121,7 @@ class Settings:
     job: str
     total_steps: int
     batch_size: int  # over all workers
-    accumulate: int
+    slices: int  # micro-batches a step, over all workers: what is computed at once
     clip_norm: float
     checkpoint_every: int
     log_every: int
@@ -143,10 +148,10 @@ def train(
     is then of a step at which it was still well.
     """
     place = place or Place()
-    if settings.batch_size % (place.world * settings.accumulate):
+    if settings.batch_size % settings.slices or place.world > settings.slices:
         raise ValueError(
-            f"batch_size={settings.batch_size} is not a multiple of {place.world} workers * "
-            f"accumulate={settings.accumulate}"
+            f"batch_size={settings.batch_size} in {settings.slices} slices for {place.world} workers: slices must be "
+            "equal, and every worker needs one"
         )
     newest = latest_checkpoint(checkpoints)
     first, run_id, first_loss = 0, None, None
@@ -190,6 +195,9 @@ class Loop:
         self.first_loss = first_loss  # of the first record of the training
         self.well = first  # the last step at which the loss was looked at and found well
         self.autocast = autocast(settings.precision, place.device)
+        self.own = place.own(settings.slices)
+        # Of a slice in a worker's sum: gradients and records are means over the workers, whose shares may differ.
+        self.weight = place.world / settings.slices
         self.waited = 0.0  # seconds for data, in this process
         self.window = Window()
         self.warned = False  # that a machine is leaving
@@ -256,31 +264,29 @@ class Loop:
         self.waited += waited
         if step == 0:
             # One slice: the same images, however many workers there are.
-            task.begin(slice_of(batch, 0, settings.accumulate), seeded(settings.seed, "begin"))
+            task.begin(slice_of(batch, 0, len(self.own)), seeded(settings.seed, "begin"))
         with part_of_step("rates"):
             rates = task.lr(step)
             for name, optimizer in task.optimizers.items():
                 for group in optimizer.param_groups:
                     group["lr"] = rates[name]
                 optimizer.zero_grad(set_to_none=True)
-        for part in range(settings.accumulate):
+        for part, number in enumerate(self.own):
             with part_of_step("seeds"):
-                # The slice's number within the whole batch, the same whoever computes it.
-                number = place.rank * settings.accumulate + part
                 generator = seeded(settings.seed, step, number)
                 seed_dropout(draw_seed(settings.seed, step, number, "dropout"), place.device)
-            last = part == settings.accumulate - 1
+            last = number == self.own[-1]
             with contextlib.ExitStack() as stack:
                 if not last:  # gradients are exchanged once a step
                     for module in task.parallel:
                         if isinstance(module, DistributedDataParallel):
                             stack.enter_context(module.no_sync())
                 with part_of_step("forward"), self.autocast():
-                    loss, terms = task.loss(slice_of(batch, part, settings.accumulate), step, generator)
+                    loss, terms = task.loss(slice_of(batch, part, len(self.own)), step, generator)
                 with part_of_step("backward"):
-                    (loss / settings.accumulate).backward()
+                    (loss * self.weight).backward()
             with part_of_step("record"):
-                self.window.add({"loss": loss, **terms}, 1 / settings.accumulate)
+                self.window.add({"loss": loss, **terms}, self.weight)
         with part_of_step("clip"):
             task.before_optimizers()
             norms = {

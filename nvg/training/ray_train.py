@@ -21,7 +21,7 @@ from torch import nn
 
 from nvg import storage, tracking
 from nvg.autoencoder.weights import WeightsError
-from nvg.config import Config, ConfigError, trainings
+from nvg.config import Config, ConfigError
 from nvg.data import DataError
 from nvg.lease import OutputBusy
 from nvg.training.checkpoint import CheckpointError
@@ -57,7 +57,6 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     cluster = config.cluster
     workers: int | tuple[int, int] = cluster.num_workers
     if cluster.min_workers is not None:
-        _check_elastic(config)
         workers = (cluster.min_workers, cluster.num_workers)
     _warn_of_too_few_cpus(ray.cluster_resources().get("CPU", 0.0), config)
     notes = storage.join(folder, "ray_train")
@@ -151,20 +150,6 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _check_elastic(config: Config) -> None:
-    """Whatever number of workers is left, each must have the same share of a batch."""
-    cluster = config.cluster
-    assert cluster.min_workers is not None
-    for name, section in trainings(config).items():
-        for workers in range(cluster.min_workers, cluster.num_workers + 1):
-            if section.batch_size % (workers * section.accumulate):
-                raise ConfigError(
-                    f"{name}.batch_size={section.batch_size} is not a multiple of {workers} workers * "
-                    f"{name}.accumulate={section.accumulate}, and cluster.min_workers={cluster.min_workers} lets so "
-                    "few be left"
-                )
 
 
 def _warn_of_too_few_cpus(there: float, config: Config) -> None:

@@ -157,7 +157,7 @@ def test_features_for_representation_alignment_stand_beside_the_tokens(ray_clust
     repa = [f"repa.weights={tmp_path}/dino", "repa.feature_width=8", "repa.block=1"]
     config = smoke(shards, *repa, "data.views=1")
     build_tokens(config, tokenizer, str(tmp_path / "out"))
-    batch = next(token_batches(str(tmp_path / "out"), epoch=0, rank=0, world=1, batch_size=22, seed=0, shuffle_rows=64))
+    batch = next(token_batches(str(tmp_path / "out"), epoch=0, batch_size=22, seed=0, shuffle_rows=64))
     assert batch["features"].shape == (22, 16, 8) and batch["features"].dtype == torch.float16
     source = open_source(config.data, "train")
     images, ids, *_ = read_view(source, source.units[0], config.data, 0, config.seed)

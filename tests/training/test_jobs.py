@@ -6,6 +6,7 @@ import pytest
 
 from nvg.config import ConfigError
 from nvg.training import jobs, ray_train
+from nvg.training.loop import Place
 from tests.training.config import toy_config
 
 
@@ -45,13 +46,13 @@ def test_more_rows_a_batch_than_there_are_is_refused():
         jobs._steps_per_epoch(10, 64, "images", "train")
 
 
-def test_elastic_workers_must_have_equal_shares():
-    train = {"batch_size": 12}
-    config = toy_config(train=train, tokenizer_train=train, cluster={"num_workers": 4, "min_workers": 2})
-    ray_train._check_elastic(config)
-    config.train.batch_size = 8
-    with pytest.raises(ConfigError, match=r"train.batch_size=8 is not a multiple of 3 workers.*cluster.min_workers=2"):
-        ray_train._check_elastic(config)
+@pytest.mark.parametrize("world", range(1, 9))
+def test_workers_share_the_rows_of_a_batch_whatever_their_number(world):
+    config = toy_config(train={"batch_size": 48, "accumulate": 3}, cluster={"num_workers": 8})
+    shares = [jobs._rows(config, config.train, Place(rank=rank, world=world)) for rank in range(world)]
+    assert [row for share in shares for row in range(48)[share]] == list(range(48))
+    sizes = [share.stop - share.start for share in shares]
+    assert min(sizes) > 0 and max(sizes) - min(sizes) <= 48 // 24 and all(size % 2 == 0 for size in sizes)
 
 
 def test_workers_that_leave_no_cpu_to_read_are_announced(capsys):

@@ -65,8 +65,8 @@ def assert_equal_states(one, other):
 
 def test_accumulating_two_halves_equals_one_whole(tmp_path):
     whole, halves = ToyTask(dropout=0.0), ToyTask(dropout=0.0)
-    run(whole, tmp_path / "whole", accumulate=1)
-    run(halves, tmp_path / "halves", accumulate=2)
+    run(whole, tmp_path / "whole", slices=1)
+    run(halves, tmp_path / "halves", slices=2)
     for name, value in whole.state().items():
         torch.testing.assert_close(halves.state()[name], value, rtol=1e-4, atol=1e-5)
 
@@ -88,13 +88,13 @@ def test_each_part_is_clipped_to_its_own_norm(tmp_path):
 @pytest.mark.parametrize("stop_at", [5, 9, 11])
 def test_resumption_equals_an_unbroken_run_bit_by_bit(tmp_path, stop_at):
     unbroken = ToyTask()
-    _, _, unbroken_run = run(unbroken, tmp_path / "unbroken", accumulate=2)
+    _, _, unbroken_run = run(unbroken, tmp_path / "unbroken", slices=2)
     with pytest.raises(InterruptedError):
-        run(ToyTask(stop_at=stop_at), tmp_path / "broken", accumulate=2)
+        run(ToyTask(stop_at=stop_at), tmp_path / "broken", slices=2)
     assert run.last.status == "FAILED"
     torch.manual_seed(999)  # a new process begins with other global random numbers
     resumed = ToyTask()
-    figures, _, recorder = run(resumed, tmp_path / "broken", accumulate=2)
+    figures, _, recorder = run(resumed, tmp_path / "broken", slices=2)
     assert figures["resumed_from"] == stop_at // 4 * 4
     assert resumed.begun == 0  # what is done once at the beginning is not done again
     assert_equal_states(resumed.state(), unbroken.state())
@@ -149,8 +149,8 @@ def test_a_loss_that_explodes_stops_at_the_last_checkpoint_at_which_it_was_well(
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="batch_size=8 is not a multiple of 1 workers \\* accumulate=3"):
-        run(ToyTask(), tmp_path, accumulate=3)
+    with pytest.raises(ValueError, match="batch_size=8 in 3 slices for 1 workers"):
+        run(ToyTask(), tmp_path, slices=3)
 
 
 def test_previews_come_at_their_steps_and_at_the_end(tmp_path):

@@ -105,12 +105,12 @@ MAKERS = {
 def test_a_resumed_training_is_the_unbroken_one(kind, tmp_path):
     make, sections = MAKERS[kind]
     unbroken = make(toy_config(**sections))
-    run(unbroken, tmp_path / "unbroken", accumulate=2)
+    run(unbroken, tmp_path / "unbroken", slices=2)
     with pytest.raises(InterruptedError):
-        run(make(toy_config(**sections), stop_at=7), tmp_path / "broken", accumulate=2)
+        run(make(toy_config(**sections), stop_at=7), tmp_path / "broken", slices=2)
     torch.manual_seed(1234)
     resumed = make(toy_config(**sections))
-    figures, _ = run(resumed, tmp_path / "broken", accumulate=2)
+    figures, _ = run(resumed, tmp_path / "broken", slices=2)
     assert figures["resumed_from"] == 4
     expected = state(unbroken)
     for name, value in state(resumed).items():

@@ -4,14 +4,17 @@ import torch
 from torch import nn
 
 from nvg.training.ema import EMA
+from nvg.training.jobs import same
 from nvg.training.loop import Settings, Task, seeded
 
 
 class ToyTask(Task):
     """Regression with two parts, clipped and averaged apart. Fails, or turns to NaN, at a step when told."""
 
-    def __init__(self, *, dropout=0.3, lr=0.1, stop_at=None, nan_at=None, rows=8, scale=1.0):
-        self.stop_at, self.nan_at, self.rows, self.scale = stop_at, nan_at, rows, scale
+    def __init__(
+        self, *, dropout=0.3, lr=0.1, stop_at=None, nan_at=None, rows=8, scale=1.0, wrap=same, mine=slice(None)
+    ):
+        self.stop_at, self.nan_at, self.rows, self.scale, self.mine = stop_at, nan_at, rows, scale, mine
         torch.manual_seed(3)
         self.modules = {
             "first": nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 1)),
@@ -22,7 +25,8 @@ class ToyTask(Task):
             name: torch.optim.AdamW(module.parameters(), lr=lr) for name, module in self.modules.items()
         }
         self.clip = {name: list(module.parameters()) for name, module in self.modules.items()}
-        self.parallel = list(self.modules.values())
+        self.called = {name: wrap(module) for name, module in self.modules.items()}
+        self.parallel = list(self.called.values())
         self._lr = lr
         self.begun = 0
 
@@ -38,13 +42,14 @@ class ToyTask(Task):
                 raise InterruptedError(f"killed at step {step}")
             x = torch.randn(self.rows, 4, generator=seeded("data", step))
             y = x.sum(dim=1, keepdim=True) * self.scale
-            yield {"x": x, "y": y * float("nan") if step == self.nan_at else y}
+            y = y * float("nan") if step == self.nan_at else y
+            yield {"x": x[self.mine], "y": y[self.mine]}
             step += 1
 
     def loss(self, batch, step, generator):
         noise = 0.1 * torch.randn(batch["y"].shape, generator=generator) if self.modules["first"][2].p else 0.0
-        first = (self.modules["first"](batch["x"]) - batch["y"] + noise).square().mean()
-        second = (self.modules["second"](batch["x"]) - batch["y"]).square().mean()
+        first = (self.called["first"](batch["x"]) - batch["y"] + noise).square().mean()
+        second = (self.called["second"](batch["x"]) - batch["y"]).square().mean()
         return first + second, {"first": first, "second": second}
 
     def state(self):
@@ -59,7 +64,7 @@ class ToyTask(Task):
 
 def toy_settings(**changes):
     values = {
-        "job": "toy", "total_steps": 12, "batch_size": 8, "accumulate": 1, "clip_norm": 1.0, "checkpoint_every": 4,
+        "job": "toy", "total_steps": 12, "batch_size": 8, "slices": 1, "clip_norm": 1.0, "checkpoint_every": 4,
         "log_every": 3, "preview_every": 0, "precision": "auto", "seed": 5, "identity": "toy",
     }
     return Settings(**(values | changes))
