@@ -46,6 +46,7 @@ sys.path.insert(0, str(ROOT))
 from nvg import config as configuration  # noqa: E402
 from nvg import tracking  # noqa: E402
 from nvg.data.tokens import read_part  # noqa: E402
+from nvg.lease import left_over  # noqa: E402
 from pipelines import common  # noqa: E402
 from tests.synthetic import write_images  # noqa: E402
 
@@ -93,8 +94,8 @@ class Run:
             )
 
     def begun(self, step: str) -> bool:
-        """Whether a step has written something."""
-        return self.artifacts[step].is_dir() and any(self.artifacts[step].iterdir())
+        """Whether a step is at work: it holds the lease of its artifact."""
+        return left_over(str(self.artifacts[step]))
 
     def whole(self, step: str) -> bool:
         """Whether a step is done."""
@@ -132,7 +133,7 @@ class Run:
             for run in runs
         ]
 
-    def left_over(self) -> list[str]:
+    def litter(self) -> list[str]:
         """Files that no finished job leaves."""
         names = ("*.lease", ".*.tmp*", "checkpoints*", "ray_train", ".*.old")
         return [str(path.relative_to(self.output)) for name in names for path in self.output.rglob(name)]
@@ -266,7 +267,7 @@ def play(round: Round, run: Run, seconds: float, reference: dict[str, object]) -
     found = run.result(round.step)
     names = reference.keys() | found.keys()
     round.faults += [f"{name} differs" for name in sorted(names) if reference.get(name) != found.get(name)]
-    round.faults += [f"left over: {name}" for name in run.left_over()]
+    round.faults += [f"left over: {name}" for name in run.litter()]
 
 
 def settings(work: Path) -> list[str]:

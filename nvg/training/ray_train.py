@@ -52,7 +52,8 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     import ray.train.torch
 
     library: Any = ray.train  # its annotations are those of the old version
-    alone = len(ray.nodes()) == 1  # nobody takes this one away: no need of an actor that looks out for it
+    # Nobody takes the only node away: no need of an actor that looks out for it.
+    alone = sum(node["Alive"] for node in ray.nodes()) == 1
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if alone else "1"
     cluster = config.cluster
     workers: int | tuple[int, int] = cluster.num_workers

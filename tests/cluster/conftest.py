@@ -1,4 +1,5 @@
-"""One Ray for all cluster tests: two CPUs, started once. And Ray Serve on it, for the files that serve."""
+"""One Ray for all cluster tests, started once: a head of two CPUs, to which tests of several nodes add raylets. And Ray
+Serve on it, for the files that serve."""
 
 import os
 import socket
@@ -11,18 +12,23 @@ from pipelines.serve import use_haproxy
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A running local Ray with 2 CPUs and an object store of 500 MB."""
+    """A running Ray (ray.cluster_utils.Cluster): a head with 2 CPUs and an object store of 500 MB."""
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    # A node that was announced to leave is still counted as there: how long to wait for it in vain.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     use_haproxy()
     import ray
+    from ray.cluster_utils import Cluster
 
-    context = ray.init(
-        address="local", num_cpus=2, object_store_memory=500 * 10**6, include_dashboard=False, log_to_driver=True,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-    )
-    yield context
+    head = {"num_cpus": 2, "object_store_memory": 500 * 10**6, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+    ray.init(address=cluster.address, log_to_driver=True, runtime_env=environment)
+    yield cluster
     ray.shutdown()
+    cluster.shutdown()
 
 
 def free_port():
