@@ -11,6 +11,7 @@ still fails is a StorageError: never a broken image, never a file that is not th
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -335,11 +336,14 @@ def folder_writer(path: str) -> Iterator[Path]:
     """A local folder to fill, which becomes `path` when the block ends well, and vanishes when it does not.
 
     It replaces what was there. Local: a rename. Elsewhere: an upload, `metadata.json` last, so that a reader who waits
-    for that file never sees half a folder; an upload that fails is taken away.
+    for that file never sees half a folder; an upload that fails is taken away. A path has one writer at a time: what
+    one that was killed left beside it goes first.
     """
     if _is_local(path):
         target = _local(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
+            shutil.rmtree(left)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         aside = temporary.with_suffix(".old")
         try:

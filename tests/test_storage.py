@@ -1,6 +1,8 @@
 """Storage: the same behaviour on a local disk and on an object store's interface."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -46,6 +48,28 @@ def test_a_folder_that_fails_leaves_nothing(root):
         (folder / "data.txt").write_text("half")
         raise RuntimeError
     assert storage.list_files(root) == []
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
+    started = subprocess.Popen(
+        [sys.executable, "-c", f"""
+from nvg import storage
+with storage.folder_writer({str(tmp_path / "step-1")!r}) as folder:
+    (folder / "half").write_text("x")
+    print("there", flush=True)
+    input()
+"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert started.stdout.readline() == "there\n"
+    started.kill()
+    started.wait()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".step-1.") and (left / "half").exists()
+    with storage.folder_writer(str(tmp_path / "step-10")):
+        assert left.exists()  # of another path
+    with storage.folder_writer(str(tmp_path / "step-1")) as folder:
+        (folder / "whole").write_text("y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-10"]
 
 
 def test_a_full_disk_leaves_what_was_there_and_is_told_with_the_path(tmp_path):
