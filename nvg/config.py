@@ -160,6 +160,7 @@ class TrainConfig:
     parts: list[str] = field(default_factory=lambda: ["content", "structure"])  # what to train
     epochs: float = 200.0
     steps: int | None = None  # optimizer steps instead of epochs
+    parallel: str = "ddp"  # workers have copies of the weights (ddp), or a part of them each (fsdp)
     batch_size: int = 768  # over all workers
     accumulate: int = 1  # micro-batches a step and worker, when all num_workers are there
     lr: float = 1e-4  # at batch 256; scaled linearly with the batch size
@@ -553,6 +554,10 @@ def validate(config: Config, where: str = "configuration") -> None:
         check(
             section.precision in ("auto", "float32", "bfloat16"),
             f"{name}.precision={section.precision!r} is none of auto, float32, bfloat16",
+        )
+        check(
+            getattr(section, "parallel", "ddp") in ("ddp", "fsdp"),
+            f"{name}.parallel={getattr(section, 'parallel', 'ddp')!r} is none of ddp, fsdp",
         )
         check(section.accumulate >= 1, f"{name}.accumulate={section.accumulate} must be at least 1")
         share = config.cluster.num_workers * section.accumulate

@@ -193,7 +193,7 @@ def plan(config: Config) -> dict[str, Artifact]:
     test_images = open_source(config.data, split="test").fingerprint() if test else None
     training, distillation = dataclasses.asdict(config.train), dataclasses.asdict(config.distill)
     for section, operational in (  # these change no weight of the result
-        (training, ("parts", "checkpoint_every", "preview_every")),
+        (training, ("parts", "parallel", "checkpoint_every", "preview_every")),
         (distillation, ("teacher", "checkpoint_every", "preview_every")),  # a teacher is told by its weights
     ):
         for name in operational:

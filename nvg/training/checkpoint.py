@@ -6,6 +6,8 @@ A training checkpoint is a folder `step-00000500`:
     optimizer.safetensors  `<optimizer>/<parameter>/<exp_avg | exp_avg_sq | step>`
     config.yaml            the resolved configuration
     metadata.json          step, MLflow run, seed, fingerprints, size and checksum of every file
+Of weights that are split over workers (train.parallel=fsdp) each worker writes its own rows, `model-00001-of-00004.
+safetensors`; any number of workers reads them again.
 Every random draw of a step is a function of (seed, step, slice of the batch), so metadata.json holds the whole state of
 the random numbers. The folder gets its name when it is complete, metadata.json last; what lacks it is no checkpoint.
 
@@ -32,12 +34,15 @@ from nvg.autoencoder import Autoencoder
 from nvg.config import Config, ConfigError, SamplerConfig
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.training.ema import EMA
+from nvg.training.parallel import local
+from nvg.training.shards import Saved, file_name, write_shards
 
 if TYPE_CHECKING:
     from nvg.generator import Sampler
 
 Module = TypeVar("Module", bound=nn.Module)
 FORMAT = 1
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, by parameter
 KEEP = 2  # checkpoints of a training that stay: the newest may be hurt by a failing disk
 PARTS = ("content", "structure")
 # What of config.yaml decides how a sampler is built and used. The rest is on record there and not read again, so that a
@@ -70,8 +75,13 @@ def save_checkpoint(
     optimizers: Mapping[str, torch.optim.Optimizer],
     config: Config,
     metadata: Mapping[str, Any],
+    shard: int = 0,
+    shards: int = 1,
 ) -> str:
-    """Write `folder`/step-XXXXXXXX and drop all but the last two; returns its path or URL. `step` steps are done."""
+    """Write `folder`/step-XXXXXXXX and drop all but the last two; returns its path or URL. `step` steps are done.
+
+    shards: among how many workers the weights are split; each of them must call this, with its number `shard`.
+    """
     url = storage.join(folder, f"step-{step:08d}")
     names = parameter_names(modules)
     state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
@@ -82,23 +92,31 @@ def save_checkpoint(
         for parameter, entry in optimizer.state.items()
         for key, value in entry.items()
     }
-    with storage.folder_writer(url) as temporary:
-        local = Path(temporary)
-        for name, tensors in (("model", state), ("ema", average), ("optimizer", optimizer_state)):
-            save_file(_plain(tensors), local / f"{name}.safetensors")
-        (local / "config.yaml").write_text(configuration.to_yaml(config))
-        files = {path.name: _checksum(path) for path in sorted(local.iterdir())}
-        storage.write_json(
-            str(local / "metadata.json"),
-            {
-                "format": FORMAT,
-                "kind": "training",
-                "step": step,
-                "ema_updates": {name: ema.updates for name, ema in averages.items()},
-                "files": files,
-                **metadata,
-            },
-        )
+    about = {
+        "format": FORMAT,
+        "kind": "training",
+        "step": step,
+        "ema_updates": {name: ema.updates for name, ema in averages.items()},
+        "shards": shards,
+        **metadata,
+    }
+    parts = {"model": state, "ema": average, "optimizer": optimizer_state}
+    if shards > 1:
+        files = write_shards(url, parts, shard, shards)
+        if files is None:
+            return url
+        data = configuration.to_yaml(config).encode()
+        storage.write_bytes(storage.join(url, "config.yaml"), data)
+        files["config.yaml"] = {"size": len(data), "crc32": zlib.crc32(data)}
+        storage.write_json(storage.join(url, "metadata.json"), about | {"files": files})
+    else:
+        with storage.folder_writer(url) as temporary:
+            new = Path(temporary)
+            for name, tensors in parts.items():
+                save_file(_plain(tensors), new / f"{name}.safetensors")
+            (new / "config.yaml").write_text(configuration.to_yaml(config))
+            files = {path.name: _checksum(path) for path in sorted(new.iterdir())}
+            storage.write_json(str(new / "metadata.json"), about | {"files": files})
     for old in list_checkpoints(folder)[:-KEEP]:
         storage.remove(old)
     return url
@@ -140,33 +158,51 @@ def restore_checkpoint(
     CheckpointError for that, for another format, and for a file that is missing, cut short or altered.
     """
     metadata = checked_metadata(url)
-    local = Path(storage.local_folder(url))
     if metadata["identity"] != identity:
         raise CheckpointError(
             f"{url} is of another configuration ({metadata['identity']}, now {identity}): train into another folder"
         )
-    state = _tensors(local / "model.safetensors", url)
-    for name, module in modules.items():
-        fill(module, _below(state, f"{name}."), f"{url}/model.safetensors")
-    average = _tensors(local / "ema.safetensors", url)
+    _restore(_saved(url, "model", metadata), {name: module.state_dict() for name, module in modules.items()}, url)
+    _restore(_saved(url, "ema", metadata), {name: ema.shadow for name, ema in averages.items()}, url)
     for name, ema in averages.items():
-        saved = _below(average, f"{name}.")
-        _compare(ema.shadow, saved, f"{url}/ema.safetensors")
-        for key, value in ema.shadow.items():
-            value.copy_(saved[key])
         ema.updates = _count(metadata["ema_updates"], name, f"{url}/metadata.json: ema_updates")
-    moments = _tensors(local / "optimizer.safetensors", url)
+    moments = _saved(url, "optimizer", metadata)
     names = parameter_names(modules)
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                saved = _below(moments, f"{name}/{names[parameter]}/")
-                _check_moments(saved, parameter, f"{url}/optimizer.safetensors: {name}/{names[parameter]}")
-                # Moments and, as these optimizers are fused, the step count are where the parameter is.
-                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
-                if not saved:
-                    del optimizer.state[parameter]  # it had no gradient yet
+                prefix = f"{name}/{names[parameter]}/"
+                there = {key: moments.shape(prefix + key) for key in MOMENTS if prefix + key in moments.keys()}
+                _check_moments(there, parameter, f"{url}/optimizer.safetensors: {prefix[:-1]}")
+                optimizer.state.pop(parameter, None)
+                if there:  # else it had no gradient yet
+                    optimizer.state[parameter] = _moments(moments, prefix, parameter)
     return metadata
+
+
+def _saved(url: str, name: str, metadata: Mapping[str, Any]) -> Saved:
+    try:
+        return Saved(Path(storage.local_folder(url)), name, metadata.get("shards", 1))
+    except ValueError as error:
+        raise CheckpointError(f"{url}/{error}: remove it to go on from the checkpoint before it") from None
+
+
+@torch.no_grad()
+def _restore(saved: Saved, targets: Mapping[str, Mapping[str, Tensor]], url: str) -> None:
+    own = {f"{name}.{key}": value for name, tensors in targets.items() for key, value in tensors.items()}
+    _compare(_shapes(own), {name: saved.shape(name) for name in saved.keys()}, f"{url}/{saved.name}.safetensors")
+    for name, value in own.items():
+        local(value).copy_(saved.read(name, value))
+
+
+def _moments(saved: Saved, prefix: str, parameter: Tensor) -> dict[str, Tensor]:
+    """A parameter's state. Moments and, as these optimizers are fused, the step count are where the parameter is."""
+    state = {"step": saved.read(f"{prefix}step", torch.zeros(())).to(parameter.device)}
+    for key in ("exp_avg", "exp_avg_sq"):
+        value = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        local(value).copy_(saved.read(prefix + key, parameter))
+        state[key] = value
+    return state
 
 
 def checked_metadata(url: str) -> dict[str, Any]:
@@ -176,11 +212,15 @@ def checked_metadata(url: str) -> dict[str, Any]:
     """
     remedy = f"remove {url} to go on from the checkpoint before it"
     metadata = _metadata(url, "training")
-    local = Path(storage.local_folder(url))
-    for name in ("config.yaml", *(f"{name}.safetensors" for name in ("ema", "model", "optimizer"))):
-        if not (local / name).is_file():
+    folder = Path(storage.local_folder(url))
+    shards = metadata.get("shards", 1)
+    if type(shards) is not int or not 1 <= shards <= len(metadata["files"]):
+        raise CheckpointError(f"{url}/metadata.json is damaged: shards must be a count, not {shards!r:.80}")
+    files = [file_name(name, shard, shards) for name in ("ema", "model", "optimizer") for shard in range(shards)]
+    for name in ("config.yaml", *files):
+        if not (folder / name).is_file():
             raise CheckpointError(f"{url} has no {name}: {remedy}")
-        if _checksum(local / name) != metadata["files"].get(name):
+        if _checksum(folder / name) != metadata["files"].get(name):
             raise CheckpointError(f"{url}/{name} is damaged (size or checksum differ from metadata.json): {remedy}")
     return metadata
 
@@ -380,27 +420,30 @@ def read_metadata(folder: str) -> dict[str, Any]:
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load a complete state into a module. Raises CheckpointError naming the tensors that do not fit."""
-    _compare(module.state_dict(), state, where)
+    _compare(_shapes(module.state_dict()), _shapes(state), where)
     module.load_state_dict(dict(state))
 
 
-def _compare(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str) -> None:
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}
+
+
+def _compare(own: Mapping[str, torch.Size], saved: Mapping[str, torch.Size], where: str) -> None:
     faults = [f"{name} is missing" for name in own if name not in saved]
     faults += [f"{name} is not part of the model" for name in saved if name not in own]
     faults += [
-        f"{name} has shape {tuple(saved[name].shape)}, the model {tuple(own[name].shape)}"
+        f"{name} has shape {tuple(saved[name])}, the model {tuple(own[name])}"
         for name in own
-        if name in saved and saved[name].shape != own[name].shape
+        if name in saved and saved[name] != own[name]
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise CheckpointError(f"{where} does not fit the configuration: {'; '.join(faults[:3])}{more}")
 
 
-def _check_moments(saved: Mapping[str, Tensor], parameter: Tensor, where: str) -> None:
+def _check_moments(found: Mapping[str, torch.Size], parameter: Tensor, where: str) -> None:
     shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": torch.Size()}
-    found = {name: value.shape for name, value in saved.items()}
-    if found not in (shapes, {}) or not all(value.is_floating_point() for value in saved.values()):
+    if found not in (shapes, {}):
         raise CheckpointError(f"{where} does not fit the model: {({k: tuple(v) for k, v in found.items()})}")
 
 
@@ -415,7 +458,7 @@ def _load_part(folder: str, name: str, build: Callable[[], Module], mark: str | 
     state = read_tensors(folder, name)
     where = f"{folder}/{name}.safetensors"
     with torch.device("meta"):  # a configuration of another size is refused before memory is taken for it
-        _compare(build().state_dict(), state, where)
+        _compare(_shapes(build().state_dict()), _shapes(state), where)
     if mark is not None and fingerprint(state) != mark:
         raise CheckpointError(f"{where} is damaged: its fingerprint differs from metadata.json")
     module = build()

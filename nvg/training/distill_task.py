@@ -20,6 +20,7 @@ from nvg.training.generator_loss import rows_of_stages
 from nvg.training.generator_task import adamw, preview_grid
 from nvg.training.guided_loss import GuidedContent
 from nvg.training.loop import Batch, Task, draw_seed
+from nvg.training.parallel import Wrap, alone
 from nvg.training.schedule import scaled_lr, warmup_stable_decay
 
 
@@ -34,7 +35,7 @@ class DistillTask(Task):
         total_steps: int,
         *,
         device: torch.device,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        wrap: Wrap = alone,
     ) -> None:
         """teacher: whole; a generator that is not distilled is taken over. wrap: data parallelism."""
         self.config, self.settings = config, config.distill
@@ -48,7 +49,7 @@ class DistillTask(Task):
             student = begin_as(self.students[part], self.settings.max_guidance).to(device)
             self.students[part] = self.modules[part] = student
             self.averages[part] = EMA(student, self.settings.ema_decay)
-            self.losses[part] = wrap(self._loss_of(part, student))
+            self.losses[part] = wrap(self._loss_of(part, student), "ddp")
         self.optimizers = {part: adamw(module, self.settings) for part, module in self.modules.items()}
         self.clip = {part: list(module.parameters()) for part, module in self.modules.items()}
         self.parallel = list(self.losses.values())
@@ -98,7 +99,7 @@ class DistillTask(Task):
         return whole, terms
 
     @torch.no_grad()
-    def preview(self) -> dict[str, Any]:
+    def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
         """samples.png, by the averaged weights."""
         with ExitStack() as stack:
             for average in self.averages.values():
@@ -115,10 +116,6 @@ class DistillTask(Task):
             settings = dataclasses.replace(settings, flow_steps=self.settings.flow_steps)
         parts = {part: student.config for part, student in self.students.items()}
         return dataclasses.replace(self.config, sampler=settings, **parts)
-
-    def averaged(self) -> dict[str, dict[str, Tensor]]:
-        """The students' averaged weights, by part."""
-        return {part: average.shadow for part, average in self.averages.items()}
 
 
 def begin_as(teacher: ContentGenerator | StructureGenerator, max_guidance: float) -> Any:

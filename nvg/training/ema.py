@@ -8,12 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from nvg.training.parallel import local
+
 
 class EMA:
     """shadow <- d * shadow + (1 - d) * weights, d = min(decay, (1 + n) / (10 + n)) at update number n = 0, 1, ...
 
     The rise of d lets a short training forget its random beginning; after 10 / (1 - decay) updates it is `decay`.
-    The shadow holds every floating-point tensor of the module's state, in float32; others are copied.
+    The shadow holds every floating-point tensor of the module's state, in float32; others are copied. Where a module is
+    split over workers (FSDP2), so is its shadow.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -34,8 +37,8 @@ class EMA:
         shadows, weights = [], []
         for name, value in self.weights.items():
             if value.is_floating_point():
-                shadows.append(self.shadow[name])
-                weights.append(value.detach().float())
+                shadows.append(local(self.shadow[name]))
+                weights.append(local(value.detach()).float())
             else:
                 self.shadow[name].copy_(value)
         torch._foreach_lerp_(shadows, weights, 1.0 - decay)
@@ -45,7 +48,7 @@ class EMA:
         """Begin again at the module's weights as they are now."""
         self.updates = 0
         for name, value in self.module.state_dict().items():
-            self.shadow[name].copy_(value)
+            local(self.shadow[name]).copy_(local(value))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from nvg.granularity import GranularitySequence
 from nvg.training.ema import EMA
 from nvg.training.generator_loss import Generators
 from nvg.training.loop import Batch, Task, draw_seed, workers
+from nvg.training.parallel import Wrap, alone, assign
 from nvg.training.schedule import scaled_lr, warmup_stable_decay
 
 PREVIEW_CLASSES = 10
@@ -35,31 +35,34 @@ class GeneratorTask(Task):
         *,
         class_names: list[str],
         device: torch.device,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        wrap: Wrap = alone,
     ) -> None:
         """tokenizer: frozen, on any device. wrap: data parallelism, applied to the module that is called."""
         self.config, self.total_steps, self.stream = config, total_steps, stream
         self.tokenizer = tokenizer.to(device)
-        self.class_names = class_names
+        self.class_names, self.device = class_names, device
         settings = config.train
-        content = structure = None
-        self.modules = {}
-        if "content" in settings.parts:
-            torch.manual_seed(draw_seed(config.seed, "content"))
-            self.modules["content"] = content = ContentGenerator(config.content).to(device)
-        if "structure" in settings.parts:
-            torch.manual_seed(draw_seed(config.seed, "structure"))
-            self.modules["structure"] = structure = StructureGenerator(config.structure).to(device)
-        for part in (content, structure):
-            if part is not None:
-                part.backbone.gradient_checkpointing = settings.gradient_checkpointing
-        both = Generators(content, structure, self.tokenizer.quantizer, settings, config.repa.weight)
+        both = self._fresh()
+        self.modules = {name: part for name, part in both.named_children()}
+        self.generators = wrap(both, settings.parallel)
         self.averages = {name: EMA(module, settings.ema_decay) for name, module in self.modules.items()}
         self.optimizers = {name: adamw(module, settings) for name, module in self.modules.items()}
         self.clip = {name: list(module.parameters()) for name, module in self.modules.items()}
         self.bare = both
-        self.generators = wrap(both)
         self.parallel = [self.generators]
+
+    def _fresh(self) -> Generators:
+        """Generators as they are before the first step."""
+        settings = self.config.train
+        parts: dict[str, Any] = {}
+        for name, build in (("content", ContentGenerator), ("structure", StructureGenerator)):
+            if name in settings.parts:
+                torch.manual_seed(draw_seed(self.config.seed, name))
+                parts[name] = build(getattr(self.config, name)).to(self.device)
+                parts[name].backbone.gradient_checkpointing = settings.gradient_checkpointing
+        return Generators(
+            parts.get("content"), parts.get("structure"), self.tokenizer.quantizer, settings, self.config.repa.weight
+        )
 
     def batches(self, step: int) -> Iterator[Batch]:
         return self.stream(step)
@@ -75,10 +78,12 @@ class GeneratorTask(Task):
 
     def begin(self, batch: Batch, generator: torch.Generator) -> None:
         """What follows from the codebook and from the scale of the first worker's first batch."""
-        self.bare.begin(GranularitySequence.from_flat(batch["codes"], batch["content"]))
-        if workers() > 1:
-            for parameter in self.bare.parameters():
-                distributed.broadcast(parameter.data, src=0)
+        whole = self._fresh()  # the bare one may be split over the workers
+        whole.begin(GranularitySequence.from_flat(batch["codes"], batch["content"]))
+        for own, value in zip(self.bare.parameters(), whole.parameters(), strict=True):
+            if workers() > 1:
+                distributed.broadcast(value.data, src=0)
+            assign(own.data, value.data)
         for average in self.averages.values():
             average.reset()
 
@@ -87,21 +92,16 @@ class GeneratorTask(Task):
         return self.generators(sequence, batch["labels"], generator, batch.get("features"))
 
     @torch.no_grad()
-    def preview(self) -> dict[str, Any]:
+    def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
         """samples.png of the averaged weights, when both generators are there."""
-        if len(self.modules) < 2:
+        if len(averaged) < 2:
             return {}
-        with ExitStack() as stack:
-            for average in self.averages.values():
-                stack.enter_context(average.applied())
-            content, structure = self.modules["content"], self.modules["structure"]
-            assert isinstance(content, ContentGenerator) and isinstance(structure, StructureGenerator)
-            sampler = Sampler(self.tokenizer, content, structure, self.config.sampler, self.class_names)
-            return {"samples.png": preview_grid(sampler, self.config.evaluate.seed)}
-
-    def averaged(self) -> dict[str, dict[str, Tensor]]:
-        """The averaged weights of each part that was trained."""
-        return {name: ema.shadow for name, ema in self.averages.items()}
+        both = self._fresh()
+        assert both.content is not None and both.structure is not None
+        for name, state in averaged.items():
+            getattr(both, name).load_state_dict(state)
+        sampler = Sampler(self.tokenizer, both.content, both.structure, self.config.sampler, self.class_names)
+        return {"samples.png": preview_grid(sampler, self.config.evaluate.seed)}
 
 
 def adamw(module: nn.Module, settings: TrainConfig | DistillConfig) -> torch.optim.Optimizer:

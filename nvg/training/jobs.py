@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
-
 from nvg import config as configuration
 from nvg import storage, tracking
 from nvg.config import Config, ConfigError, DistillConfig, TrainConfig
@@ -32,20 +30,13 @@ from nvg.training.checkpoint import (
 from nvg.training.distill_task import DistillTask
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Batch, Place, Settings, train
+from nvg.training.parallel import Wrap, alone
 from nvg.training.tokenizer_task import TokenizerTask
-
-
-def same(module: nn.Module) -> nn.Module:
-    """No data parallelism."""
-    return module
-
 
 # ---- the tokenizer ----
 
 
-def train_tokenizer(
-    config: Config, place: Place, wrap: Callable[[nn.Module], nn.Module] = same, *, folder: str
-) -> dict[str, Any]:
+def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder: str) -> dict[str, Any]:
     """Train the tokenizer into `folder` (path or URL), going on from its checkpoints; returns figures."""
     if (figures := _figures(folder)) is not None:
         return figures
@@ -91,7 +82,7 @@ def train_tokenizer(
 
 
 def train_generators(
-    config: Config, place: Place, wrap: Callable[[nn.Module], nn.Module] = same, *, tokenizer: str, tokens: str,
+    config: Config, place: Place, wrap: Wrap = alone, *, tokenizer: str, tokens: str,
     folder: str,
 ) -> dict[str, Any]:
     """Train `train.parts` on the tokens of folder `tokens` into `folder`, going on from checkpoints; returns figures.
@@ -125,11 +116,12 @@ def train_generators(
         task, _settings(job, settings, config, total_steps, identity), config, checkpoints, place=place,
         start_tracking=run.start,
     )
+    averaged = task.averaged()
     if place.rank == 0:
         whole = export_sampler(
             folder,
             tokenizer=weights,
-            parts=task.averaged(),
+            parts=averaged,
             config=config,
             class_names=about["class_names"],
             metadata={"training": figures, "run_id": run.id, "steps_per_epoch": steps_per_epoch},
@@ -145,8 +137,7 @@ def train_generators(
 
 
 def distill_generators(
-    config: Config, place: Place, wrap: Callable[[nn.Module], nn.Module] = same, *, generators: str, tokens: str,
-    folder: str,
+    config: Config, place: Place, wrap: Wrap = alone, *, generators: str, tokens: str, folder: str,
 ) -> dict[str, Any]:
     """Distil `distill.parts` of sampler `generators`, on the tokens of folder `tokens`: a whole sampler in `folder`,
     going on from its checkpoints; returns figures.
@@ -334,7 +325,7 @@ def _settings(job: str, section: Any, config: Config, total_steps: int, identity
 def _weights_only(section: Any) -> dict[str, Any]:
     """A training section without what changes no weight: it may change between a stop and going on."""
     plain = configuration.to_dict(section)
-    for name in ("checkpoint_every", "preview_every", "gradient_checkpointing", "teacher"):
+    for name in ("checkpoint_every", "preview_every", "gradient_checkpointing", "parallel", "teacher"):
         plain.pop(name, None)
     return plain
 

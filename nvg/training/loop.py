@@ -9,7 +9,6 @@ a step has the same slices however many workers are left, so losing some costs t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import resource
@@ -22,7 +21,6 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function as part_of_step  # names that scripts/step_profile.py reads
 
 from nvg import storage
@@ -35,6 +33,7 @@ from nvg.training.checkpoint import (
     save_checkpoint,
 )
 from nvg.training.ema import EMA
+from nvg.training.parallel import exchange_gradients, shards, whole
 from nvg.training.prefetch import Prefetch
 
 Batch = dict[str, Tensor]
@@ -54,7 +53,7 @@ class Task:
     averages: dict[str, EMA]  # of some of the modules
     optimizers: dict[str, torch.optim.Optimizer]
     clip: dict[str, list[nn.Parameter]]  # groups of parameters, each clipped to its own norm
-    parallel: list[nn.Module]  # modules as they are called: wrapped for data parallelism when there are workers
+    parallel: list[nn.Module]  # modules as they are called, by whichever data parallelism (nvg/training/parallel.py)
 
     def lr(self, step: int) -> dict[str, float]:
         """The learning rate of each optimizer."""
@@ -78,7 +77,11 @@ class Task:
         """Called after a step and its averaging; returns more to record."""
         return {}
 
-    def preview(self) -> dict[str, Any]:
+    def averaged(self) -> dict[str, dict[str, Tensor]]:
+        """The averaged weights of each part, whole: every worker must call it."""
+        return {name: {key: whole(value) for key, value in ema.shadow.items()} for name, ema in self.averages.items()}
+
+    def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
         """Pictures of the present state by file name (PIL). Called on the first worker alone."""
         return {}
 
@@ -197,7 +200,10 @@ class Loop:
         self.autocast = autocast(settings.precision, place.device)
         self.own = place.own(settings.slices)
         # Of a slice in a worker's sum: gradients and records are means over the workers, whose shares may differ.
-        self.weight = place.world / settings.slices
+        self.weights = [place.world / settings.slices] * len(self.own)
+        self.shards = max(map(shards, task.modules.values()))
+        if self.shards > 1:  # a pass gathers weights from all, so all make as many: some do their last slice in vain
+            self.weights += [0.0] * (math.ceil(settings.slices / place.world) - len(self.own))
         self.waited = 0.0  # seconds for data, in this process
         self.window = Window()
         self.warned = False  # that a machine is leaving
@@ -271,26 +277,24 @@ class Loop:
                 for group in optimizer.param_groups:
                     group["lr"] = rates[name]
                 optimizer.zero_grad(set_to_none=True)
-        for part, number in enumerate(self.own):
+        for done, weight in enumerate(self.weights, start=1):
+            part = min(done, len(self.own)) - 1
             with part_of_step("seeds"):
+                number = self.own[part]
                 generator = seeded(settings.seed, step, number)
                 seed_dropout(draw_seed(settings.seed, step, number, "dropout"), place.device)
-            last = number == self.own[-1]
-            with contextlib.ExitStack() as stack:
-                if not last:  # gradients are exchanged once a step
-                    for module in task.parallel:
-                        if isinstance(module, DistributedDataParallel):
-                            stack.enter_context(module.no_sync())
-                with part_of_step("forward"), self.autocast():
-                    loss, terms = task.loss(slice_of(batch, part, len(self.own)), step, generator)
-                with part_of_step("backward"):
-                    (loss * self.weight).backward()
+            for module in task.parallel:
+                exchange_gradients(module, done == len(self.weights))
+            with part_of_step("forward"), self.autocast():
+                loss, terms = task.loss(slice_of(batch, part, len(self.own)), step, generator)
+            with part_of_step("backward"):
+                (loss * weight).backward()
             with part_of_step("record"):
-                self.window.add({"loss": loss, **terms}, self.weight)
+                self.window.add({"loss": loss, **terms}, weight)
         with part_of_step("clip"):
             task.before_optimizers()
             norms = {
-                name: nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
+                name: whole(nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True))
                 for name, parameters in task.clip.items()
             }
             # Gradients are summed over the workers, so all of them see the same and stop together, weights unhurt.
@@ -332,8 +336,8 @@ class Loop:
         )
 
     def checkpoint(self, done: int) -> None:
-        """Write a checkpoint, on the first worker; `done` steps are done."""
-        if self.place.rank == 0:
+        """Write a checkpoint, on the first worker or, of split weights, on all; `done` steps are done."""
+        if self.place.rank < self.shards:
             save_checkpoint(
                 self.checkpoints,
                 done,
@@ -341,6 +345,8 @@ class Loop:
                 averages=self.task.averages,
                 optimizers=self.task.optimizers,
                 config=self.config,
+                shard=self.place.rank,
+                shards=self.shards,
                 metadata={
                     "identity": self.settings.identity,
                     "seed": self.settings.seed,
@@ -353,8 +359,9 @@ class Loop:
 
     def preview(self, done: int) -> None:
         """Log pictures of the present state, on the first worker."""
+        averaged = self.task.averaged()
         if self.run is not None:
-            for name, image in self.task.preview().items():
+            for name, image in self.task.preview(averaged).items():
                 self.run.log_image(image, f"previews/{done:08d}-{name}")
 
     def summary(self, steps: int, seconds: float, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from nvg.lease import OutputBusy
 from nvg.training.checkpoint import CheckpointError
 from nvg.training.jobs import tidy
 from nvg.training.loop import Bar, Place, TrainingDiverged, terminal_bar
+from nvg.training.parallel import parallelize
 
 Wrap = Callable[[nn.Module], nn.Module]
 Body = Callable[..., Any]
@@ -99,7 +100,7 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
 def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     """What runs on every worker."""
     import ray.train
-    from ray.train.torch import get_device, prepare_model
+    from ray.train.torch import get_device
 
     config: Config = loop["config"]
     os.environ[tracking.ENVIRONMENT] = loop["tracking_uri"]
@@ -108,10 +109,6 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
     library: Any = ray.train
     context = library.get_context()
-
-    def wrap(module: nn.Module) -> nn.Module:
-        # Buffers are constants or the same on every worker: no need to send them with each pass.
-        return prepare_model(module, parallel_strategy_kwargs={"forward_sync_buffers": False})
 
     place = Place(
         rank=context.get_world_rank(),
@@ -122,7 +119,7 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         bar=_bar,
     )
     try:
-        return {"value": loop["body"](config, place, wrap, **loop["arguments"])}
+        return {"value": loop["body"](config, place, parallelize, **loop["arguments"])}
     except FINAL as error:
         kind = next(kind for kind in FINAL if isinstance(error, kind))
         return {"error": str(error), "kind": kind.__name__}

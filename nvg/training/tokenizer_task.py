@@ -14,6 +14,7 @@ from nvg.config import Config
 from nvg.data.images import to_float, to_uint8
 from nvg.training.ema import EMA
 from nvg.training.loop import Batch, Task, draw_seed, workers
+from nvg.training.parallel import Wrap, alone
 from nvg.training.schedule import warmup_cosine
 from nvg.training.tokenizer_loss import code_counts, seed_codebook, tokenizer_loss
 
@@ -42,7 +43,7 @@ class TokenizerTask(Task):
         steps_per_epoch: int,
         *,
         device: torch.device,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        wrap: Wrap = alone,
     ) -> None:
         """wrap: data parallelism, applied to the module that is called."""
         self.config, self.total_steps, self.stream = config, total_steps, stream
@@ -76,7 +77,7 @@ class TokenizerTask(Task):
                 heads.parameters(), settings.discriminator_lr, (first, second), weight_decay=0.0, fused=True
             )
             self.clip["discriminator"] = list(heads.parameters())
-        self.wrapped = wrap(self.autoencoder)
+        self.wrapped = wrap(self.autoencoder, "ddp")
         self.parallel = [self.wrapped]
         self._counts = torch.zeros_like(self.usage.counts)  # of this step on this worker
         self._output: AutoencoderOutput | None = None
@@ -166,7 +167,7 @@ class TokenizerTask(Task):
             distributed.broadcast(self.autoencoder.quantizer.codebook.data, src=0)
 
     @torch.no_grad()
-    def preview(self) -> dict[str, Any]:
+    def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
         """reconstruction.png: some of the last batch's images, by the averaged weights."""
         if self._shown is None:
             return {}

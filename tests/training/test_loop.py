@@ -155,7 +155,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 
 def test_previews_come_at_their_steps_and_at_the_end(tmp_path):
     task = ToyTask()
-    task.preview = lambda: {"samples.png": object()}
+    task.preview = lambda averaged: {"samples.png": object()}
     _, _, recorder = run(task, tmp_path, preview_every=5)
     assert recorder.images == [f"previews/{step:08d}-samples.png" for step in (5, 10, 12)]
 

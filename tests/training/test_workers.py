@@ -1,45 +1,145 @@
-"""The loop on several workers, processes joined by gloo: who computes a slice does not matter."""
+"""The loop on several workers, processes joined by gloo: who computes a slice or keeps a weight does not matter."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
-from nvg.training.loop import Place, train
+from nvg.generator import Sampler
+from nvg.training import checkpoint
+from nvg.training.generator_task import GeneratorTask
+from nvg.training.loop import Place, slice_of, train
+from nvg.training.parallel import alone, parallelize, whole
 from tests.training.config import toy_config
 from tests.training.test_loop import SilentBar
+from tests.training.test_tasks import CLASSES, CPU, QUICK, autoencoder_of, token_stream
 from tests.training.toy import ToyTask, toy_settings
 
 SLICES = 4
+ROWS = 8
+LENGTH = {"total_steps": 12, "slices": SLICES, "checkpoint_every": 4}
+pytestmark = pytest.mark.timeout(300)
 
 
-def work(rank, world, folder):
-    """A worker: trains, and saves the state and figures that it ends with."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    place = Place(rank=rank, world=world, bar=SilentBar)
+def toy(place, folder, wrap):
     own = place.own(SLICES)
-    task = ToyTask(wrap=DistributedDataParallel, mine=slice(own.start * 8 // SLICES, own.stop * 8 // SLICES))
-    figures = train(task, toy_settings(slices=SLICES), toy_config(), f"{folder}/checkpoints", place=place)
-    torch.save((task.state(), figures["loss"]), f"{folder}/{rank}.pt")
+    mine = slice(own.start * ROWS // SLICES, own.stop * ROWS // SLICES)
+    return train_one(ToyTask(wrap=wrap, mine=mine), place, folder)
+
+
+def generators(place, folder, wrap, how="ddp", stop_at=None):
+    """Both generators, of which each transformer block and the rest are split with fsdp."""
+    config = toy_config(train={**QUICK, "parallel": how}, content={"depth": 2})
+    autoencoder, own = autoencoder_of(config), place.own(SLICES)
+    part = slice(own.start * ROWS // SLICES, own.stop * ROWS // SLICES)
+
+    def stream(step):
+        for batch in token_stream(autoencoder, stop_at)(step):
+            yield {name: value[part] for name, value in batch.items()}
+
+    task = GeneratorTask(config, autoencoder, stream, 12, class_names=CLASSES, device=CPU, wrap=wrap)
+    split = {name: isinstance(value, DTensor) for name, value in task.bare.named_parameters()}
+    assert all(split.values()) if how == "fsdp" and place.world > 1 else not any(split.values())
+    return train_one(task, place, folder)
+
+
+def train_one(task, place, folder):
+    """Weights and averages, whole, and the loss that a training ends with; None where it was stopped."""
+    try:
+        figures = train(task, toy_settings(**LENGTH), toy_config(), str(folder), place=place)
+    except InterruptedError:
+        return None
+    state = {f"{m}.{k}": whole(v) for m, module in task.modules.items() for k, v in module.state_dict().items()}
+    averaged = task.averaged()
+    state |= {f"ema {m}.{k}": value for m, part in averaged.items() for k, value in part.items()}
+    return state, figures["loss"], figures["resumed_from"], averaged
+
+
+def work(rank, world, folder, jobs):
+    """A worker: does the jobs, and saves what each ends with."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
+    place = Place(rank=rank, world=world, bar=SilentBar)
+    for name, (job, arguments) in jobs.items():
+        torch.save(job(place, Path(folder) / name, parallelize, *arguments), f"{folder}/{name}-{rank}.pt")
+        distributed.barrier()
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """What one worker with all the slices ends with."""
-    task = ToyTask()
-    folder = tmp_path_factory.mktemp("alone")
-    figures = train(task, toy_settings(slices=SLICES), toy_config(), str(folder), place=Place(bar=SilentBar))
-    return task.state(), figures["loss"]
+def ended(tmp_path_factory):
+    """What each training ended with, by its name: a list over its workers."""
+    folder = tmp_path_factory.mktemp("workers")
+    three = {"toy-3": (toy, ()), "broken": (generators, ("fsdp", 7))}
+    two = {name: (generators, (how,)) for name, how in (("ddp", "ddp"), ("fsdp", "fsdp"), ("two", "fsdp"))}
+    two["toy-2"] = (toy, ())
+    multiprocessing.spawn(work, (3, str(folder), three), nprocs=3)
+    for name in ("two", "one"):  # go on from what three workers wrote
+        shutil.copytree(folder / "broken", folder / name)
+    multiprocessing.spawn(work, (2, str(folder), two), nprocs=2)
+    place = Place(bar=SilentBar)
+    found = {"toy": [toy(place, folder / "toy", alone)], "alone": [generators(place, folder / "alone", alone)]}
+    found["one"] = [generators(place, folder / "one", alone)]
+    for world, jobs in ((3, three), (2, two)):
+        found |= {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(world)] for name in jobs}
+    return found | {"folder": folder}
 
 
-@pytest.mark.parametrize("world", [2, 3])  # equal shares, and one worker with two of four slices
-def test_any_number_of_workers_trains_as_one(world, alone, tmp_path):
-    multiprocessing.spawn(work, (world, str(tmp_path)), nprocs=world)
-    for rank in range(world):
-        state, loss = torch.load(tmp_path / f"{rank}.pt")
-        assert loss == pytest.approx(alone[1], rel=1e-5) and state.keys() == alone[0].keys()
-        for name, value in alone[0].items():
-            torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6, msg=name)
+@pytest.mark.parametrize(
+    ("name", "reference", "workers", "resumed"),
+    [
+        ("toy-2", "toy", 2, 0),
+        ("toy-3", "toy", 3, 0),  # one worker has two of the four slices
+        ("ddp", "alone", 2, 0),
+        ("fsdp", "alone", 2, 0),
+        ("two", "alone", 2, 4),  # from a checkpoint that three workers wrote
+        ("one", "alone", 1, 4),
+    ],
+)
+def test_any_number_of_workers_trains_as_one(ended, name, reference, workers, resumed):
+    expected, wanted, *_ = ended[reference][0]
+    assert len(ended[name]) == workers
+    for state, loss, first, _ in ended[name]:
+        assert first == resumed and loss == pytest.approx(wanted, rel=1e-4) and state.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-5, msg=key)
+
+
+def test_each_worker_writes_its_rows_of_a_checkpoint_and_any_number_reads_them(ended):
+    assert ended["broken"] == [None] * 3  # stopped at step 7, after a checkpoint at 4
+    (path,) = checkpoint.list_checkpoints(str(ended["folder"] / "broken"))
+    metadata = checkpoint.checked_metadata(path)
+    files = {f"{name}-{shard:05d}-of-00003.safetensors" for name in ("model", "ema", "optimizer") for shard in range(3)}
+    assert metadata["shards"] == 3 and set(metadata["files"]) == files | {"config.yaml"}
+    sizes = [(Path(path) / f"model-{shard:05d}-of-00003.safetensors").stat().st_size for shard in range(3)]
+    assert max(sizes) < 0.5 * sum(sizes)
+
+
+def test_averages_that_were_split_make_a_sampler(ended, tmp_path):
+    config = toy_config(content={"depth": 2})
+    folder = str(tmp_path / "sampler")
+    weights = autoencoder_of(config).state_dict()
+    for shown in ended["fsdp"]:
+        assert checkpoint.export_sampler(
+            folder, tokenizer=weights, parts=shown[3], config=config, class_names=CLASSES, metadata={}
+        )
+    sampler = checkpoint.load_sampler(folder)
+    assert isinstance(sampler, Sampler) and sampler.generate(["cat", "dog"], seed=0).shape == (2, 8, 8, 1)
+
+
+def test_a_lost_shard_is_named(ended, tmp_path):
+    shutil.copytree(ended["folder"] / "broken", tmp_path / "lost")
+    (path,) = checkpoint.list_checkpoints(str(tmp_path / "lost"))
+    (Path(path) / "ema-00001-of-00003.safetensors").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="has no ema-00001-of-00003.safetensors: remove"):
+        checkpoint.checked_metadata(path)
+
+
+def test_slices_are_equal():
+    assert [part["x"].tolist() for part in (slice_of({"x": torch.arange(6)}, n, 3) for n in range(3))] == [
+        [0, 1], [2, 3], [4, 5],
+    ]  # fmt: skip

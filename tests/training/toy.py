@@ -4,15 +4,15 @@ import torch
 from torch import nn
 
 from nvg.training.ema import EMA
-from nvg.training.jobs import same
 from nvg.training.loop import Settings, Task, seeded
+from nvg.training.parallel import alone
 
 
 class ToyTask(Task):
     """Regression with two parts, clipped and averaged apart. Fails, or turns to NaN, at a step when told."""
 
     def __init__(
-        self, *, dropout=0.3, lr=0.1, stop_at=None, nan_at=None, rows=8, scale=1.0, wrap=same, mine=slice(None)
+        self, *, dropout=0.3, lr=0.1, stop_at=None, nan_at=None, rows=8, scale=1.0, wrap=alone, mine=slice(None)
     ):
         self.stop_at, self.nan_at, self.rows, self.scale, self.mine = stop_at, nan_at, rows, scale, mine
         torch.manual_seed(3)
@@ -25,7 +25,7 @@ class ToyTask(Task):
             name: torch.optim.AdamW(module.parameters(), lr=lr) for name, module in self.modules.items()
         }
         self.clip = {name: list(module.parameters()) for name, module in self.modules.items()}
-        self.called = {name: wrap(module) for name, module in self.modules.items()}
+        self.called = {name: wrap(module, "ddp") for name, module in self.modules.items()}
         self.parallel = list(self.called.values())
         self._lr = lr
         self.begun = 0

@@ -1,0 +1,85 @@
+"""Data parallelism, put on a module from outside: copies (DDP) or slices of its weights (FSDP2) on the workers.
+
+A sliced module's tensors are DTensors, split by rows: of n rows worker r of w has r * ceil(n / w) and the next ones, at
+most ceil(n / w). The models know of neither; what training, averages and checkpoints need of a DTensor is here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from nvg.generator.block import Block
+
+Wrap = Callable[[nn.Module, str], nn.Module]  # (module, "ddp" or "fsdp") -> the module to call
+
+
+def alone(module: nn.Module, how: str = "ddp") -> nn.Module:
+    """A `Wrap` for one worker: nothing to share."""
+    return module
+
+
+def parallelize(module: nn.Module, how: str) -> nn.Module:
+    """The module as all workers of torch's process group call it, on the device where its weights are.
+
+    ddp: every worker has all weights. fsdp: weights, gradients, moments and averages are split over the workers, the
+    weights of a transformer block gathered while it computes (PyTorch's fully_shard).
+    """
+    if distributed.get_world_size() == 1:
+        return module
+    if how == "ddp":
+        # Buffers are constants or the same on every worker: no need to send them with each pass.
+        return DistributedDataParallel(module, forward_sync_buffers=False)
+    mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.get_world_size(),))
+    for block in [part for part in module.modules() if isinstance(part, Block)]:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)  # in place
+    return module
+
+
+def exchange_gradients(module: nn.Module, now: bool) -> None:
+    """Whether the next backward pass exchanges gradients: once a step does, after its last slice."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(now)
+    elif isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = now
+
+
+def shards(module: nn.Module) -> int:
+    """Among how many workers a module's weights are split."""
+    return max((part.device_mesh.size() for part in module.parameters() if isinstance(part, DTensor)), default=1)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's rows of a DTensor, sharing memory; another tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A DTensor gathered from all workers, each of which must ask; another tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def assign(target: Tensor, value: Tensor) -> None:
+    """Set a tensor from a whole one that every worker has."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+    local(target).copy_(local(value))
+
+
+def own_rows(tensor: Tensor) -> range | None:
+    """Which rows of the whole tensor a DTensor's worker has; None for another tensor."""
+    if not isinstance(tensor, DTensor):
+        return None
+    most = math.ceil(tensor.shape[0] / tensor.device_mesh.size())
+    start = min(tensor.device_mesh.get_local_rank() * most, tensor.shape[0])
+    return range(start, min(start + most, tensor.shape[0]))

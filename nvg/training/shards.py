@@ -1,0 +1,88 @@
+"""The tensors of a training checkpoint, in one file or split by rows over the files of several workers.
+
+    model.safetensors                   all tensors, whole
+    model-00001-of-00004.safetensors    the second quarter of every tensor's rows
+
+What is not split (buffers, step counts) is in the first file alone. A reader takes the rows that it needs from whatever
+files have them, so a checkpoint of any number of workers loads into any other.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from nvg import storage
+from nvg.training.parallel import local, own_rows
+
+
+def file_name(name: str, shard: int, shards: int) -> str:
+    """The file with a worker's part of the tensors `name`."""
+    return f"{name}.safetensors" if shards == 1 else f"{name}-{shard:05d}-of-{shards:05d}.safetensors"
+
+
+def write_shards(url: str, parts: Mapping[str, Mapping[str, Tensor]], shard: int, shards: int) -> dict[str, Any] | None:
+    """Write this worker's rows into the checkpoint's folder, and wait for the other workers.
+
+    Returns, on the first worker alone, size and CRC-32 of the files of all.
+    """
+    own = {}
+    for name, tensors in parts.items():
+        mine = {key: value for key, value in tensors.items() if isinstance(value, DTensor) or shard == 0}
+        data = save({key: local(value.detach()).cpu().contiguous().clone() for key, value in mine.items()})
+        storage.write_bytes(storage.join(url, file_name(name, shard, shards)), data)
+        own[file_name(name, shard, shards)] = {"size": len(data), "crc32": zlib.crc32(data)}
+    everyone: list[Any] = [None] * shards
+    distributed.all_gather_object(everyone, own)
+    return {name: mark for files in everyone for name, mark in files.items()} if shard == 0 else None
+
+
+class Saved:
+    """The tensors `name` of a checkpoint's local folder. Raises ValueError for a file that is damaged or missing."""
+
+    def __init__(self, folder: Path, name: str, shards: int) -> None:
+        self.name = name
+        self._files = []
+        for shard in range(shards):
+            path = folder / file_name(name, shard, shards)
+            try:
+                self._files.append(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{path.name} is damaged ({error})") from None
+        self._parts: dict[str, list[Any]] = {}  # slices of a tensor's rows, in their order
+        for file in self._files:
+            for key in file.keys():
+                self._parts.setdefault(key, []).append(file.get_slice(key))
+
+    def keys(self) -> set[str]:
+        """The names of all tensors."""
+        return set(self._parts)
+
+    def shape(self, name: str) -> torch.Size:
+        """The shape of a whole tensor."""
+        shapes = [part.get_shape() for part in self._parts[name]]
+        return torch.Size([sum(shape[0] for shape in shapes), *shapes[0][1:]] if len(shapes) > 1 else shapes[0])
+
+    def read(self, name: str, like: Tensor) -> Tensor:
+        """A tensor, of which only this worker's rows where `like` is split over workers."""
+        rows, parts, shape = own_rows(like), self._parts[name], self.shape(name)
+        if not shape:
+            return next(file for file in self._files if name in file.keys()).get_tensor(name)
+        rows = range(shape[0]) if rows is None else rows
+        found, first = [], 0
+        for part in parts:
+            there = part.get_shape()[0]
+            start, stop = max(rows.start - first, 0), min(rows.stop - first, there)
+            if start < stop:
+                found.append(part[start:stop])
+            first += there
+        return torch.cat(found) if found else parts[0][0:0]
