@@ -135,9 +135,10 @@ def test_the_generator_job_leaves_a_sampler_and_one_run(unbroken, images):
     assert list(Path(images).parent.glob("mlartifacts/*/artifacts/previews/00000016-samples.png"))
 
 
-def test_two_workers_with_half_the_weights_each_equal_one_that_accumulates(unbroken, images, tokenizer, tokens, tmp_path):
+def test_two_workers_with_half_the_weights_equal_one_that_accumulates(unbroken, images, tokenizer, tokens, tmp_path):
     one, one_folder = here(tmp_path / "one", images, tokenizer, tokens, "train.accumulate=2")
-    two, two_folder = generators(tmp_path / "two", images, tokenizer, tokens, "cluster.num_workers=2", "train.parallel=fsdp")
+    split = ("cluster.num_workers=2", "train.parallel=fsdp")
+    two, two_folder = generators(tmp_path / "two", images, tokenizer, tokens, *split)
     assert (one["workers"], two["workers"]) == (1, 2)
     expected = weights(one_folder)
     for name, value in weights(two_folder).items():
