@@ -14,7 +14,7 @@ export PYTHON
 # Where bytecode is not kept (container images often say so) each of Ray's processes compiles torch anew: 3 s of a core.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve test bench setup data browser lint lock
+.PHONY: demo serve test bench setup data browser postgres lint lock
 .NOTPARALLEL:
 
 demo: setup
@@ -24,7 +24,7 @@ demo: setup
 serve: setup
 	@exec .venv/bin/python pipelines/serve.py --config conf/serving/fashion_mnist.yaml $(SETTINGS)
 
-test: data browser
+test: data browser postgres
 	@exec scripts/test.sh $(TESTS)
 
 bench: setup
@@ -38,6 +38,9 @@ data: setup
 
 browser: setup
 	@.venv/bin/python scripts/browser.py
+
+postgres: setup
+	@.venv/bin/python scripts/postgres.py
 
 lint: setup
 	@.venv/bin/ruff check . && .venv/bin/mypy

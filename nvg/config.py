@@ -264,6 +264,7 @@ class TrackingConfig:
     artifacts: str | None = None  # path or URL of the runs' files; None = beside the database, or as the server has it
     experiment: str | None = None  # None = the config's name
     registered_model: str | None = None  # register the finished sampler under this name, alias "champion"
+    parent: str | None = None  # id of the run that a job's run belongs to, as pipelines/sweep.py sets it
     log_every: int = 20  # steps
 
 
@@ -294,6 +295,7 @@ class ServeConfig:
 
     model: str = "fashion-mnist"  # as nvg.load takes it: shipped name, folder or URL, models:/NAME@alias
     name: str | None = None  # the model's id in the API; None = the last part of `model`
+    follow_seconds: float = 30.0  # between looks where models:/NAME@alias points to now; 0 = look at the start alone
     host: str = "127.0.0.1"  # 0.0.0.0 listens on all interfaces: then set NVG_API_KEYS
     port: int = 8000
     min_replicas: int = 1
@@ -408,7 +410,7 @@ def serve_config(content: dict, overrides: Sequence[str] = (), *, where: str = "
         raise ConfigError(f"{where}: precision={config.precision!r} is none of float32, bfloat16")
     if not 1 <= config.port <= 65535:
         raise ConfigError(f"{where}: port={config.port} is none of 1 ... 65535")
-    not_negative = ("batch_wait_ms", "cpus_per_replica", "gpus_per_replica", "drain_seconds")
+    not_negative = ("batch_wait_ms", "cpus_per_replica", "gpus_per_replica", "drain_seconds", "follow_seconds")
     for name in (*not_negative, "upscale_delay_s", "downscale_delay_s"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 0")

@@ -25,6 +25,7 @@ from nvg.config import Config, ConfigError
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
+PARENT = "mlflow.parentRunId"  # the tag by which MLflow shows runs below others
 RUN_FILE = "mlflow_run.json"  # in the artifact's folder
 _VALUE_LENGTH = 6000  # characters of a parameter that MLflow stores
 _MODEL = "sampler"  # the folder of a registered sampler among the run's files
@@ -77,7 +78,8 @@ def start(config: Config, job_name: str, run_id: str | None = None, folder: str 
         run = Run(client, created.info.run_id, uri, resumed=False)
     with contextlib.suppress(*([MlflowException] if found else [])):  # a setting that changes no weight may be another
         run.log_params(config)
-    run.set_tags({"git_commit": git_commit(), "job": job_name})
+    tags = {"git_commit": git_commit(), "job": job_name}
+    run.set_tags(tags if config.tracking.parent is None else tags | {PARENT: config.tracking.parent})
     return run
 
 
@@ -202,18 +204,29 @@ class Run:
             folder = str(Path(name).parent)
             self.log_artifact(path, None if folder == "." else folder)
 
-    def register(self, name: str, folder: str | Path, metadata: Mapping[str, Any], alias: str = "champion") -> int:
+    def register(
+        self,
+        name: str,
+        folder: str | Path,
+        metadata: Mapping[str, Any],
+        image_shape: tuple[int, int, int],
+        alias: str = "champion",
+    ) -> int:
         """Copy a sampler's weights and settings (local folder) and metadata.json into the run, and register them as a
         version of model `name`; returns the version, which is the same one when this run does it again.
 
-        The alias moves to it, so `models:/NAME@champion` is the newest.
+        image_shape: (H, W, C). The alias moves to it, so `models:/NAME@champion` is the newest. MLflow's own tools load
+        it too (nvg/pyfunc.py).
         """
         from mlflow.exceptions import MlflowException
+
+        from nvg import pyfunc
 
         for path in sorted(Path(folder).iterdir()):
             if path.suffix in (".safetensors", ".yaml"):
                 self.log_artifact(path, _MODEL)
         self.client.log_text(self.id, json.dumps(metadata, indent=2), f"{_MODEL}/metadata.json")
+        self.client.log_text(self.id, pyfunc.describe(image_shape), f"{_MODEL}/MLmodel")
         try:
             self.client.create_registered_model(name)
         except MlflowException:
@@ -238,6 +251,23 @@ def registered_folder(model: str) -> str:
 
     Raises ConfigError when the name, alias or version is not registered, or no store is named.
     """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    version = _registered(model)
+    try:
+        return download_artifacts(artifact_uri=version.source, tracking_uri=os.environ[ENVIRONMENT])
+    except MlflowException as error:
+        raise ConfigError(f"{model} has no files at {version.source}: {error}") from None
+
+
+def registered_version(model: str) -> str:
+    """`models:/NAME/version` of what `models:/NAME@alias` names now. Raises ConfigError as `registered_folder`."""
+    version = _registered(model)
+    return f"models:/{version.name}/{version.version}"
+
+
+def _registered(model: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     uri = os.environ.get(ENVIRONMENT)
     name = model.removeprefix("models:/")
@@ -246,16 +276,13 @@ def registered_folder(model: str) -> str:
     if "@" not in name and "/" not in name:
         raise ConfigError(f"{model} names no version: write models:/{name}@champion or models:/{name}/1")
     from mlflow import MlflowClient
-    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(uri, registry_uri=uri)
     try:
         if "@" in name:
-            version = client.get_model_version_by_alias(*name.split("@", 1))
-        else:
-            version = client.get_model_version(*name.split("/", 1))
-        return download_artifacts(artifact_uri=version.source, tracking_uri=uri)
+            return client.get_model_version_by_alias(*name.split("@", 1))
+        return client.get_model_version(*name.split("/", 1))
     except MlflowException as error:
         raise ConfigError(f"{model} is not registered at {uri}: {error}") from None
 

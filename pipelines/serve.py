@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -79,9 +80,17 @@ def use_haproxy() -> None:
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
     with contextlib.ExitStack() as held:  # all at once, so that they differ
         for name in HAPROXY_PORTS:
-            probe = held.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            os.environ.setdefault(name, str(probe.getsockname()[1]))
+            os.environ.setdefault(name, str(_free_port(held)))
+
+
+def _free_port(held: contextlib.ExitStack) -> int:
+    """A free port that nobody is given by chance: the kernel hands out higher ones, to Ray's processes too."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        probe = held.enter_context(socket.socket())
+        with contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port between 20000 and 32000 for HAProxy")
 
 
 def check(config: ServeConfig) -> None:

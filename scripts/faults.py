@@ -150,7 +150,10 @@ class Reader(threading.Thread):
         """Until `done`."""
         known: set[tuple[str, int]] = set()
         while not self.done.wait(0.2):
-            for path in list(self.folder.rglob("*")):
+            paths: list[Path] = []
+            with contextlib.suppress(FileNotFoundError):  # a folder that vanished on the way: what came before it
+                paths.extend(self.folder.rglob("*"))
+            for path in paths:
                 if any(part.startswith(".") or part == "ray_train" for part in path.relative_to(self.folder).parts):
                     continue  # temporary names, which no reader takes
                 try:

@@ -15,7 +15,18 @@ part() {  # name, command ...
 
 part lint .venv/bin/ruff check .
 part types .venv/bin/mypy
-part tests .venv/bin/python -m pytest "$@"
+pytest=(.venv/bin/python -m pytest --durations=25)
+if [ $# -gt 0 ]; then
+  part tests "${pytest[@]}" "$@"
+else
+  # What runs on Ray waits for half of its time, so the other tests run beside it. Its output comes when it has ended.
+  log=$(mktemp)
+  trap 'rm -f "$log"; kill $(jobs -p) 2>/dev/null' EXIT
+  (failed=(); part 'tests on Ray' "${pytest[@]}" tests/cluster; exit ${#failed[@]}) >"$log" 2>&1 &
+  part 'tests without Ray' "${pytest[@]}" --ignore tests/cluster
+  wait $! || failed+=('tests on Ray')
+  cat "$log"
+fi
 
 if [ ${#failed[@]} -gt 0 ]; then
   printf 'FAILED: %s, after %d s\n' "${failed[*]}" $((SECONDS - started))

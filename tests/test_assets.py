@@ -1,9 +1,9 @@
 """What ships with the package: it loads, it is small, and its samples are as good as its card says."""
 
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +99,10 @@ def test_the_fast_one_is_the_other_ones_student_and_takes_one_pass_a_stage_and_g
 def test_the_readmes_first_example_draws_ten_images_in_20_seconds(tmp_path):
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     assert len([line for line in example.splitlines() if line.strip()]) <= 5
-    begun = time.time()
+    begun = resource.getrusage(resource.RUSAGE_CHILDREN)  # of processors: other tests run beside this one
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
-    seconds = time.time() - begun
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = used.ru_utime + used.ru_stime - begun.ru_utime - begun.ru_stime
     (picture,) = tmp_path.glob("*.png")
     image = np.asarray(Image.open(picture))
     assert image.shape == (32, 320) and image.std() > 30

@@ -105,13 +105,13 @@ def test_a_registered_sampler_is_found_by_its_alias(config, output, tmp_path, mo
     for version in (1, 2):
         run = tracking.start(config, "job")
         about = {"parts": [version]}
-        assert run.register("bags", tmp_path, about) == run.register("bags", tmp_path, about) == version
+        assert [run.register("bags", tmp_path, about, (8, 8, 1)) for _ in range(2)] == [version, version]
         run.end()
     with pytest.raises(ConfigError, match="set MLFLOW_TRACKING_URI"):
         tracking.registered_folder("models:/bags@champion")
     monkeypatch.setenv(tracking.ENVIRONMENT, f"sqlite:///{output}/mlflow.db")
     folder = Path(tracking.registered_folder("models:/bags@champion"))
-    assert {path.name for path in folder.iterdir()} == {"content.safetensors", "metadata.json"}
+    assert {path.name for path in folder.iterdir()} == {"content.safetensors", "metadata.json", "MLmodel"}
     assert json.loads((folder / "metadata.json").read_text()) == {"parts": [2]}
     assert run.client.get_model_version_by_alias("bags", "champion").version in (2, "2")
     with pytest.raises(ConfigError, match="models:/shoes@champion is not registered"):

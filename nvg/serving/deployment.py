@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 import sys
+import threading
 import time
 from typing import Any
 
@@ -41,10 +43,10 @@ ALLOCATOR = {
 SWITCH_SECONDS = 0.0005
 
 
-def load_model(config: ServeConfig) -> Served:
-    """The model of a deployment, on its device. Raises ValueError as `nvg.load` does."""
+def load_model(config: ServeConfig, model: str) -> Served:
+    """A model for a deployment, on its device. Raises ValueError as `nvg.load` does."""
     device = "cuda" if config.gpus_per_replica > 0 else "cpu"
-    sampler = load_sampler(sampler_folder(config.model)).to(device, dtype=getattr(torch, config.precision))
+    sampler = load_sampler(sampler_folder(model)).to(device, dtype=getattr(torch, config.precision))
     if config.compile:
         sampler.compile()
     name = config.name or default_name(config.model)
@@ -85,10 +87,28 @@ class SamplerReplica:
             batch_wait_ms=self.config.batch_wait_ms,
             observer=self.metrics,
         )
-        self.service = Service(engine, self.config, load_model(self.config))
+        follows = re.fullmatch(r"models:/[^@/]+@[^@/]+", self.config.model) and self.config.follow_seconds > 0
+        self.version = tracking.registered_version(self.config.model) if follows else self.config.model
+        self.service = Service(engine, self.config, load_model(self.config, self.version))
+        if follows:
+            threading.Thread(target=self.follow, daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_app(self.service, key_hashes=self.key_hashes, observer=self.metrics)
+
+    def follow(self) -> None:
+        """Serve what the alias names, when it has moved: requests in hand end with the model that they began with."""
+        log = logging.getLogger("ray.serve")
+        while True:
+            time.sleep(self.config.follow_seconds)
+            try:
+                version = tracking.registered_version(self.config.model)
+                if version != self.version:
+                    self.service.model = load_model(self.config, version)
+                    log.info(f"{self.config.model} is {version} now, was {self.version}")
+                    self.version = version
+            except Exception:  # a store that is away, a model that is broken: neither ends what is served
+                log.exception(f"{self.config.model} cannot be followed, {self.version} stays")
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica that raises here."""

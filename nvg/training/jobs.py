@@ -300,8 +300,9 @@ class _Tracking:
         if "fingerprint" in metadata:
             self.run.set_tags({"fingerprint": metadata["fingerprint"]})
         name = self.config.tracking.registered_model
+        shape = (self.config.data.image_size, self.config.data.image_size, self.config.data.channels)
         if name is not None and len(metadata.get("parts", ())) == len(PARTS):
-            version = self.run.register(name, storage.local_folder(self.folder), metadata)
+            version = self.run.register(name, storage.local_folder(self.folder), metadata, shape)
             print(f"{self.job}: registered as models:/{name}/{version}, alias champion", flush=True)
         self.run.end()
 

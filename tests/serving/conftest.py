@@ -33,7 +33,7 @@ class Recorded:
 
 @pytest.fixture(scope="session")
 def model():
-    return load_model(ServeConfig())
+    return load_model(ServeConfig(), "fashion-mnist")
 
 
 class Server:

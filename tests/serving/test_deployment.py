@@ -25,7 +25,7 @@ def test_ray_serves_own_tools_build_it_from_words_and_see_no_key(monkeypatch):
 
 
 def test_a_model_is_served_in_the_precision_that_is_asked_for():
-    sampler = load_model(ServeConfig(precision="bfloat16")).sampler
+    sampler = load_model(ServeConfig(precision="bfloat16"), "fashion-mnist").sampler
     assert sampler.content.backbone.blocks[0].project_in.weight.dtype == torch.bfloat16
     assert sampler.generate(["Bag"], seed=0).shape == (1, 32, 32, 1)
     with pytest.raises(ConfigError, match="precision='float16'"):

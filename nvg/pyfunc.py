@@ -1,0 +1,53 @@
+"""MLflow's own way to a registered sampler (its pyfunc flavour): no pickle, the same files that `nvg.load` reads.
+
+    mlflow.pyfunc.load_model("models:/nvg@champion").predict([{"label": "Bag", "seed": 0}])
+    mlflow models serve -m models:/nvg@champion --env-manager local
+
+A row is an image: `label`, a class name or its number, and `seed`. The answer is uint8 (N, H, W, C).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nvg.training.checkpoint import load_sampler
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nvg.generator import Sampler
+
+
+class Model:
+    """What MLflow calls."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
+        """The images of the rows, each as it is with that seed whatever the other rows. Raises ValueError for a class
+        that there is not."""
+        labels = [int(label) if str(label).isdigit() else str(label) for label in model_input["label"]]
+        return self.sampler.generate(labels, seed=[int(seed) for seed in model_input["seed"]])
+
+
+def _load_pyfunc(folder: str) -> Model:
+    return Model(load_sampler(folder))
+
+
+def describe(image_shape: tuple[int, int, int]) -> str:
+    """The MLmodel file of a registered sampler whose images are (H, W, C)."""
+    import mlflow.pyfunc
+    from mlflow.models import Model as Description
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+    description = Description()
+    mlflow.pyfunc.add_to_model(description, loader_module=__name__)
+    description.signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.long, "seed")]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
+    )
+    return description.to_yaml()

@@ -1,0 +1,101 @@
+"""A sweep: every combination of some settings, each run as pipelines/run.py would, below one parent run of MLflow.
+
+    python pipelines/sweep.py --config conf/fashion_mnist.yaml --vary train.lr=1e-4,3e-4 seed=0,1 -- [key=value ...]
+
+Steps that combinations share are done once (artifacts have keys), and a sweep that was stopped goes on: the same
+command finds its runs. MLflow shows the parent, below it a run for each combination with its settings and the figures
+of its evaluation, and below these the trainings that it started. Prints the combinations, the best one first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from nvg import config as configuration
+from nvg import storage, tracking
+from nvg.config import Config, ConfigError
+from pipelines import common, run
+
+SORTED_BY = "frechet_distance"
+
+
+def combinations(vary: Sequence[str]) -> list[list[str]]:
+    """Overrides of each combination: ["a=1,2", "b=x"] -> [["a=1", "b=x"], ["a=2", "b=x"]]. Raises ConfigError."""
+    axes = []
+    for item in vary:
+        key, _, text = item.partition("=")
+        try:
+            values = yaml.safe_load(f"[{text}]")  # so that a value may be a list too
+        except yaml.YAMLError:
+            values = None
+        if not values:
+            raise ConfigError(f"--vary {item}: write key=value,value,...")
+        axes.append([f"{key}={value if isinstance(value, str) else json.dumps(value)}" for value in values])
+    return [list(one) for one in itertools.product(*axes)]
+
+
+def sweep(config: Config, variants: dict[str, Config]) -> dict[str, dict[str, Any]]:
+    """Run all variants; returns the figures of each. Raises ConfigError before anything is run."""
+    planned = {name: (variant, common.plan(variant)) for name, variant in variants.items()}
+    folder = storage.join(config.output, f"sweep-{configuration.digest('sweep', sorted(planned))}")
+    parent = tracking.start(config, "sweep", folder=folder)
+    found: dict[str, dict[str, Any]] = {}
+    for number, (name, (variant, artifacts)) in enumerate(planned.items(), start=1):
+        variant.tracking.parent = parent.id
+        child = tracking.start(variant, name, folder=folder)
+        child.set_tags({step: artifact.folder for step, artifact in artifacts.items()})
+        todo = [step for step, artifact in artifacts.items() if not artifact.complete]
+        print(f"== {number} of {len(planned)}: {name} ({', '.join(todo) or 'complete'})", flush=True)
+        variant.tracking.parent = child.id
+        try:
+            if todo:
+                run.run_steps(variant, artifacts, todo)
+        except BaseException:
+            child.end("FAILED")
+            parent.end("FAILED")
+            raise
+        result = storage.read_json(storage.join(artifacts["evaluation"].folder, "evaluation.json"))
+        found[name] = {key: value for key, value in result["figures"].items() if isinstance(value, int | float)}
+        child.log_metrics(found[name], 0)
+        child.end()
+    parent.end()
+    return found
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The combinations with their figures, the best first."""
+    shown = [SORTED_BY, "accuracy_on_samples", "precision", "recall"]
+    width = max(map(len, found))
+    lines = [f"{'':<{width}}" + "".join(f"{key:>22}" for key in shown)]
+    for name, figures in sorted(found.items(), key=lambda item: item[1].get(SORTED_BY, float("inf"))):
+        lines.append(f"{name:<{width}}" + "".join(f"{figures.get(key, float('nan')):>22.4f}" for key in shown))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a sweep. argv: the command line without the program."""
+    parser = common.parser(__doc__.split("\n")[0])
+    parser.add_argument("--vary", nargs="+", required=True, metavar="key=value,...", help="the settings to combine")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = common.read_config(arguments)
+        variants = {
+            " ".join(one): configuration.load(arguments.config, [*arguments.overrides, *one])
+            for one in combinations(arguments.vary)
+        }
+        for variant in variants.values():
+            common.check_evaluation(variant)
+        found = sweep(config, variants)
+    except common.ERRORS as error:
+        sys.exit(f"error: {error}")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
