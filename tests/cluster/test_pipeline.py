@@ -10,13 +10,13 @@ import torch
 
 import nvg
 from nvg import config as configuration
-from nvg import storage
+from nvg import storage, tracking
 from nvg.data import DataError, image_batches, open_source, token_batches
 from nvg.data.images import to_float
 from nvg.data.stream import read_view
 from nvg.data.tokens import parts, read_part, to_arrays
 from nvg.lease import lease
-from pipelines import common, run
+from pipelines import common, run, sweep
 from tests.data.pictures import encode, pixels
 from tests.synthetic import write_images
 
@@ -105,6 +105,41 @@ def test_a_job_on_an_artifact_that_another_one_makes_refuses(done, arguments, tm
         with pytest.raises(SystemExit, match=f"tokens-.* is being made by another job \\(process {os.getpid()} on "):
             run.main(new)
     assert not list(tmp_path.glob("*/")) and not list(tmp_path.glob("*.lease"))
+
+
+def test_a_sweep_runs_what_combinations_do_not_share_below_one_parent(done, arguments, capsys):
+    from mlflow import MlflowClient
+
+    asked = [*arguments, "--vary", "train.steps=8,4", "sampler.flow_steps=2", "--"]
+    for _ in range(2):  # the second one finds everything, its runs too
+        sweep.main(asked)
+        lines = capsys.readouterr().out.strip().splitlines()[-3:]
+        figures = {" ".join(line.split()[:2]): float(line.split()[2]) for line in lines[1:]}
+        assert figures.keys() == {"train.steps=8 sampler.flow_steps=2", "train.steps=4 sampler.flow_steps=2"}
+        assert list(figures.values()) == sorted(figures.values())
+    settings = config(arguments)
+    client = MlflowClient(tracking.tracking_uri(settings))
+    experiment = client.get_experiment_by_name(settings.name).experiment_id
+
+    def below(run_id):
+        found = client.search_runs([experiment], f"tags.`{tracking.PARENT}` = '{run_id}'")
+        assert all(run.info.status == "FINISHED" for run in found)
+        return {run.info.run_name: run for run in found}
+
+    (parent,) = client.search_runs([experiment], "tags.job = 'sweep'")
+    children = below(parent.info.run_id)
+    assert children.keys() == figures.keys()
+    for name, run_ in children.items():
+        assert run_.data.metrics["frechet_distance"] == pytest.approx(figures[name], abs=1e-4)
+        assert f"train.steps={run_.data.params['train.steps']} " in name
+    shared, own = (below(children[f"train.steps={steps} sampler.flow_steps=2"].info.run_id) for steps in (8, 4))
+    assert own.keys() == {"train_generators", "evaluate"} and shared.keys() == {"evaluate"}  # of eight steps were there
+
+
+@pytest.mark.parametrize("vary", ["train.steps", "train.steps=", "train.steps=[1"])
+def test_a_sweep_without_values_says_how_they_are_written(arguments, vary, capsys):
+    with pytest.raises(SystemExit, match="write key=value,value"):
+        sweep.main([*arguments, "--vary", vary, "--"])
 
 
 def test_a_changed_setting_redoes_its_step_and_those_after_it(done, arguments):
