@@ -523,10 +523,11 @@ def measure() -> None:
 
 def add_assumptions(parser: argparse.ArgumentParser, defaults: Any) -> None:
     """An option for every field of a dataclass."""
+    kinds: dict[Any, type] = {"int": int, "float": float}
     for f in dataclasses.fields(defaults):
-        value = getattr(defaults, f.name)
+        meaning = f.metadata["meaning"].replace("%", "%%") + " (%(default)s)"
         option = f"--{f.name.replace('_', '-')}"
-        parser.add_argument(option, type=type(value), default=value, help=f"{f.metadata['meaning']} (%(default)s)")
+        parser.add_argument(option, type=kinds[f.type], default=getattr(defaults, f.name), help=meaning)
 
 
 def from_arguments(kind: Any, arguments: argparse.Namespace) -> Any:

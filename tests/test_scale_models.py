@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 from pathlib import Path
@@ -143,6 +144,19 @@ def test_spot_takes_longer_by_what_a_preemption_costs():
 def test_tokens_wait_for_the_slower_of_encoders_and_readers():
     assert cost.token_hours(3600 * 8, 0.5, 4, 8, A) == pytest.approx(0.5)
     assert cost.token_hours(3600 * 8, 1e-6, 4, 8, A) == pytest.approx(4.06e-3 / 8)
+
+
+def test_every_assumption_is_an_option_and_can_be_changed():
+    for defaults in (A, Scenario()):
+        parser = argparse.ArgumentParser()
+        cost.add_assumptions(parser, defaults)
+        text = " ".join(parser.format_help().split())
+        for f in dataclasses.fields(defaults):
+            option, value = f"--{f.name.replace('_', '-')}", getattr(defaults, f.name)
+            assert option in text and f"({value})" in text
+            given = "3" if f.type == "int" else "0.125"
+            changed = cost.from_arguments(type(defaults), parser.parse_args([option, given]))
+            assert changed == dataclasses.replace(defaults, **{f.name: float(given)})
 
 
 def test_counted_figures_fit_those_of_the_forward_pass():

@@ -1,0 +1,255 @@
+"""infra/ by the schemas of those who read it: Ray's own, KubeRay's and Kubernetes', hadolint, MLflow's and ours.
+
+The folder NVG_KUBERAY_CRDS holds KubeRay's resource definitions (ray-operator/config/crd/bases of its repository).
+"""
+
+import copy
+import functools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import ray
+import yaml
+
+from nvg import config as configuration
+from nvg.config import ConfigError
+from tests import kustomize
+
+ROOT = Path(__file__).parents[1]
+INFRA = ROOT / "infra"
+OVERLAYS = ("cpu", "gpu")
+CRDS = os.environ.get("NVG_KUBERAY_CRDS")
+RAY_KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayservices"}
+
+
+# ---- the image ----
+
+
+def lint(path):
+    program = Path(sys.executable).with_name("hadolint")
+    return subprocess.run([program, "--no-color", path], capture_output=True, text=True)
+
+
+def test_the_dockerfile_has_no_faults_for_hadolint(tmp_path):
+    done = lint(INFRA / "Dockerfile")
+    assert done.returncode == 0, done.stdout
+    (tmp_path / "Dockerfile").write_text("FROM python\nRUN apt-get install curl\n")
+    assert "DL3006" in lint(tmp_path / "Dockerfile").stdout
+
+
+def test_the_image_holds_what_it_says_and_ray_s_own_python():
+    text = (INFRA / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
+        assert all((ROOT / name).exists() for name in line.split()), line
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    torch = subprocess.run(
+        ["sed", "-n", re.search(r"sed -n '(.*?)'", text).group(1), ROOT / "pyproject.toml"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert torch.strip() in pyproject and torch.startswith("torch==")
+    for extra in re.search(r"'\.\[(.*?)\]'", text).group(1).split(","):
+        assert re.search(rf"^{extra} = \[", pyproject, re.MULTILINE), extra
+
+
+# ---- ray up ----
+
+
+def prepared(content):
+    """As `ray up` reads it: with the provider's defaults, by its schema."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(copy.deepcopy(content))
+    validate_config(config)
+    return config
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_ray_up_takes_the_cluster_files(cloud):
+    content = yaml.safe_load((INFRA / "ray" / f"{cloud}.yaml").read_text())
+    config = prepared(content)
+    types = config["available_node_types"]
+    assert {name: (kind["min_workers"], kind["max_workers"] > 0) for name, kind in types.items() if name != "head"} == {
+        "readers": (0, True), "gpus": (0, True),
+    }  # fmt: skip
+    assert config["docker"]["image"] and config["head_node_type"] == "head"
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        starts = [command for command in commands if "ray start" in command]
+        assert starts and all("RAY_AUTH_MODE=token" in command for command in starts)
+        assert any("auth_token" in path for path in config["file_mounts"])
+    for fault in ({"max_worker": 3}, {"upscaling_speed": "fast"}, {"head_node_type": "tail"}):
+        with pytest.raises((jsonschema.ValidationError, ValueError)):
+            prepared({**content, **fault})
+
+
+# ---- Kubernetes ----
+
+
+@pytest.fixture(params=OVERLAYS)
+def manifests(request):
+    return kustomize.render(INFRA / "kubernetes" / "overlays" / request.param)
+
+
+def strict(schema):
+    """A custom resource's schema as the API server's strict validation takes it: unknown fields are errors."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: strict(value) for key, value in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        result.pop("type", None)
+        result["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        if not schema.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in schema:
+            result["additionalProperties"] = False
+    return result
+
+
+@functools.cache
+def definition(kind, version):
+    """What checks a custom resource of a kind."""
+    text = (Path(CRDS) / f"ray.io_{RAY_KINDS[kind]}.yaml").read_text()
+    versions = yaml.load(text, yaml.CSafeLoader)["spec"]["versions"]  # 1.4 MB: the plain loader takes a minute
+    (schema,) = [strict(one["schema"]["openAPIV3Schema"]) for one in versions if version == f"ray.io/{one['name']}"]
+    schema["properties"]["metadata"] = {"type": "object"}
+    return jsonschema.Draft7Validator(schema)
+
+
+def custom(item):
+    """Check a custom resource. Raises jsonschema.ValidationError."""
+    definition(item["kind"], item["apiVersion"]).validate(item)
+
+
+@pytest.mark.skipif(CRDS is None, reason="NVG_KUBERAY_CRDS names no folder with KubeRay's definitions")
+def test_kuberay_takes_the_cluster_the_job_and_the_service(manifests):
+    ours = [item for item in manifests if item["kind"] in RAY_KINDS]
+    assert {item["kind"] for item in ours} == RAY_KINDS.keys()
+    for item in ours:
+        custom(item)
+        for fault in ({"rayVersions": "1"}, {"suspend": "no"}):
+            with pytest.raises(jsonschema.ValidationError):
+                custom({**item, "spec": {**item["spec"], **fault}})
+
+
+def test_kubernetes_takes_the_other_manifests(manifests):
+    others = [item for item in manifests if item["kind"] not in RAY_KINDS]
+    kinds = {item["kind"] for item in others}
+    assert kinds == {"Namespace", "ConfigMap", "Deployment", "Service", "StatefulSet"}
+    for item in others:
+        kubernetes_validate.validate(item, "1.33", strict=True)
+    wrong = copy.deepcopy(next(item for item in others if item["kind"] == "Deployment"))
+    wrong["spec"]["replica"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, "1.33", strict=True)
+
+
+def clusters(manifests):
+    paths = {"RayCluster": [], "RayJob": ["rayClusterSpec"], "RayService": ["rayClusterConfig"]}
+    for item in manifests:
+        if item["kind"] in paths:
+            spec = item["spec"]
+            for part in paths[item["kind"]]:
+                spec = spec[part]
+            yield item["kind"], spec
+
+
+def test_clusters_scale_ask_for_a_token_and_run_this_ray(manifests):
+    for kind, spec in clusters(manifests):
+        assert spec["rayVersion"] == ray.__version__, kind
+        assert spec["authOptions"] == {"mode": "token"} and spec["enableInTreeAutoscaling"] is True
+        (workers,) = spec["workerGroupSpecs"]
+        assert workers["minReplicas"] <= workers["replicas"] < workers["maxReplicas"]
+
+
+def test_only_the_gpu_overlay_asks_for_gpus():
+    for name, wanted in (("cpu", None), ("gpu", "1")):
+        rendered = kustomize.render(INFRA / "kubernetes" / "overlays" / name)
+        for _, spec in clusters(rendered):
+            pod = spec["workerGroupSpecs"][0]["template"]["spec"]
+            assert pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") == wanted
+            assert ("tolerations" in pod) == (wanted is not None)
+
+
+def test_every_image_is_ours_or_pinned_and_every_secret_comes_from_outside(manifests):
+    text = yaml.dump(manifests)
+    assert set(re.findall(r"image: (\S+)", text)) <= {"REGISTRY/nvg:cpu", "REGISTRY/nvg:cuda", "postgres:15.18"}
+    assert "Secret" not in {item["kind"] for item in manifests}
+    assert set(re.findall(r"secretRef:\s+name: (\S+)", text)) == {"nvg-store", "nvg-postgres", "nvg-keys"}
+
+
+def test_the_job_and_the_service_are_ones_that_our_code_takes(manifests):
+    (job,) = [item for item in manifests if item["kind"] == "RayJob"]
+    (values,) = [item["data"] for item in manifests if item["kind"] == "ConfigMap"]
+    words = shlex.split(re.sub(r"\$(\w+)", lambda match: values[match.group(1)], job["spec"]["entrypoint"]))
+    assert words[:2] == ["python", "pipelines/run.py"] and words[2] == "--config"
+    config = configuration.load(ROOT / words[3], words[4:])
+    assert config.cluster.min_workers < config.cluster.num_workers and config.output.startswith("s3://")
+    (service,) = [item for item in manifests if item["kind"] == "RayService"]
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["import_path"] == "pipelines.serve:build"
+    served = configuration.serve_config(application["args"])
+    assert served.max_replicas > served.min_replicas and served.model == "models:/nvg@champion"
+    with pytest.raises(ConfigError):
+        configuration.serve_config({**application["args"], "replicas": 3})
+
+
+# ---- MLflow ----
+
+
+def server_command(text):
+    """Options of the `mlflow server` in a text, checked by MLflow's own command line; variables are filled in."""
+    from mlflow.cli import server
+
+    words = shlex.split(re.sub(r"\$\{?(\w+)[^}\s\"]*?\}|\$(\w+)", "x", text))
+    at = words.index("server")
+    return server.make_context("server", words[at + 1 :]).params
+
+
+def test_both_mlflow_servers_use_options_that_it_has(manifests):
+    compose = yaml.safe_load((INFRA / "mlflow" / "compose.yaml").read_text())
+    command = re.sub(r"\$\{[^}]*\}", "x", compose["services"]["mlflow"]["command"])
+    (deployment,) = [item for item in manifests if item["kind"] == "Deployment"]
+    for text in (command, deployment["spec"]["template"]["spec"]["containers"][0]["args"][0]):
+        options = server_command(text)
+        assert options["backend_store_uri"].startswith("postgresql://mlflow:x@postgres/") and options["port"] == 5000
+    with pytest.raises(Exception, match="No such option"):
+        server_command(command + " --artifact-destination x")
+
+
+def test_the_compose_file_has_no_secret_and_none_by_default():
+    content = yaml.safe_load((INFRA / "mlflow" / "compose.yaml").read_text())
+    assert content.keys() == {"services", "volumes"} and content["services"].keys() == {"postgres", "mlflow"}
+    for service in content["services"].values():
+        for name, value in service["environment"].items():
+            if "PASSWORD" in name or "KEY" in name:
+                assert value.startswith("${") and ":?" in value, name
+    assert content["services"]["mlflow"]["ports"] == ["127.0.0.1:5000:5000"]  # not open to the world
+
+
+# ---- Grafana ----
+
+
+def test_the_dashboard_shows_every_figure_that_is_exported_and_no_other():
+    source = (ROOT / "nvg" / "serving" / "metrics.py").read_text()
+    exported = set()
+    for kind, name in re.findall(r"(Counter|Gauge|Histogram)\(\s*\"(\w+)\"", source):
+        suffixes = {"Counter": ["_total"], "Gauge": [""], "Histogram": ["_bucket", "_sum", "_count"]}[kind]
+        exported |= {f"ray_{name}{suffix}" for suffix in suffixes}
+    dashboard = json.loads((INFRA / "grafana" / "nvg.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = set(re.findall(r"ray_\w+", " ".join(queries)))
+    assert asked <= exported and len(exported) == 11
+
+    def base(names):
+        return {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in names}
+
+    assert base(asked) == base(exported)
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
