@@ -102,7 +102,9 @@ def _renew(path: str, own: dict[str, Any], done: threading.Event) -> None:
             now = _read(path)
             if now and now["id"] != own["id"]:
                 print(f"error: {path} was taken over by process {now['pid']} on {now['host']}", file=sys.stderr)
-                return os.kill(os.getpid(), signal.SIGINT)  # the main thread may be asleep in a wait
+                # The main thread may be asleep in a wait. What a script put into the background ignores SIGINT.
+                deaf = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
+                return os.kill(os.getpid(), signal.SIGTERM if deaf else signal.SIGINT)
             storage.write_json(path, own | {"beat": beat})
         except OSError:
             continue  # a store that fails for a while, or a full disk: the job itself will tell

@@ -209,24 +209,22 @@ class Run:
         name: str,
         folder: str | Path,
         metadata: Mapping[str, Any],
-        image_shape: tuple[int, int, int],
+        mlmodel: str,
         alias: str = "champion",
     ) -> int:
         """Copy a sampler's weights and settings (local folder) and metadata.json into the run, and register them as a
         version of model `name`; returns the version, which is the same one when this run does it again.
 
-        image_shape: (H, W, C). The alias moves to it, so `models:/NAME@champion` is the newest. MLflow's own tools load
-        it too (nvg/pyfunc.py).
+        mlmodel: the file by which MLflow's own tools load it (nvg/pyfunc.py). The alias moves to the version, so
+        `models:/NAME@champion` is the newest.
         """
         from mlflow.exceptions import MlflowException
-
-        from nvg import pyfunc
 
         for path in sorted(Path(folder).iterdir()):
             if path.suffix in (".safetensors", ".yaml"):
                 self.log_artifact(path, _MODEL)
         self.client.log_text(self.id, json.dumps(metadata, indent=2), f"{_MODEL}/metadata.json")
-        self.client.log_text(self.id, pyfunc.describe(image_shape), f"{_MODEL}/MLmodel")
+        self.client.log_text(self.id, mlmodel, f"{_MODEL}/MLmodel")
         try:
             self.client.create_registered_model(name)
         except MlflowException:

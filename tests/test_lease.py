@@ -1,6 +1,7 @@
 """One job an artifact: who is refused, who takes over."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -22,10 +23,19 @@ def folder(request, tmp_path):
         storage.remove(f"memory://nvg-{tmp_path.name}")
 
 
-def holder(folder):
-    """A process of its own that holds a lease until it is killed."""
-    code = f"import time, nvg.lease\nwith nvg.lease.lease({folder!r}):\n print('held', flush=True); time.sleep(99)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+@pytest.fixture
+def interruptible():
+    """SIGINT as a terminal's programs have it: tests that a script put into the background would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def holder(folder, before=""):
+    """A process of its own that holds a lease until it is killed; `before` is run in it first."""
+    code = f"with nvg.lease.lease({folder!r}):\n print('held', flush=True); time.sleep(99)"
+    code = f"import signal, time, nvg.lease\n{before}\n{code}"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"held\n"
     return process
 
@@ -80,7 +90,7 @@ def test_a_job_on_another_machine_is_watched_until_it_beats_or_is_silent(folder,
     assert "does the job on node-7" in capsys.readouterr().out
 
 
-def test_it_is_renewed_while_it_is_held_and_ends_a_job_that_lost_it(folder, monkeypatch, capsys):
+def test_it_is_renewed_while_it_is_held_and_ends_a_job_that_lost_it(folder, interruptible, monkeypatch, capsys):
     monkeypatch.setattr(leases, "BEAT", 0.05)
     with lease(folder):
         end = time.monotonic() + 20
@@ -94,6 +104,14 @@ def test_it_is_renewed_while_it_is_held_and_ends_a_job_that_lost_it(folder, monk
             time.sleep(20)
     assert "was taken over by process 1 on node-7" in capsys.readouterr().err
     assert storage.read_json(f"{folder}.lease")["id"] == "x"  # the other job's is left alone
+
+
+def test_a_job_in_the_background_of_a_script_ends_too_when_it_lost_its_lease(tmp_path):
+    folder = str(tmp_path / "tokens-1")
+    process = holder(folder, "signal.signal(signal.SIGINT, signal.SIG_IGN); nvg.lease.BEAT = 0.05")
+    elsewhere(folder)
+    assert process.wait(20) == -signal.SIGTERM
+    assert b"was taken over by process 1 on node-7" in process.stderr.read()
 
 
 def test_a_lease_that_a_full_disk_cut_off_is_made_anew(tmp_path):

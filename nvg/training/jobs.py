@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nvg import config as configuration
-from nvg import storage, tracking
+from nvg import pyfunc, storage, tracking
 from nvg.config import Config, ConfigError, DistillConfig, TrainConfig
 from nvg.data import image_batches, open_source, token_batches
 from nvg.data.tokens import read_metadata
@@ -300,9 +300,10 @@ class _Tracking:
         if "fingerprint" in metadata:
             self.run.set_tags({"fingerprint": metadata["fingerprint"]})
         name = self.config.tracking.registered_model
-        shape = (self.config.data.image_size, self.config.data.image_size, self.config.data.channels)
         if name is not None and len(metadata.get("parts", ())) == len(PARTS):
-            version = self.run.register(name, storage.local_folder(self.folder), metadata, shape)
+            data = self.config.data
+            mlmodel = pyfunc.describe((data.image_size, data.image_size, data.channels))
+            version = self.run.register(name, storage.local_folder(self.folder), metadata, mlmodel)
             print(f"{self.job}: registered as models:/{name}/{version}, alias champion", flush=True)
         self.run.end()
 

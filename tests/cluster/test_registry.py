@@ -11,7 +11,7 @@ import pytest
 import s3fs
 
 import nvg
-from nvg import tracking
+from nvg import pyfunc, tracking
 from nvg.training.checkpoint import ASSETS, read_metadata
 from tests import mlflow_server, s3
 from tests.cluster.test_nodes import until
@@ -20,7 +20,6 @@ from tests.cluster.test_training import SMOKE
 from tests.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(600)
-SHAPE = (32, 32, 1)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def config(server, tmp_path_factory):
 def register(config, model):
     """A run that registers a sampler that ships."""
     run = tracking.start(config, f"register {model}")
-    version = run.register("bags", ASSETS / model, read_metadata(str(ASSETS / model)), SHAPE)
+    version = run.register("bags", ASSETS / model, read_metadata(str(ASSETS / model)), pyfunc.describe((32, 32, 1)))
     run.end()
     return version
 
