@@ -22,7 +22,7 @@ from tests.cluster.test_training import (  # noqa: F401  (fixtures)
     tokens,
 )
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)  # a group of workers starts five times
 
 PATIENCE = 240  # seconds
 

@@ -153,7 +153,6 @@ def test_two_workers_with_half_the_weights_equal_one_that_accumulates(unbroken, 
     [
         ("tokens", "data", faults.moment(random.Random(3))),
         ("generators", "worker", faults.moment(random.Random(4))),
-        ("generators", "driver", faults.moment(random.Random(5))),
         ("generators", "all", 1.0),
     ],
 )
