@@ -281,7 +281,12 @@ def create_bytes(path: str, data: bytes) -> None:
         system, name = _resolve(path)
         if _is_local(path):
             _local(path).parent.mkdir(parents=True, exist_ok=True)
-        system.pipe_file(name, data, mode="create")
+        try:
+            system.pipe_file(name, data, mode="create")
+        except OSError as error:  # s3fs knows this answer by words that Ceph's gateway does not send
+            if getattr(error.__cause__, "response", {}).get("Error", {}).get("Code") != "PreconditionFailed":
+                raise
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
 
 
 def read_json(path: str) -> Any:

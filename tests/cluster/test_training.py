@@ -170,7 +170,7 @@ def test_what_is_killed_at_any_moment_goes_on_to_the_same_result(
         if round.killed:  # else it was over before, on a fast machine
             break
     assert round.faults == [], round
-    assert round.commands == (2 if victim in ("driver", "all") else 1)
+    assert round.commands == (2 if victim == "all" else 1)
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, tokens, tmp_path):
