@@ -1,4 +1,5 @@
-"""A real S3 server (moto, a process of its own), and a way to it that fails as networks and servers do."""
+"""A real S3 server, and a way to it that fails as networks and servers do. The server is moto, a process of its own, or
+with NVG_S3=ceph Ceph's gateway (tests/radosgw.py)."""
 
 import contextlib
 import http.client
@@ -34,6 +35,17 @@ def environment(port, **more):
 @contextlib.contextmanager
 def server():
     """A server with an empty bucket, nvg-test; gives its port."""
+    from tests import radosgw
+
+    with radosgw.server() if os.environ.get("NVG_S3") == "ceph" else moto() as port:
+        with environment(port):
+            s3fs.S3FileSystem().mkdir("nvg-test")
+        yield port
+
+
+@contextlib.contextmanager
+def moto():
+    """A moto server; gives its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,8 +60,6 @@ def server():
                 break
             except OSError:
                 time.sleep(0.1)
-        with environment(port):
-            s3fs.S3FileSystem().mkdir("nvg-test")
         yield port
     finally:
         process.terminate()
