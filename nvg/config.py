@@ -248,12 +248,25 @@ class ClusterConfig:
     threads_per_worker: int | None = None  # torch threads; None = cpus_per_worker
     encoders: int = 1  # tokenizer or sampler actors of build_tokens and evaluate
     encode_batch: int = 64  # images that a tokenizer actor encodes at once
-    cpus_per_reader: float = 1.0  # of one image-reading task
+    cpus_per_reader: float = 1.0  # of one task that reads images or tokens
+    worker_resources: dict[str, float] = field(default_factory=dict)  # custom ones of a worker, encoder or sampler
+    reader_resources: dict[str, float] = field(default_factory=dict)  # ... of a reading task: nodes that only read
     local_cpus: int | None = None  # a Ray started here: its CPUs; None = all
     object_store_gb: float | None = None  # a Ray started here: size of its object store; None = Ray's default
     resize_interval: float = 60.0  # seconds between looks whether more workers fit, where min_workers is given
     max_failures: int = 3  # worker failures that training survives; nodes that were announced to leave do not count
     step_retries: int = 2  # tries again of a run.py step
+
+    @property
+    def actor(self) -> dict[str, Any]:
+        """Ray's options of an actor or task that computes."""
+        gpus = {"num_gpus": 1} if self.use_gpu else {}
+        return {"num_cpus": self.cpus_per_worker, **gpus} | _custom(self.worker_resources)
+
+    @property
+    def reader(self) -> dict[str, Any]:
+        """Ray's options of a task that reads."""
+        return {"num_cpus": self.cpus_per_reader} | _custom(self.reader_resources)
 
 
 @dataclass
@@ -318,6 +331,12 @@ class ServeConfig:
     local_cpus: int | None = None  # a Ray started here: its CPUs; None = all
     object_store_gb: float = 0.2  # a Ray started here: size of its object store
 
+
+def _custom(resources: dict[str, float]) -> dict[str, Any]:
+    return {"resources": resources} if resources else {}
+
+
+STANDARD_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
 
 # Filled by `load` where the YAML does not set them; setting one to something else is an error.
 DERIVED = {
@@ -584,6 +603,13 @@ def validate(config: Config, where: str = "configuration") -> None:
                 1 <= scale <= distill.max_guidance,
                 f"sampler.{part}_guidance={scale} is not in 1 ... distill.max_guidance={distill.max_guidance}: a "
                 "distilled generator knows no other",
+            )
+    for name in ("worker_resources", "reader_resources"):
+        for resource, amount in getattr(config.cluster, name).items():
+            check(
+                amount > 0 and resource not in STANDARD_RESOURCES,
+                f"cluster.{name}={{{resource}: {amount:g}}}: an amount above 0 of a resource that Ray does not have of "
+                f"itself ({', '.join(STANDARD_RESOURCES)} have settings of their own, or none)",
             )
     evaluate = config.evaluate
     for name, least in (("samples_per_class", 1), ("batch_size", 1), ("bootstrap", 2)):

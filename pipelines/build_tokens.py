@@ -24,7 +24,7 @@ from nvg import config as configuration
 from nvg.config import Config, ConfigError
 from nvg.data import BrokenImage, ImageSource, open_source
 from nvg.data.images import to_float
-from nvg.data.stream import blocks, read_pieces
+from nvg.data.stream import actors, blocks, read_pieces
 from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, write_part
 from pipelines import common
 
@@ -39,12 +39,15 @@ class Encode:
     """A tokenizer actor: rows of images to rows of tokens, with the seconds of each part."""
 
     def __init__(self, config: Config, tokenizer_folder: str) -> None:
+        import ray
+
         from nvg.training.checkpoint import load_tokenizer
 
         self.batch = config.cluster.encode_batch
         self.device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
         torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
         self.tokenizer = load_tokenizer(tokenizer_folder).to(self.device)
+        self.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
         self.features = None
         if config.repa.weights is not None:
             from nvg.autoencoder.features import load_dinov2
@@ -87,7 +90,7 @@ class Encode:
         row["content"] = b"".join(array.tobytes() for array in content)
         row["structure"] = b"".join(array.tobytes() for array in structure)
         row["features"] = b"".join(array.tobytes() for array in features)
-        return row | {f"seconds_{name}": value for name, value in seconds.items()}
+        return row | {f"seconds_{name}": value for name, value in seconds.items()} | {"node": self.node}
 
 
 def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> dict[str, Any]:
@@ -147,12 +150,13 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
         size = write_part(output_folder, form, row["name"], int(row["view"]), columns, broken)
         seconds = {name: value for name, value in row.items() if name.startswith("seconds_")}
         seconds["seconds_writing"] = time.perf_counter() - started
-        return {"units": int(row["last"]), "images": count, "broken": len(broken), "bytes": size, **seconds}
+        done = {"units": int(row["last"]), "images": count, "broken": len(broken), "bytes": size}
+        return {"node": row["node"], **done, **seconds}
 
     totals: dict[str, float] = {}
+    by_node: dict[str, int] = {}
     if todo:
         cluster = config.cluster
-        actor: dict[str, Any] = {"num_cpus": cluster.cpus_per_worker} | ({"num_gpus": 1} if cluster.use_gpu else {})
         encode: Any = Encode
         # What a reading task holds: the images of a piece, and their copy as bytes. Where the CPUs of readers and
         # encoders are equal it also keeps Ray Data from fusing both into one operator, which would read in the
@@ -161,18 +165,19 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
         _check_cluster(config, piece_bytes)
         rows = (
             blocks(todo)
-            .flat_map(read, num_cpus=cluster.cpus_per_reader, memory=piece_bytes)
+            .flat_map(read, memory=piece_bytes, **cluster.reader)
             .map(
                 encode,
                 fn_constructor_args=(config, tokenizer_folder),
-                # Grows to the number wanted as there is room, so that encoders never take what the readers need.
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=cluster.encoders),
-                **actor,
+                compute=actors(cluster),
+                **cluster.actor,
             )
             .map(write, num_cpus=WRITER_CPUS)
         )
         bar = common.progress(len(todo), "tokens", "part")
         for row in rows.iter_rows():
+            node = row.pop("node")
+            by_node[node] = by_node.get(node, 0) + row["images"]
             for name, value in row.items():
                 totals[name] = totals.get(name, 0) + value
             bar.update(row["units"])
@@ -189,6 +194,7 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
             "seconds": round(seconds, 1),
             "seconds_by_part": shares,
             "images_per_second": round(totals.get("images", 0) / seconds, 1),
+            "images_by_node": by_node,  # where they were encoded, by Ray's node id
         },
     )
     print(summary(about, output_folder), flush=True)
@@ -252,9 +258,10 @@ def summary(about: dict[str, Any], folder: str) -> str:
     quarantine = (
         f"; {about['quarantined']} broken images in {folder}/quarantine.parquet" if about["quarantined"] else ""
     )
+    nodes = f" on {len(about['images_by_node'])} nodes" if len(about["images_by_node"]) > 1 else ""
     return (
         f"tokens: {about['images']} images x {about['views']} views in {about['parts']} parts, {about['seconds']} s, "
-        f"{about['images_per_second']} images/s ({shares}){quarantine or '; 0 broken images'}"
+        f"{about['images_per_second']} images/s{nodes} ({shares}){quarantine or '; 0 broken images'}"
     )
 
 

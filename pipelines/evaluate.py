@@ -154,8 +154,7 @@ class _Evaluation:
         source = self._source("train")
         path = classifier_place(config, source)
         if not storage.exists(path):
-            resources = {"num_cpus": config.cluster.cpus_per_worker, "num_gpus": 1 if config.cluster.use_gpu else 0}
-            ray.get(ray.remote(train_data_classifier).options(**resources).remote(config, path))
+            ray.get(ray.remote(train_data_classifier).options(**config.cluster.actor).remote(config, path))
         return "classifier", path
 
     def _source(self, split: str) -> ImageSource:

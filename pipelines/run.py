@@ -76,9 +76,14 @@ def run_steps(
 
 def _run(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str]) -> None:
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     common.start_ray(config.cluster)
-    task = ray.remote(num_cpus=0, max_retries=config.cluster.step_retries, retry_exceptions=True)(try_step)
+    # Beside this process, on the head of a cluster: on a worker a step would go with a node that leaves, and what Ray
+    # Data leaves behind beside it would keep a node that nobody needs.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    settings = {"num_cpus": 0, "max_retries": config.cluster.step_retries, "retry_exceptions": True}
+    task = ray.remote(scheduling_strategy=here, **settings)(try_step)
     done = None
     tasks = {}
     for step in steps:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from nvg.config import Config, DataConfig
+from nvg.config import ClusterConfig, Config, DataConfig
 from nvg.data.images import BrokenImageError, decode_image, make_view
 from nvg.data.records import BrokenImage, DataError, ImageSource, Unit
 from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
@@ -133,7 +133,7 @@ def image_batches(
             items = [{"unit": json.dumps(source.units[unit])} for unit in units]
             if not items:
                 continue
-            chunks = (arrays(table) for table in _in_order(items, read, rows, config.cluster.cpus_per_reader))
+            chunks = (arrays(table) for table in _in_order(items, read, rows, config.cluster.reader))
             mixed = shuffled(itertools.chain(left, chunks), batch_size, rows, [seed, epoch, rank, number])
             rest = yield from mixed
             left = [rest] if rest is not None else []
@@ -150,10 +150,11 @@ def token_batches(
     shuffle_rows: int,
     rows: slice = slice(None),
     skip: int = 0,
-    cpus: float = 0.5,
+    reader: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """A worker's batches of an epoch of tokens: codes (b, L), content (b, 2L - 1), labels (b,), all int64, and features
-    (b, L, D) float16 where the set has them; b of the batch_size rows of all workers, those of `rows`.
+    (b, L, D) float16 where the set has them; b of the batch_size rows of all workers, those of `rows`. reader: Ray's
+    options of the reading tasks.
 
     Every worker streams all rows in one order, which follows from (seed, epoch), and keeps its own of each global
     batch. Rows are tiny (1.3 kB at L = 256), so this costs a worker a few MB/s, and it makes batch b the same whatever
@@ -173,7 +174,7 @@ def token_batches(
     together = parts_together(about, buffer)
     paths = [files[index] for index in order]
     items = [{"paths": json.dumps(paths[first : first + together])} for first in range(0, len(paths), together)]
-    chunks = (to_arrays(table) for table in _in_order(items, read, buffer, cpus))
+    chunks = (to_arrays(table) for table in _in_order(items, read, buffer, reader or {"num_cpus": 0.5}))
     for batch in _tensors(shuffled(chunks, batch_size, buffer, [seed, epoch]), skip):
         mine = {name: values[rows] for name, values in batch.items()}
         if "features" in mine:
@@ -197,11 +198,33 @@ def blocks(rows: list[dict[str, Any]]) -> Any:
     return dataset
 
 
-def _in_order(items: list[dict[str, Any]], read: Any, rows: int, cpus: float) -> Iterator[pa.Table]:
+def actors(cluster: ClusterConfig) -> Any:
+    """Ray Data's pool of cluster.encoders actors; on a Ray that does not grow so few, which is said, that a reader has
+    room beside them: else each would wait for the other.
+
+    All are asked for at once: a pool that grows by itself stays at one actor where readers take what CPUs are free.
+    """
+    import ray
+    from ray.data._internal.cluster_autoscaler.util import is_autoscaling_enabled
+
+    size, there = cluster.encoders, ray.cluster_resources().get("CPU", 0.0)
+    if not is_autoscaling_enabled() and cluster.cpus_per_worker > 0:
+        size = max(1, min(size, int((there - cluster.cpus_per_reader) / cluster.cpus_per_worker + 1e-6)))
+    if size < cluster.encoders:
+        print(
+            f"cluster.encoders={cluster.encoders}: {size} of them, since more with cluster.cpus_per_worker="
+            f"{cluster.cpus_per_worker:g} leave none of {there:g} CPUs to a reader with cluster.cpus_per_reader="
+            f"{cluster.cpus_per_reader:g}",
+            flush=True,
+        )
+    return ray.data.ActorPoolStrategy(size=size)
+
+
+def _in_order(items: list[dict[str, Any]], read: Any, rows: int, reader: Mapping[str, Any]) -> Iterator[pa.Table]:
     """Items read by Ray Data tasks, a block an item, given as tables of exactly `rows` rows in the items' order."""
     if not items:
         raise DataError("nothing to read: the data set has no parts")
-    dataset = blocks(items).map_batches(read, batch_size=1, num_cpus=cpus, zero_copy_batch=True)
+    dataset = blocks(items).map_batches(read, batch_size=1, zero_copy_batch=True, **reader)
     dataset.context.execution_options.preserve_order = True  # of this data set alone
     dataset.context.enable_progress_bars = False  # the training loop has its own
     yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1, drop_last=False)

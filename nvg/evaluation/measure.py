@@ -19,7 +19,7 @@ from nvg import storage
 from nvg.config import Config
 from nvg.data import ImageSource
 from nvg.data.images import to_float, to_uint8
-from nvg.data.stream import blocks, read_pieces
+from nvg.data.stream import actors, blocks, read_pieces
 from nvg.evaluation.features import BATCH, load_network
 
 SHOWN = 20  # images of reconstruction.png
@@ -80,13 +80,11 @@ def measure(
 
     sources: of the splits that rows name. network: kind and path, as for nvg.evaluation.features.load_network.
     """
-    import ray
     from ray.experimental import tqdm_ray
 
     readers = {split: source.reader() for split, source in sources.items()}
 
     cluster = config.cluster
-    actor: dict[str, Any] = {"num_cpus": cluster.cpus_per_worker} | ({"num_gpus": 1} if cluster.use_gpu else {})
 
     def read(row: Row) -> Iterator[Row]:
         if not row["unit"]:
@@ -98,12 +96,12 @@ def measure(
 
     answers = (
         blocks(rows)
-        .flat_map(read, num_cpus=cluster.cpus_per_reader)
+        .flat_map(read, **cluster.reader)
         .map(
             Measure,  # type: ignore[arg-type]  # a class, for an actor
             fn_constructor_args=(config, sampler_folder, network),
-            compute=ray.data.ActorPoolStrategy(size=cluster.encoders),
-            **actor,
+            compute=actors(cluster),
+            **cluster.actor,
         )
     )
     answers.context.execution_options.preserve_order = True

@@ -253,7 +253,7 @@ def _tokens(
     def epoch(number: int, skip: int) -> Iterator[Batch]:
         return token_batches(
             folder, epoch=number, batch_size=settings.batch_size, rows=rows, seed=config.seed,
-            shuffle_rows=settings.shuffle_rows, skip=skip,
+            shuffle_rows=settings.shuffle_rows, skip=skip, reader=config.cluster.reader,
         )
 
     return endless(epoch, steps_per_epoch)

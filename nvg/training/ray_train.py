@@ -77,7 +77,11 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
             num_workers=workers,
             elastic_resize_monitor_interval_s=cluster.resize_interval,
             use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+            resources_per_worker={
+                "CPU": cluster.cpus_per_worker,
+                **({"GPU": 1} if cluster.use_gpu else {}),
+                **cluster.worker_resources,
+            },
         ),
         run_config=library.RunConfig(
             name="run",

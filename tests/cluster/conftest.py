@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from nvg.config import ServeConfig
+from pipelines.common import keep_workers
 from pipelines.serve import use_haproxy
 
 
@@ -19,6 +20,7 @@ def ray_cluster():
     # A node that was announced to leave is still counted as there: how long to wait for it in vain.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     use_haproxy()
+    keep_workers(2)
     import ray
     from ray.cluster_utils import Cluster
 

@@ -6,12 +6,15 @@ import sys
 import threading
 import time
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 
 from nvg import storage
+from nvg.config import ServeConfig
 from nvg.data.tokens import parts
 from nvg.training.checkpoint import list_checkpoints
+from pipelines.serve import deploy
 from tests.cluster.test_training import (  # noqa: F401  (fixtures)
     assert_bit_equal,
     curve,
@@ -150,3 +153,79 @@ def test_workers_are_lost_leave_and_come_back_and_the_training_is_the_unbroken_o
     assert [step for step, _ in points] == [step for step, _ in expected] == list(range(2, 402, 2))
     for (_, value), (_, wanted) in zip(points, expected, strict=True):
         assert value == pytest.approx(wanted, rel=1e-5)  # a mean over slices, summed in another order
+
+
+def test_one_two_and_four_nodes_make_the_same_tokens(ray_cluster, add_node, images, tokenizer, tmp_path):  # noqa: F811
+    from pipelines.build_tokens import build_tokens
+
+    made = {}
+    for count in (1, 2, 4):
+        while alive() < count:
+            add_node()
+        one_a_node = [f"cluster.encoders={count}", "cluster.cpus_per_worker=1.2", "cluster.cpus_per_reader=0.5"]
+        config = smoke(tmp_path, images, "data.unit_images=2", "data.views=8", *one_a_node)
+        about = build_tokens(config, tokenizer, f"{tmp_path}/{count}")
+        assert sum(about["images_by_node"].values()) == 768
+        assert len(about["images_by_node"]) == count
+        made[count] = {path.name: path.read_bytes() for path in tmp_path.glob(f"{count}/*.parquet")}
+    assert len(made[1]) == 385 and made[1] == made[2] == made[4]  # and quarantine.parquet
+
+
+def test_encoders_run_where_their_resource_is(ray_cluster, add_node, images, tokenizer, tmp_path):  # noqa: F811
+    from pipelines.build_tokens import build_tokens
+
+    encoder = add_node(resources={"encoder": 2})
+    add_node(resources={"reader": 2})
+    kinds = ["cluster.worker_resources={encoder: 1}", "cluster.reader_resources={reader: 1}"]
+    about = build_tokens(smoke(tmp_path, images, *kinds), tokenizer, f"{tmp_path}/tokens")
+    assert about["images_by_node"] == {encoder.node_id: 96}
+
+
+def replica_nodes():
+    """The node of each replica that is alive."""
+    from ray._private.state import actors
+
+    return [
+        actor["Address"]["NodeID"]
+        for actor in actors().values()
+        if actor["State"] == "ALIVE" and actor["ActorClassName"].startswith("ServeReplica:nvg:")
+    ]
+
+
+def test_a_lost_node_takes_one_of_two_replicas_and_it_comes_back_on_another(ray_cluster, add_node, port):
+    from ray import serve
+
+    # Proxies of nodes with one address would take each other's port.
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    node = add_node()
+    deploy(ServeConfig(port=port, min_replicas=2, max_replicas=2, cpus_per_replica=1.2))
+    assert len(set(replica_nodes())) == 2
+    answers, stop = [], threading.Event()
+
+    def ask():
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.post("/v1/images/generations", json={"prompt": "Bag"})
+                    answers.append((time.monotonic(), answer.status_code))
+                except httpx.TransportError as error:
+                    answers.append((time.monotonic(), type(error).__name__))
+
+    clients = [threading.Thread(target=ask) for _ in range(2)]
+    for client in clients:
+        client.start()
+    until(lambda: len(answers) > 10, "answers of both")
+    lost = time.monotonic()
+    ray_cluster.remove_node(node, allow_graceful=False)
+    until(lambda: node.node_id not in replica_nodes(), "the loss to be seen")
+    seen = time.monotonic()
+    until(lambda: sum(when > seen + 5 for when, _ in answers) > 10, "answers of the one that is left")
+    add_node()
+    until(lambda: len(set(replica_nodes())) == 2, "a replica on another node")
+    stop.set()
+    for client in clients:
+        client.join()
+    failed = [(round(when - lost, 1), what) for when, what in answers if what != 200]
+    print("failed, seconds after the loss:", failed)
+    assert all(0 <= when <= seen + 5 - lost for when, _ in failed), failed
+    assert len(failed) <= 4, failed  # what was in hand there, and what was sent before the loss was seen

@@ -1,0 +1,52 @@
+"""A cluster of no workers: Ray's own autoscaler brings nodes for the pipeline and takes them away again."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nvg import config as configuration
+from nvg import storage
+from pipelines import common
+from scripts import autoscaling
+from tests.cluster.test_build_tokens import tokenizer_of
+from tests.cluster.test_training import ROOT, SMOKE
+from tests.synthetic import write_images
+
+pytestmark = pytest.mark.timeout(900)
+
+IDLE = 5  # seconds after which a node without work goes
+
+
+def test_nodes_come_for_readers_and_for_encoders_and_go_when_all_is_done(tmp_path):
+    images = write_images(tmp_path / "images")
+    settings = [
+        *(f"output={tmp_path}/run", f"data.train={images}", "cluster.num_workers=2", "cluster.cpus_per_worker=1"),
+        *("cluster.worker_resources={encoder: 1}", "cluster.reader_resources={reader: 0.5}"),
+    ]
+    config = configuration.load(SMOKE, settings)
+    artifacts = common.plan(config)
+    tokenizer_of(config, artifacts["tokenizer"].folder, 0)
+    command = [sys.executable, "pipelines/run.py", "--until", "generators", "--config", str(SMOKE), *settings]
+    with autoscaling.growing(idle_seconds=IDLE) as cluster:
+        assert cluster.nodes() == 0
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | cluster.environment, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True,
+        )
+        log = done.stdout + done.stderr
+        assert done.returncode == 0, log[-8000:]
+        patience = time.monotonic() + 120
+        while cluster.nodes():
+            assert time.monotonic() < patience, cluster.decisions()
+            time.sleep(1)
+        decisions = [what for _, what in cluster.decisions()]
+    # No node has both resources: that each was asked for is what brought nodes of its kind. Two workers need two.
+    assert "Adding 2 node(s) of type encoder." in decisions and "Adding 1 node(s) of type reader." in decisions
+    assert "Adding 2 node(s) of type encoder" in log  # the job's own log says so
+    removed = [what for what in decisions if what.startswith("Removing")]
+    assert removed and all("(idle)" in what for what in removed)
+    about = {step: storage.read_json(f"{artifacts[step].folder}/metadata.json") for step in ("tokens", "generators")}
+    assert about["tokens"]["rows"] == 96 and about["generators"]["training"]["workers"] == 2
