@@ -1,6 +1,6 @@
 """What an image costs build_tokens on 1, 2 and 4 nodes of one machine, and what that says of machines of their own.
 
-    python -m scripts.node_scaling [--nodes 1 2 4] [--images 6000] [--rounds 2] [key=value ...]
+    python -m scripts.node_scaling [--nodes 1 2 4] [--images 15000] [--rounds 1] [key=value ...]
 
 Nodes are raylets beside a head without CPUs; each is a group of processes, of which the kernel counts the processor
 time (cgroups; needs root). They share this machine's cores, so the clock says nothing of scaling; the time that a node
@@ -8,7 +8,7 @@ spends on an image does: nodes with cores of their own would make n times as man
 time an image over theirs. What the driver and the head spend on an image bounds them all.
 
 Fashion-MNIST by conf/fashion_mnist.yaml, parts of 100 images, an untrained tokenizer, --images for each node. Counted
-in the middle of a run, from the first quarter of the parts to the last twentieth. Prints a Markdown table. Linux.
+when all processes have started, from the first half of the parts to the last twentieth. Prints a table. Linux.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def run(config: Config, tokenizer: str, output: str, count: int) -> dict[str, fl
         finally:
             stop.set()
             watcher.join()
-    first = next(sample for sample in samples if sample[1] >= about["parts"] / 4)
+    first = next(sample for sample in samples if sample[1] >= about["parts"] / 2)
     last = [sample for sample in samples if sample[1] <= about["parts"] * 0.95][-1]
     images = (last[1] - first[1]) * about["rows"] / about["parts"]
     return {
@@ -141,8 +141,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--images", type=int, default=6000, help="for each node")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--images", type=int, default=15_000, help="for each node")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
     found: dict[int, list[dict[str, float]]] = {count: [] for count in arguments.nodes}

@@ -51,6 +51,7 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     import ray
     import ray.train
     import ray.train.torch
+    from ray.data._internal.cluster_autoscaler.util import is_autoscaling_enabled
 
     library: Any = ray.train  # its annotations are those of the old version
     # Nobody takes the only node away: no need of an actor that looks out for it.
@@ -61,6 +62,8 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     if cluster.min_workers is not None:
         workers = (cluster.min_workers, cluster.num_workers)
     _warn_of_too_few_cpus(ray.cluster_resources().get("CPU", 0.0), config)
+    if not alone or is_autoscaling_enabled():
+        _services_here()
     notes = storage.join(folder, "ray_train")
     path, filesystem = _storage(notes)
     tidy(folder)  # what a killed driver left
@@ -152,6 +155,16 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _services_here() -> None:
+    """Ray Data starts services that stay for the cluster's life on the node that first needs them. Let that be the
+    driver's, and not a worker's: this would be kept by them though idle, or take them with it."""
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    coordinator.get_or_create_autoscaling_coordinator()
+    get_or_create_stats_actor()
 
 
 def _warn_of_too_few_cpus(there: float, config: Config) -> None:

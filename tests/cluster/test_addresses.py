@@ -3,6 +3,7 @@ another but by the network. The pipeline runs over two of them, and a client at 
 
 import json
 import os
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -13,7 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nvg import config as configuration
 from nvg import storage
+from pipelines import common
+from tests.cluster.test_build_tokens import tokenizer_of
 from tests.synthetic import write_images
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +39,7 @@ class Network:
     def __init__(self):
         self.names = {host: f"nvg{os.getpid()}-{host}" for host in (SWITCH, *HOSTS)}
         self.started = []
+        self.token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # every host has it
 
     def make(self):
         switch = self.names[SWITCH]
@@ -61,8 +66,8 @@ class Network:
     def run(self, host, *arguments, **environment):
         """A command on a host, to its end; returns what it printed. AssertionError when it fails."""
         done = subprocess.run(
-            self.command(host, arguments), cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=600,
+            self.command(host, arguments), cwd=ROOT, env=os.environ | self.token | environment,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout + done.stderr
@@ -71,8 +76,8 @@ class Network:
         """A command on a host that stays."""
         with open(log, "w") as file:
             process = psutil.Popen(
-                self.command(host, arguments), cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL,
-                stdout=file, stderr=file,
+                self.command(host, arguments), cwd=ROOT, env=os.environ | self.token | environment,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             )
         self.started.append(process)
         return process
@@ -137,21 +142,24 @@ def test_the_pipeline_runs_on_two_addresses_and_is_served_to_a_third(network, ra
     images = write_images(tmp_path / "images")
     output = tmp_path / "run"
     settings = [
-        *("--config", SMOKE, f"data.train={images}", f"output={output}"),
+        *(f"data.train={images}", f"output={output}", "data.unit_images=2"),
         *("cluster.num_workers=2", "cluster.encoders=2", "cluster.cpus_per_worker=1.2"),  # one of a kind fits a node
     ]
-    job = [sys.executable, "pipelines/run.py", "--until", "generators", *settings]
+    config = configuration.load(SMOKE, settings)
+    artifacts = common.plan(config)
+    tokenizer_of(config, artifacts["tokenizer"].folder, 0)
+    job = [sys.executable, "pipelines/run.py", "--until", "generators", "--config", SMOKE, *settings]
     log = network.run("head", *job, RAY_ADDRESS=address)
-    (tokens,), (generators,) = output.glob("tokens-*"), output.glob("generators-*")
+    tokens, generators = artifacts["tokens"].folder, artifacts["generators"].folder
     assert len(storage.read_json(f"{tokens}/metadata.json")["images_by_node"]) == 2, log
     assert storage.read_json(f"{generators}/metadata.json")["training"]["workers"] == 2
 
-    config = tmp_path / "serve.yaml"
-    config.write_text(
+    served = tmp_path / "serve.yaml"
+    served.write_text(
         f"model: {generators}\nhost: 0.0.0.0\nmin_replicas: 2\nmax_replicas: 2\ncpus_per_replica: 1.2\nmax_images: 8\n"
     )
     keys = {"RAY_ADDRESS": address, "NVG_API_KEYS": "key"}
-    network.run("head", sys.executable, "pipelines/serve.py", "--config", config, **keys)
+    network.run("head", sys.executable, "pipelines/serve.py", "--config", served, **keys)
     ask = [
         *("curl", "--silent", "--show-error", "--fail", "--max-time", "60", "-H", "Authorization: Bearer key"),
         *("-H", "Content-Type: application/json", "-d", '{"prompt": "disc", "n": 2}'),
