@@ -162,9 +162,13 @@ def _services_here() -> None:
     driver's, and not a worker's: this would be kept by them though idle, or take them with it."""
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
     from ray.data._internal.stats import get_or_create_stats_actor
+    from ray.data._internal.usage.actor import get_or_create_usage_collection_actor
+    from ray.data._internal.usage.collector import usage_stats_enabled
 
     coordinator.get_or_create_autoscaling_coordinator()
     get_or_create_stats_actor()
+    if usage_stats_enabled():
+        get_or_create_usage_collection_actor()
 
 
 def _warn_of_too_few_cpus(there: float, config: Config) -> None:
