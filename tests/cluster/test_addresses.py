@@ -104,6 +104,9 @@ def end(process):
 
 @pytest.fixture(scope="module")
 def network():
+    missing = [tool for tool in ("ip", "unshare", "hostname", "curl") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"not there: {', '.join(missing)}")
     network = Network()
     try:
         network.make()
