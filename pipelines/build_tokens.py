@@ -194,7 +194,7 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
             "seconds": round(seconds, 1),
             "seconds_by_part": shares,
             "images_per_second": round(totals.get("images", 0) / seconds, 1),
-            "images_by_node": by_node,  # where they were encoded, by Ray's node id
+            "images_by_node": by_node,  # where this run encoded them, by Ray's node id
         },
     )
     print(summary(about, output_folder), flush=True)

@@ -1,6 +1,6 @@
 """A job on a cluster that grows from no workers and shrinks again: Ray's own autoscaler, on this machine.
 
-    python -m scripts.autoscaling [--types types.json] [--idle 10] -- pipelines/run.py --config ... key=value
+    python -m scripts.autoscaling [--idle 10] -- pipelines/run.py --config ... key=value
 
 Starts a head without CPUs and Ray's autoscaler, whose provider starts raylets here in place of virtual machines; runs
 the command on it; waits until its nodes have gone. Prints what the job prints, and at the end what the autoscaler
@@ -77,7 +77,7 @@ class Growing:
         return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
-def settings(types: dict[str, dict[str, float]], idle_seconds: float, address: str) -> dict[str, Any]:
+def settings(idle_seconds: float, address: str) -> dict[str, Any]:
     """The autoscaler's configuration, as for `ray up`, with the provider above."""
     workers = {
         name: {
@@ -86,12 +86,12 @@ def settings(types: dict[str, dict[str, float]], idle_seconds: float, address: s
             "min_workers": 0,
             "max_workers": AT_MOST,
         }
-        for name, resources in types.items()
+        for name, resources in TYPES.items()
     }
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
     return {
         "cluster_name": "nvg",
-        "max_workers": AT_MOST * len(types),
+        "max_workers": AT_MOST * len(TYPES),
         "idle_timeout_minutes": idle_seconds / 60,
         "upscaling_speed": 1.0,
         "provider": {
@@ -133,7 +133,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def growing(types: dict[str, dict[str, float]] = TYPES, idle_seconds: float = 10) -> Iterator[Growing]:
+def growing(idle_seconds: float = 10) -> Iterator[Growing]:
     """A head and Ray's autoscaler, alone at first. Everything that they started has ended afterwards, and no other Ray
     of this machine is touched (AutoscalingCluster's `ray stop --force` ends them all)."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as scratch:  # short: a socket's path has 107 characters
@@ -141,7 +141,7 @@ def growing(types: dict[str, dict[str, float]] = TYPES, idle_seconds: float = 10
         port, client, dashboard, metrics = free_ports(4)
         host = ray.util.get_node_ip_address()
         address = f"{host}:{port}"
-        (folder / "autoscaler.json").write_text(json.dumps(settings(types, idle_seconds, address)))
+        (folder / "autoscaler.json").write_text(json.dumps(settings(idle_seconds, address)))
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"),
             *(f"--node-ip-address={host}", "--num-cpus=0", f"--object-store-memory={STORE}"),
@@ -174,7 +174,7 @@ def growing(types: dict[str, dict[str, float]] = TYPES, idle_seconds: float = 10
 
 
 def end(head: psutil.Popen) -> None:
-    """End a head, its autoscaler and the nodes that this has started."""
+    """End a `ray start --block` and all that it has started: an autoscaler's nodes too."""
     if not head.is_running():
         return
     family = [head, *head.children(recursive=True)]
@@ -188,13 +188,11 @@ def end(head: psutil.Popen) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--types", type=Path, help='JSON: {"type": {"CPU": 2, "reader": 2}, ...}')
     parser.add_argument("--idle", type=float, default=10, help="seconds after which a node without work goes")
     parser.add_argument("job", nargs="+", help="the job's command, a script of pipelines/ and its arguments")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the cluster is ended
-    types = json.loads(arguments.types.read_text()) if arguments.types else TYPES
-    with growing(types, arguments.idle) as cluster:
+    with growing(arguments.idle) as cluster:
         begun = time.time()
         code = subprocess.run([sys.executable, *arguments.job], env=os.environ | cluster.environment)
         done = time.time()

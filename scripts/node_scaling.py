@@ -8,7 +8,7 @@ spends on an image does: nodes with cores of their own would make n times as man
 time an image over theirs. What the driver and the head spend on an image bounds them all.
 
 Fashion-MNIST by conf/fashion_mnist.yaml, parts of 100 images, an untrained tokenizer, --images for each node. Counted
-when all processes have started, from the first half of the parts to the last twentieth. Prints a table. Linux.
+in the second half of a run, but for the last twentieth: processes start in the first one mostly. Prints a table. Linux.
 """
 
 from __future__ import annotations

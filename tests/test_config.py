@@ -50,6 +50,18 @@ def without(key: str) -> dict[str, Any]:
 # ---- what loads ----
 
 
+def test_resources_of_workers_and_readers_are_ray_s_options() -> None:
+    plain = from_dict(MINIMAL).cluster
+    assert plain.actor == plain.reader == {"num_cpus": 1.0}
+    kinds = ["cluster.use_gpu=true", "cluster.worker_resources={A100: 0.01}", "cluster.reader_resources={reader: 1}"]
+    cluster = from_dict(MINIMAL, kinds).cluster
+    assert cluster.actor == {"num_cpus": 1.0, "num_gpus": 1, "resources": {"A100": 0.01}}
+    assert cluster.reader == {"num_cpus": 1.0, "resources": {"reader": 1.0}}
+    for wrong in ("{reader: 0}", "{CPU: 1}"):
+        with pytest.raises(ConfigError, match="cluster.reader_resources"):
+            from_dict(MINIMAL, [f"cluster.reader_resources={wrong}"])
+
+
 @pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
 def test_every_file_of_conf_loads(path: Path) -> None:
     config = load(path)

@@ -154,7 +154,7 @@ def token_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """A worker's batches of an epoch of tokens: codes (b, L), content (b, 2L - 1), labels (b,), all int64, and features
     (b, L, D) float16 where the set has them; b of the batch_size rows of all workers, those of `rows`. reader: Ray's
-    options of the reading tasks.
+    options of the reading tasks, half a CPU without any.
 
     Every worker streams all rows in one order, which follows from (seed, epoch), and keeps its own of each global
     batch. Rows are tiny (1.3 kB at L = 256), so this costs a worker a few MB/s, and it makes batch b the same whatever

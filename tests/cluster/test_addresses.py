@@ -17,6 +17,7 @@ import pytest
 from nvg import config as configuration
 from nvg import storage
 from pipelines import common
+from scripts.autoscaling import end
 from tests.cluster.test_build_tokens import tokenizer_of
 from tests.synthetic import write_images
 
@@ -90,18 +91,6 @@ class Network:
             shutil.rmtree(Path("/etc/netns", name), ignore_errors=True)
 
 
-def end(process):
-    """End a `ray start --block` and all that it has started."""
-    if not process.is_running():
-        return
-    family = [process, *process.children(recursive=True)]
-    process.terminate()
-    _, left = psutil.wait_procs(family, timeout=15)
-    for item in left:
-        item.kill()
-    psutil.wait_procs(left, timeout=15)
-
-
 @pytest.fixture(scope="module")
 def network():
     missing = [tool for tool in ("ip", "unshare", "hostname", "curl") if shutil.which(tool) is None]
@@ -119,7 +108,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def ray_hosts(network, tmp_path_factory):
-    """A head and a worker of two CPUs each; returns their address and the folder of their sessions."""
+    """A head and a worker of two CPUs each; returns their address."""
     folder = Path(f"/tmp/nvg{os.getpid()}")  # short: a socket's path has 107 characters at most
     common = ["--block", "--disable-usage-stats", "--num-cpus=2", "--object-store-memory=200000000"]
     environment = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_num_workers_soft_limit": "8"}
@@ -136,12 +125,12 @@ def ray_hosts(network, tmp_path_factory):
     address = f"{HOSTS['head']}:6379"
     start("head", "--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={folder}")
     start("worker", f"--address={address}")
-    yield address, folder
+    yield address
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_the_pipeline_runs_on_two_addresses_and_is_served_to_a_third(network, ray_hosts, tmp_path):
-    address, folder = ray_hosts
+    address = ray_hosts
     images = write_images(tmp_path / "images")
     output = tmp_path / "run"
     settings = [
