@@ -162,7 +162,7 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
         # encoders are equal it also keeps Ray Data from fusing both into one operator, which would read in the
         # encoder's process, one image after the other.
         piece_bytes = 2 * data.unit_images * data.image_size**2 * data.channels
-        _check_cluster(config, piece_bytes)
+        _check_store(config, piece_bytes)
         rows = (
             blocks(todo)
             .flat_map(read, memory=piece_bytes, **cluster.reader)
@@ -225,9 +225,9 @@ def token_format(config: Config, tokenizer_folder: str, source: ImageSource) -> 
     )
 
 
-def _check_cluster(config: Config, piece_bytes: int) -> None:
-    """Say what Ray Data would do without a word: wait until an encoder and a reader fit at the same time, and write
-    images to disk when those that readers make and encoders take are more than the object store holds."""
+def _check_store(config: Config, piece_bytes: int) -> None:
+    """Say what Ray Data would do without a word: write images to disk, or wait, where those that readers make and
+    encoders take are more than the object store holds."""
     import ray
 
     cluster, resources = config.cluster, ray.cluster_resources()
@@ -240,13 +240,6 @@ def _check_cluster(config: Config, piece_bytes: int) -> None:
             f"{images} images are {wanted / 1e9:.1f} GB, and Ray's object store has {store / 1e9:.1f} GB: readers will "
             f"wait, or images go to disk; set data.unit_images={max(1, int(images * store / wanted))}, or give a Ray "
             "that is started here a larger cluster.object_store_gb",
-            flush=True,
-        )
-    if cluster.cpus_per_worker + cluster.cpus_per_reader > there:
-        print(
-            f"warning: cluster.cpus_per_worker={cluster.cpus_per_worker} and cluster.cpus_per_reader="
-            f"{cluster.cpus_per_reader} are more than the {there:g} CPUs that Ray has: unless the cluster grows, "
-            "nothing will run; make them less",
             flush=True,
         )
 

@@ -20,6 +20,7 @@ from typing import Any
 from nvg import config as configuration
 from nvg import storage
 from nvg.config import ClusterConfig, Config, ConfigError, ServeConfig
+from nvg.data.stream import OWN_RAY
 from nvg.lease import OutputBusy, lease, left_over
 from nvg.training.jobs import tidy
 from nvg.training.ray_train import FINAL
@@ -133,6 +134,7 @@ def start_ray(config: ClusterConfig | ServeConfig) -> None:
         address="local",
         num_cpus=config.local_cpus,
         object_store_memory=int(store * 1e9) if store else None,
+        resources={OWN_RAY: 1},
         include_dashboard=True,
         runtime_env=environment,
     )

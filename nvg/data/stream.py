@@ -26,6 +26,7 @@ Arrays = dict[str, np.ndarray]
 BUFFER_BYTES = 256 * 2**20  # of images that are shuffled together
 BUFFER_ROWS = 8192
 ITEM_BYTES = 32 * 2**20  # of token parts that one task reads: starting a task costs more than reading a small part
+OWN_RAY = "nvg_own_ray"  # a resource of a Ray that a command of ours has started: it ends with it, and does not grow
 
 
 @dataclass(frozen=True)
@@ -199,24 +200,27 @@ def blocks(rows: list[dict[str, Any]]) -> Any:
 
 
 def actors(cluster: ClusterConfig) -> Any:
-    """Ray Data's pool of cluster.encoders actors; on a Ray that does not grow so few, which is said, that a reader has
-    room beside them: else each would wait for the other.
+    """Ray Data's pool of cluster.encoders actors, on the running Ray. All are asked for at once, which is what brings
+    nodes: a pool that grows by itself stays at one actor where readers take what CPUs are free.
 
-    All are asked for at once: a pool that grows by itself stays at one actor where readers take what CPUs are free.
+    In a Ray of our own, which does not grow, they are so few, and it is said, that a reader has room beside them. On a
+    cluster that has not the room now it is said that it must grow: without, encoders and readers wait for each other.
     """
     import ray
-    from ray.data._internal.cluster_autoscaler.util import is_autoscaling_enabled
 
-    size, there = cluster.encoders, ray.cluster_resources().get("CPU", 0.0)
-    if not is_autoscaling_enabled() and cluster.cpus_per_worker > 0:
-        size = max(1, min(size, int((there - cluster.cpus_per_reader) / cluster.cpus_per_worker + 1e-6)))
-    if size < cluster.encoders:
-        print(
-            f"cluster.encoders={cluster.encoders}: {size} of them, since more with cluster.cpus_per_worker="
-            f"{cluster.cpus_per_worker:g} leave none of {there:g} CPUs to a reader with cluster.cpus_per_reader="
-            f"{cluster.cpus_per_reader:g}",
-            flush=True,
-        )
+    resources, size = ray.cluster_resources(), cluster.encoders
+    there = resources.get("CPU", 0.0)
+    room = size
+    if cluster.cpus_per_worker > 0:
+        room = max(0, int((there - cluster.cpus_per_reader) / cluster.cpus_per_worker + 1e-6))
+    if size > room:
+        what = f"cluster.encoders={size} with cluster.cpus_per_worker={cluster.cpus_per_worker:g}"
+        rest = f"leave none of {there:g} CPUs to a reader with cluster.cpus_per_reader={cluster.cpus_per_reader:g}"
+        if OWN_RAY in resources and room:
+            size = room
+            print(f"{what} {rest}: {size} instead", flush=True)
+        else:
+            print(f"{what} {rest}: unless the cluster grows, nothing will run; make them less", flush=True)
     return ray.data.ActorPoolStrategy(size=size)
 
 

@@ -23,6 +23,7 @@ from nvg import storage, tracking
 from nvg.autoencoder.weights import WeightsError
 from nvg.config import Config, ConfigError
 from nvg.data import DataError
+from nvg.data.stream import OWN_RAY
 from nvg.lease import OutputBusy
 from nvg.training.checkpoint import CheckpointError
 from nvg.training.jobs import tidy
@@ -51,7 +52,6 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     import ray
     import ray.train
     import ray.train.torch
-    from ray.data._internal.cluster_autoscaler.util import is_autoscaling_enabled
 
     library: Any = ray.train  # its annotations are those of the old version
     # Nobody takes the only node away: no need of an actor that looks out for it.
@@ -62,7 +62,7 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     if cluster.min_workers is not None:
         workers = (cluster.min_workers, cluster.num_workers)
     _warn_of_too_few_cpus(ray.cluster_resources().get("CPU", 0.0), config)
-    if not alone or is_autoscaling_enabled():
+    if OWN_RAY not in ray.cluster_resources():
         _services_here()
     notes = storage.join(folder, "ray_train")
     path, filesystem = _storage(notes)

@@ -11,7 +11,6 @@ from nvg import config as configuration
 from nvg import storage
 from pipelines import common
 from scripts import autoscaling
-from tests.cluster.test_build_tokens import tokenizer_of
 from tests.cluster.test_training import ROOT, SMOKE
 from tests.synthetic import write_images
 
@@ -23,13 +22,11 @@ IDLE = 5  # seconds after which a node without work goes
 def test_nodes_come_for_readers_and_for_encoders_and_go_when_all_is_done(tmp_path):
     images = write_images(tmp_path / "images")
     settings = [
-        *(f"output={tmp_path}/run", f"data.train={images}", "cluster.num_workers=2", "cluster.cpus_per_worker=1"),
-        *("cluster.worker_resources={encoder: 1}", "cluster.reader_resources={reader: 0.5}"),
+        *(f"output={tmp_path}/run", f"data.train={images}", "data.unit_images=2", "cluster.cpus_per_worker=1"),
+        *("cluster.num_workers=2", "cluster.worker_resources={encoder: 1}"),
+        *("cluster.encoders=2", "cluster.reader_resources={reader: 0.5}"),
     ]
-    config = configuration.load(SMOKE, settings)
-    artifacts = common.plan(config)
-    tokenizer_of(config, artifacts["tokenizer"].folder, 0)
-    command = [sys.executable, "pipelines/run.py", "--until", "generators", "--config", str(SMOKE), *settings]
+    command = [sys.executable, "pipelines/run.py", "--until", "tokens", "--config", str(SMOKE), *settings]
     with autoscaling.growing(idle_seconds=IDLE) as cluster:
         assert cluster.nodes() == 0
         done = subprocess.run(
@@ -48,5 +45,7 @@ def test_nodes_come_for_readers_and_for_encoders_and_go_when_all_is_done(tmp_pat
     assert "Adding 2 node(s) of type encoder" in log  # the job's own log says so
     removed = [what for what in decisions if what.startswith("Removing")]
     assert removed and all("(idle)" in what for what in removed)
-    about = {step: storage.read_json(f"{artifacts[step].folder}/metadata.json") for step in ("tokens", "generators")}
-    assert about["tokens"]["rows"] == 96 and about["generators"]["training"]["workers"] == 2
+    artifacts = common.plan(configuration.load(SMOKE, settings))
+    tokens = storage.read_json(f"{artifacts['tokens'].folder}/metadata.json")
+    assert tokens["rows"] == 96 and len(tokens["images_by_node"]) == 2
+    assert storage.read_json(f"{artifacts['tokenizer'].folder}/metadata.json")["training"]["workers"] == 2

@@ -218,21 +218,11 @@ def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray
 
 
 def test_pieces_that_the_object_store_cannot_hold_are_said_before_anything_is_read(ray_cluster, shards, capsys):
-    from pipelines.build_tokens import _check_cluster
+    from pipelines.build_tokens import _check_store
 
     for images, heard in ((512, ""), (100_000, "data.unit_images=")):
         config = smoke(shards, f"data.unit_images={images}", "data.image_size=64")
-        _check_cluster(config, 2 * images * 64 * 64 * 3)
+        _check_store(config, 2 * images * 64 * 64 * 3)
         said = capsys.readouterr().out
         assert bool(said) == bool(heard) and heard in said
     assert "cluster.object_store_gb" in said and "set data.unit_images=5" in said
-
-
-def test_encoders_leave_a_reader_room_and_say_so(ray_cluster, capsys):
-    from nvg.config import ClusterConfig
-    from nvg.data.stream import actors
-
-    for encoders, size in ((2, 2), (3, 3), (5, 3)):  # of half a CPU each, with half a one for a reader, on two
-        pool = actors(ClusterConfig(encoders=encoders, cpus_per_worker=0.5, cpus_per_reader=0.5))
-        assert pool.min_size == pool.max_size == size
-        assert ("cluster.encoders=5: 3 of them" in capsys.readouterr().out) == (size < encoders)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nvg import storage
-from nvg.config import ServeConfig
+from nvg.config import ClusterConfig, ServeConfig
+from nvg.data.stream import OWN_RAY, actors
 from nvg.data.tokens import parts
 from nvg.training.checkpoint import list_checkpoints
 from pipelines.serve import deploy
@@ -187,6 +188,18 @@ def test_encoders_run_where_their_resource_is(ray_cluster, add_node, images, tok
     kinds = ["cluster.worker_resources={encoder: 1}", "cluster.reader_resources={reader: 1}"]
     about = build_tokens(smoke(tmp_path, images, *kinds), tokenizer, f"{tmp_path}/tokens")
     assert about["images_by_node"] == {encoder.node_id: 96}
+
+
+def test_encoders_leave_a_reader_room_in_a_ray_of_our_own_and_bring_nodes_elsewhere(ray_cluster, add_node, capsys):
+    def pool(encoders):
+        return actors(ClusterConfig(encoders=encoders, cpus_per_worker=0.5, cpus_per_reader=0.5)).max_size
+
+    assert [pool(count) for count in (2, 3)] == [2, 3] and not capsys.readouterr().out
+    assert pool(5) == 5 and "unless the cluster grows" in capsys.readouterr().out  # three fit on two CPUs
+    add_node(resources={OWN_RAY: 1})
+    until(lambda: alive() == 2, "the node")
+    assert [pool(count) for count in (7, 9)] == [7, 7]
+    assert "cluster.encoders=9" in (said := capsys.readouterr().out) and "7 instead" in said
 
 
 def replica_nodes():
