@@ -88,6 +88,14 @@ def test_the_face_imports_nothing_until_it_is_used() -> None:
     assert {"torch", "nvg.generator"} <= loaded("import nvg; nvg.generator.ContentGenerator")
 
 
+def test_readers_encoders_and_replicas_do_not_pay_for_the_start_of_what_they_never_do() -> None:
+    """Ray starts a process for each, and each imports what its job's module does: sympy alone (DTensor, torch.compile)
+    takes longer than torch."""
+    found = loaded("import pipelines.build_tokens, pipelines.train, pipelines.serve, nvg.serving.deployment")
+    assert {"torch", "nvg.training"} <= found
+    assert not {"sympy", "mlflow", "transformers", "matplotlib", "torchmetrics"} & found
+
+
 def test_the_face_reaches_its_modules() -> None:
     import nvg
 

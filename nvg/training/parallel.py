@@ -7,17 +7,19 @@ most ceil(n / w). The models know of neither; what training, averages and checkp
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from nvg.generator.block import Block
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Wrap = Callable[[nn.Module, str], nn.Module]  # (module, "ddp" or "fsdp") -> the module to call
 
@@ -38,6 +40,9 @@ def parallelize(module: nn.Module, how: str) -> nn.Module:
     if how == "ddp":
         # Buffers are constants or the same on every worker: no need to send them with each pass.
         return DistributedDataParallel(module, forward_sync_buffers=False)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.get_world_size(),))
     for block in [part for part in module.modules() if isinstance(part, Block)]:
         fully_shard(block, mesh=mesh)
@@ -47,38 +52,51 @@ def parallelize(module: nn.Module, how: str) -> nn.Module:
 
 def exchange_gradients(module: nn.Module, now: bool) -> None:
     """Whether the next backward pass exchanges gradients: once a step does, after its last slice."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(now)
-    elif isinstance(module, DistributedDataParallel):
+    if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = now
+    elif is_split(next(module.parameters())):
+        sliced: Any = module  # an FSDPModule
+        sliced.set_requires_gradient_sync(now)
+
+
+def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor.
+
+    To import DTensor takes longer than torch itself (sympy comes with it), and readers, encoders and replicas, which
+    split nothing, would each pay: where nobody imported it, nothing is one.
+    """
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 def shards(module: nn.Module) -> int:
     """Among how many workers a module's weights are split."""
-    return max((part.device_mesh.size() for part in module.parameters() if isinstance(part, DTensor)), default=1)
+    return max((part.device_mesh.size() for part in module.parameters() if is_split(part)), default=1)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This worker's rows of a DTensor, sharing memory; another tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_split(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A DTensor gathered from all workers, each of which must ask; another tensor as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_split(tensor) else tensor
 
 
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
     """Set a tensor from a whole one that every worker has."""
-    if isinstance(target, DTensor):
+    if is_split(target):
+        from torch.distributed.tensor import distribute_tensor
+
         value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
     local(target).copy_(local(value))
 
 
 def own_rows(tensor: Tensor) -> range | None:
     """Which rows of the whole tensor a DTensor's worker has; None for another tensor."""
-    if not isinstance(tensor, DTensor):
+    if not is_split(tensor):
         return None
     most = math.ceil(tensor.shape[0] / tensor.device_mesh.size())
     start = min(tensor.device_mesh.get_local_rank() * most, tensor.shape[0])

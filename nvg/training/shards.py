@@ -19,10 +19,9 @@ import torch.distributed as distributed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from nvg import storage
-from nvg.training.parallel import local, own_rows
+from nvg.training.parallel import is_split, local, own_rows
 
 
 def file_name(name: str, shard: int, shards: int) -> str:
@@ -37,7 +36,7 @@ def write_shards(url: str, parts: Mapping[str, Mapping[str, Tensor]], shard: int
     """
     own = {}
     for name, tensors in parts.items():
-        mine = {key: value for key, value in tensors.items() if isinstance(value, DTensor) or shard == 0}
+        mine = {key: value for key, value in tensors.items() if is_split(value) or shard == 0}
         data = save({key: local(value.detach()).cpu().contiguous().clone() for key, value in mine.items()})
         storage.write_bytes(storage.join(url, file_name(name, shard, shards)), data)
         own[file_name(name, shard, shards)] = {"size": len(data), "crc32": zlib.crc32(data)}
