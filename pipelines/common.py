@@ -144,9 +144,9 @@ def keep_workers(cpus: int) -> None:
     """Have the Ray that this process starts keep as many idle worker processes as tasks of a quarter of a CPU fit.
 
     By default it keeps one a CPU and ends the others after a second. Of tasks that take a part of a CPU more run at
-    once, so that processes come and go all the time, and each takes seconds of a core to import torch: on two nodes of
-    two CPUs tokens took three times as long (docs/scale.md). A running cluster decides for itself, by the same variable
-    where it was started.
+    once, so that processes come and go, and each takes seconds of a core to import torch: on two nodes of two CPUs
+    tokens took half as long again (docs/scale.md). A running cluster decides for itself, by the same variable where it
+    was started.
     """
     os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * cpus))
 

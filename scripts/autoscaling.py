@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -179,10 +179,11 @@ def end(head: psutil.Popen) -> None:
         return
     family = [head, *head.children(recursive=True)]
     head.terminate()
-    _, left = psutil.wait_procs(family, timeout=15)
-    for process in left:
-        process.kill()
-    psutil.wait_procs(left, timeout=15)
+    psutil.wait_procs([head], timeout=10)
+    for process in family:  # what it did not wait for
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=15)
 
 
 def main() -> None:

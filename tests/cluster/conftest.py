@@ -1,14 +1,20 @@
-"""One Ray for all cluster tests, started once: a head of two CPUs, to which tests of several nodes add raylets. And Ray
-Serve on it, for the files that serve."""
+"""One Ray for all cluster tests, started once: a head of two CPUs, to which tests of several nodes add raylets; a small
+tokenizer and its tokens, made on it once; and Ray Serve on it, for the files that serve."""
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
+from nvg import config as configuration
 from nvg.config import ServeConfig
 from pipelines.common import keep_workers
 from pipelines.serve import use_haproxy
+from tests.synthetic import write_images
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "conf" / "smoke.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +37,50 @@ def ray_cluster():
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+def smoke(output, images, *overrides):
+    """conf/smoke.yaml on images that were drawn for the test; the runs of an output are an experiment.
+
+    The database is beside the images, one for all tests: making one takes MLflow seconds.
+    """
+    return configuration.load(SMOKE, [*settings(output, images), *overrides])
+
+
+def settings(output, images):
+    name = "-".join(Path(output).parts[-2:])
+    tracking = [f"tracking.uri={database(images)}", f"tracking.experiment={name}"]
+    return [f"output={output}", f"data.train={images}", *tracking]
+
+
+def database(images):
+    return f"sqlite:///{Path(images).parent}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(ray_cluster, images, tmp_path_factory):
+    """A folder with a tokenizer trained on Ray."""
+    from pipelines.train_tokenizer import train_tokenizer
+
+    output = tmp_path_factory.mktemp("tokenizer")
+    figures = train_tokenizer(smoke(output, images), f"{output}/tokenizer")
+    assert figures["steps"] == 16
+    return f"{output}/tokenizer"
+
+
+@pytest.fixture(scope="session")
+def tokens(tokenizer, images, tmp_path_factory):
+    """A folder with its tokens."""
+    from pipelines.build_tokens import build_tokens
+
+    output = tmp_path_factory.mktemp("tokens")
+    build_tokens(smoke(output, images), tokenizer, f"{output}/tokens")
+    return f"{output}/tokens"
 
 
 def free_port():

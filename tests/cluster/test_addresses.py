@@ -18,11 +18,10 @@ from nvg import config as configuration
 from nvg import storage
 from pipelines import common
 from scripts.autoscaling import end
+from tests.cluster.conftest import ROOT, SMOKE
 from tests.cluster.test_build_tokens import tokenizer_of
 from tests.synthetic import write_images
 
-ROOT = Path(__file__).parents[2]
-SMOKE = ROOT / "conf" / "smoke.yaml"
 HOSTS = {"head": "10.77.0.1", "worker": "10.77.0.2", "client": "10.77.0.3"}
 SWITCH = "switch"  # the namespace with the bridge
 PATIENCE = 120  # seconds

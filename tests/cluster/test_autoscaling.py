@@ -11,7 +11,7 @@ from nvg import config as configuration
 from nvg import storage
 from pipelines import common
 from scripts import autoscaling
-from tests.cluster.test_training import ROOT, SMOKE
+from tests.cluster.conftest import ROOT, SMOKE
 from tests.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(900)

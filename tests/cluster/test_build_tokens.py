@@ -18,12 +18,12 @@ from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
 from nvg.storage import DiskFull
 from nvg.training.checkpoint import load_tokenizer, save_tokenizer
 from pipelines.build_tokens import Encode, build_tokens
+from tests.cluster.conftest import SMOKE
 from tests.data.pictures import encode, pixels, write_tar
 from tests.disk import small_disk
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
-SMOKE = Path(__file__).parents[2] / "conf" / "smoke.yaml"
 
 
 @pytest.fixture(scope="module")

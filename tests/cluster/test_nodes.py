@@ -16,15 +16,8 @@ from nvg.data.stream import OWN_RAY, actors
 from nvg.data.tokens import parts
 from nvg.training.checkpoint import list_checkpoints
 from pipelines.serve import deploy
-from tests.cluster.test_training import (  # noqa: F401  (fixtures)
-    assert_bit_equal,
-    curve,
-    here,
-    images,
-    smoke,
-    tokenizer,
-    tokens,
-)
+from tests.cluster.conftest import smoke
+from tests.cluster.test_training import assert_bit_equal, curve, here
 
 pytestmark = pytest.mark.timeout(900)  # a group of workers starts five times
 
@@ -86,7 +79,7 @@ def alive():
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def test_a_killed_raylet_loses_and_doubles_no_row(ray_cluster, add_node, images, tokenizer, tmp_path):  # noqa: F811
+def test_a_killed_raylet_loses_and_doubles_no_row(ray_cluster, add_node, images, tokenizer, tmp_path):
     from pipelines.build_tokens import build_tokens
 
     node = add_node()
@@ -109,7 +102,7 @@ def test_a_killed_raylet_loses_and_doubles_no_row(ray_cluster, add_node, images,
 
 
 def test_workers_are_lost_leave_and_come_back_and_the_training_is_the_unbroken_one(
-    ray_cluster, add_node, images, tokenizer, tokens, tmp_path  # noqa: F811
+    ray_cluster, add_node, images, tokenizer, tokens, tmp_path
 ):
     """Two workers on two nodes. One node is killed without a word, another comes, is announced to leave, and leaves."""
     from pipelines.train import train_generators
@@ -157,7 +150,7 @@ def test_workers_are_lost_leave_and_come_back_and_the_training_is_the_unbroken_o
 
 
 def test_one_two_and_four_nodes_make_the_same_tokens(
-    ray_cluster, add_node, images, tokenizer, tmp_path, monkeypatch  # noqa: F811
+    ray_cluster, add_node, images, tokenizer, tmp_path, monkeypatch
 ):
     import pipelines.build_tokens as job
 
@@ -166,11 +159,12 @@ def test_one_two_and_four_nodes_make_the_same_tokens(
             time.sleep(0.25)
             return super().__call__(row)
 
-    monkeypatch.setattr(job, "Encode", SlowEncode)
     made = {}
     for count in (1, 2, 4):
         while alive() < count:
             add_node()
+        if count > 1:
+            monkeypatch.setattr(job, "Encode", SlowEncode)
         one_a_node = [f"cluster.encoders={count}", "cluster.cpus_per_worker=1.2", "cluster.cpus_per_reader=0.5"]
         config = smoke(tmp_path, images, "data.unit_images=4", "data.views=4", *one_a_node)
         about = job.build_tokens(config, tokenizer, f"{tmp_path}/{count}")
@@ -180,7 +174,7 @@ def test_one_two_and_four_nodes_make_the_same_tokens(
     assert len(made[1]) == 97 and made[1] == made[2] == made[4]  # and quarantine.parquet
 
 
-def test_encoders_run_where_their_resource_is(ray_cluster, add_node, images, tokenizer, tmp_path):  # noqa: F811
+def test_encoders_run_where_their_resource_is(ray_cluster, add_node, images, tokenizer, tmp_path):
     from pipelines.build_tokens import build_tokens
 
     encoder = add_node(resources={"encoder": 2})

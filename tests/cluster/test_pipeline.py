@@ -17,12 +17,12 @@ from nvg.data.stream import read_view
 from nvg.data.tokens import parts, read_part, to_arrays
 from nvg.lease import lease
 from pipelines import common, run, sweep
+from tests.cluster.conftest import SMOKE
 from tests.data.pictures import encode, pixels
 from tests.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
-ROOT = Path(__file__).parents[2]
 EACH = 20  # images a class
 
 
@@ -34,7 +34,7 @@ def arguments(ray_cluster, tmp_path_factory):
     (root / "images" / "disc" / "broken.png").write_bytes(encode(pixels(0))[:100])
     return [
         "--config",
-        str(ROOT / "conf" / "smoke.yaml"),
+        str(SMOKE),
         f"output={root}/out",
         f"data.train={root}/images",
         "data.views=2",

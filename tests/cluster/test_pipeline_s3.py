@@ -13,7 +13,7 @@ from nvg.data.tokens import parts
 from pipelines import common
 from pipelines.build_tokens import build_tokens
 from tests import s3
-from tests.cluster.test_pipeline import ROOT
+from tests.cluster.conftest import ROOT
 from tests.data.pictures import write_parquet
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores

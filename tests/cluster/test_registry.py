@@ -14,9 +14,9 @@ import nvg
 from nvg import pyfunc, tracking
 from nvg.training.checkpoint import ASSETS, read_metadata
 from tests import mlflow_server, s3
+from tests.cluster.conftest import SMOKE
 from tests.cluster.test_nodes import until
 from tests.cluster.test_serving import replicas
-from tests.cluster.test_training import SMOKE
 from tests.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(600)

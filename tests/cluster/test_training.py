@@ -8,63 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nvg import config as configuration
 from nvg import storage
 from nvg.data.tokens import read_metadata
 from nvg.training.checkpoint import list_checkpoints, load_tokenizer
 from scripts import faults
+from tests.cluster.conftest import database, settings, smoke
 from tests.disk import small_disk
-from tests.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute, the first test makes three; more under load
 
-ROOT = Path(__file__).parents[2]
-SMOKE = ROOT / "conf" / "smoke.yaml"
 SECONDS = {"tokens": 10, "generators": 15}  # about what they take
-
-
-def smoke(output, images, *overrides):
-    """conf/smoke.yaml on images that were drawn for the test; the runs of an output are an experiment.
-
-    The database is beside the images, one for all tests: making one takes MLflow seconds.
-    """
-    return configuration.load(SMOKE, [*settings(output, images), *overrides])
-
-
-def settings(output, images):
-    name = "-".join(Path(output).parts[-2:])
-    tracking = [f"tracking.uri={database(images)}", f"tracking.experiment={name}"]
-    return [f"output={output}", f"data.train={images}", *tracking]
-
-
-def database(images):
-    return f"sqlite:///{Path(images).parent}/mlflow.db"
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(ray_cluster, images, tmp_path_factory):
-    """A folder with a tokenizer trained on Ray."""
-    from pipelines.train_tokenizer import train_tokenizer
-
-    output = tmp_path_factory.mktemp("tokenizer")
-    figures = train_tokenizer(smoke(output, images), f"{output}/tokenizer")
-    assert figures["steps"] == 16
-    return f"{output}/tokenizer"
-
-
-@pytest.fixture(scope="module")
-def tokens(tokenizer, images, tmp_path_factory):
-    """A folder with its tokens."""
-    from pipelines.build_tokens import build_tokens
-
-    output = tmp_path_factory.mktemp("tokens")
-    build_tokens(smoke(output, images), tokenizer, f"{output}/tokens")
-    return f"{output}/tokens"
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +105,6 @@ def test_two_workers_with_half_the_weights_equal_one_that_accumulates(unbroken, 
     ("step", "victim", "moment"),
     [
         ("tokens", "data", faults.moment(random.Random(3))),
-        ("generators", "worker", faults.moment(random.Random(4))),
         ("generators", "all", 1.0),
     ],
 )
@@ -202,7 +154,7 @@ def test_a_full_disk_ends_the_job_and_it_goes_on_after_space_is_made(unbroken, i
         left = {Path(path).parent for path in storage.list_files(str(output), (".safetensors",))}
         assert left == set(map(Path, whole)) and not list(output.rglob(".*.tmp"))  # nothing half written
         grow(20_000)
-        figures, folder = generators(output, images, tokenizer, tokens)
+        figures, folder = here(output, images, tokenizer, tokens)
         assert figures["resumed_from"] == 4 * len(whole) > 0
         assert_bit_equal(folder, unbroken[1])
         assert curve(output, images) == curve(unbroken[1].parent, images)
