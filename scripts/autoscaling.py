@@ -179,7 +179,7 @@ def end(head: psutil.Popen) -> None:
         return
     family = [head, *head.children(recursive=True)]
     head.terminate()
-    psutil.wait_procs([head], timeout=10)
+    psutil.wait_procs([head], timeout=5)
     for process in family:  # what it did not wait for
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -154,7 +154,7 @@ def test_a_full_disk_ends_the_job_and_it_goes_on_after_space_is_made(unbroken, i
         left = {Path(path).parent for path in storage.list_files(str(output), (".safetensors",))}
         assert left == set(map(Path, whole)) and not list(output.rglob(".*.tmp"))  # nothing half written
         grow(20_000)
-        figures, folder = here(output, images, tokenizer, tokens)
+        figures, folder = generators(output, images, tokenizer, tokens)
         assert figures["resumed_from"] == 4 * len(whole) > 0
         assert_bit_equal(folder, unbroken[1])
         assert curve(output, images) == curve(unbroken[1].parent, images)
