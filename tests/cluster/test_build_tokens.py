@@ -25,7 +25,6 @@ from tests.disk import small_disk
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
 
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Two shards: 23 images of which the 5th is no image, and one that is all broken."""

@@ -149,9 +149,7 @@ def test_workers_are_lost_leave_and_come_back_and_the_training_is_the_unbroken_o
         assert value == pytest.approx(wanted, rel=1e-5)  # a mean over slices, summed in another order
 
 
-def test_one_two_and_four_nodes_make_the_same_tokens(
-    ray_cluster, add_node, images, tokenizer, tmp_path, monkeypatch
-):
+def test_one_two_and_four_nodes_make_the_same_tokens(ray_cluster, add_node, images, tokenizer, tmp_path, monkeypatch):
     import pipelines.build_tokens as job
 
     class SlowEncode(job.Encode):  # so that the last encoder to start finds something to do

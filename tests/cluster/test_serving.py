@@ -18,15 +18,12 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-import schemathesis
+import schemathesis.specs.openapi.schemas  # here: pytest rewrites it, and ast fails at times beside Ray's threads
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from schemathesis.checks import load_all_checks, not_a_server_error
-from schemathesis.specs.openapi import (
-    checks,
-    schemas,  # noqa: F401  (pytest rewrites what schemathesis imports, and ast fails at times once Ray's threads run)
-)
+from schemathesis.specs.openapi import checks
 
 from tests.cluster.conftest import ROOT, free_port
 

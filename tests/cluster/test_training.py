@@ -105,6 +105,7 @@ def test_two_workers_with_half_the_weights_equal_one_that_accumulates(unbroken, 
     ("step", "victim", "moment"),
     [
         ("tokens", "data", faults.moment(random.Random(3))),
+        ("generators", "worker", faults.moment(random.Random(4))),
         ("generators", "all", 1.0),
     ],
 )
