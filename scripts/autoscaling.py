@@ -15,7 +15,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,8 @@ from typing import Any
 import psutil
 import ray.util
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+
+from scripts.ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # the provider's name for it
@@ -119,17 +120,6 @@ def settings(idle_seconds: float, address: str) -> dict[str, Any]:
         "head_start_ray_commands": [],
         "worker_start_ray_commands": [],
     }
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @contextmanager

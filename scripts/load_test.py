@@ -14,7 +14,6 @@ import http.client
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -98,13 +97,6 @@ class Client:
             raise RuntimeError(f"{answer.status}: {text[:300]!r}")
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line. argv: without the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -123,6 +115,7 @@ def run_rounds(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
     import torch
 
     import nvg
+    from scripts.ports import free_ports
 
     torch.set_num_threads(arguments.threads)
     sampler = nvg.load(arguments.model)
@@ -134,7 +127,7 @@ def run_rounds(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
         call(0)
         return measure(call, images=images, seconds=seconds)
 
-    port = arguments.port or free_port()
+    port = arguments.port or free_ports(1)[0]
     job = None if arguments.port else serve(arguments, port)
     try:
         wait_until_ready(port, job)

@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from scripts.ports import free_ports
 from scripts.postgres import find
 
 OWNER = "nobody"  # PostgreSQL refuses to run as root
@@ -29,7 +29,7 @@ def database():
         os.chown(folder, pwd.getpwnam(OWNER).pw_uid, -1)
     owner = {"user": OWNER} if root else {}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-    port = free_port()
+    (port,) = free_ports(1)
     try:
         initialize = [programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "mlflow", "--no-sync"]
         subprocess.run(initialize, check=True, **quiet, **owner)
@@ -50,7 +50,7 @@ def database():
 def server(bucket):
     """An MLflow server whose runs are in PostgreSQL and whose files go, through it, to an S3 URL; gives its address."""
     with database() as url:
-        port = free_port()
+        (port,) = free_ports(1)
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
         command += ["--backend-store-uri", url, "--artifacts-destination", bucket, "--workers", "1"]
         process = subprocess.Popen(command, start_new_session=True)
@@ -75,9 +75,3 @@ def wait(ready, process, what):
     while not ready():
         assert process.poll() is None and time.time() < end, f"{what} did not start"
         time.sleep(0.2)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

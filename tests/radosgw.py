@@ -9,7 +9,7 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-from tests.mlflow_server import free_port
+from scripts.ports import free_ports
 from tests.s3 import SETTINGS
 
 PROGRAMS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
@@ -47,7 +47,7 @@ def server():
     """A gateway for the keys of tests/s3.py; gives its port."""
     with tempfile.TemporaryDirectory(prefix="nvg-ceph-") as name, contextlib.ExitStack() as stack:
         folder, fsid, disk = Path(name), str(uuid.uuid4()), str(uuid.uuid4())
-        ports = [free_port() for _ in range(3)]
+        ports = free_ports(3)
         (folder / "ceph.conf").write_text(CONFIG.format(folder=folder, fsid=fsid, ports=ports))
         for part in ("mon", "osd", "rgw"):
             (folder / part).mkdir()

@@ -2,7 +2,6 @@
 tokenizer and its tokens, made on it once; and Ray Serve on it, for the files that serve."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from nvg import config as configuration
 from nvg.config import ServeConfig
 from pipelines.common import keep_workers
 from pipelines.serve import use_haproxy
+from scripts.ports import free_ports
 from tests.synthetic import write_images
 
 ROOT = Path(__file__).parents[2]
@@ -83,17 +83,12 @@ def tokens(tokenizer, images, tmp_path_factory):
     return f"{output}/tokens"
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def port(ray_cluster):
     from ray import serve
 
-    yield free_port()
+    (free,) = free_ports(1)
+    yield free
     serve.shutdown()
 
 

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from tests.cluster.conftest import ROOT, free_port
+from scripts.ports import free_ports
+from tests.cluster.conftest import ROOT
 
 ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
 
@@ -307,7 +308,7 @@ def test_the_load_test_and_the_benchmark_measure_both_sides(port, deploy, capsys
 
 
 def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
-    port = free_port()
+    (port,) = free_ports(1)
     # Without the settings of this process's own Ray, and its proxy's ports.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "NVG_"))}
     job = subprocess.Popen(
