@@ -234,7 +234,7 @@ class Loop:
         metrics: dict[str, float] = {}
         for step in steps:
             self.step(step, stream)
-            done = step + 1
+            done, notice = step + 1, False
             due = done % settings.checkpoint_every == 0 or done == settings.total_steps
             if done % settings.log_every == 0 or done == settings.total_steps:
                 with part_of_step("record"):
@@ -246,13 +246,13 @@ class Loop:
                     if self.run is not None:
                         self.run.log_metrics(metrics, done)
                     leaving = place.leaving()
-                    due |= leaving and not self.warned
+                    notice = leaving and not self.warned
                     self.warned = leaving
             if settings.preview_every and done % settings.preview_every == 0 and done < settings.total_steps:
                 self.preview(done)
-            if due:
+            if due or notice:
                 with part_of_step("checkpoint"):
-                    self.checkpoint(done)
+                    self.checkpoint(done, notice)
                 place.report({"step": done, "loss": metrics.get("loss", math.nan)})
             if bar is not None:
                 bar.update(1)
@@ -335,8 +335,11 @@ class Loop:
             f"{newest or 'the beginning'}. Lower lr or raise warmup_steps"
         )
 
-    def checkpoint(self, done: int) -> None:
-        """Write a checkpoint, on the first worker or, of split weights, on all; `done` steps are done."""
+    def checkpoint(self, done: int, notice: bool) -> None:
+        """Write a checkpoint, on the first worker or, of split weights, on all.
+
+        done: how many steps are. notice: whether it was announced that a machine is about to be taken away.
+        """
         if self.place.rank < self.shards:
             save_checkpoint(
                 self.checkpoints,
@@ -352,6 +355,7 @@ class Loop:
                     "seed": self.settings.seed,
                     "total_steps": self.settings.total_steps,
                     "workers": self.place.world,
+                    "notice": notice,
                     "run_id": self.run.id if self.run is not None else None,
                     "first_loss": self.first_loss,
                 },

@@ -23,8 +23,8 @@ def ray_cluster():
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-    # A node that was announced to leave is still counted as there: how long to wait for it in vain.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    # How long to wait for a node in vain that is gone, or was announced to leave, and is still counted as there.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     use_haproxy()
     keep_workers(2)
     import ray

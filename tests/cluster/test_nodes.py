@@ -79,6 +79,15 @@ def alive():
     return sum(node["Alive"] for node in ray.nodes())
 
 
+def look_again(count):
+    """Let Ray's coordinator of reservations, which looks at the nodes every 20 s, see now that there are so many."""
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+    until(lambda: alive() == count, f"{count} nodes")
+    ray.get(get_or_create_autoscaling_coordinator().get_reserved_resources.remote("nobody", recompute=True))
+
+
 def test_a_killed_raylet_loses_and_doubles_no_row(ray_cluster, add_node, images, tokenizer, tmp_path):
     from pipelines.build_tokens import build_tokens
 
@@ -127,15 +136,18 @@ def test_workers_are_lost_leave_and_come_back_and_the_training_is_the_unbroken_o
     wait = in_thread(lambda: train_generators(config, tokenizer, tokens, folder))
     seen = [checkpoint("a checkpoint of two workers", 2)]
     ray_cluster.remove_node(node, allow_graceful=False)
+    look_again(1)
     seen += [checkpoint("a checkpoint of the one that is left", 1, seen[-1])]
     node = add_node()
+    look_again(2)
     seen += [checkpoint("two workers again", 2, seen[-1])]
     command = ["drain-node", "--address", ray_cluster.address, "--node-id", node.node_id]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
     command += ["--deadline-remaining-seconds", "60"]
     subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *command], check=True, stdout=subprocess.DEVNULL)
-    seen += [until(lambda: newest(lambda about: about["step"] % 20), "a checkpoint at the notice, no multiple of 20")]
+    seen += [until(lambda: newest(lambda about: about["notice"]), "a checkpoint at the notice")]
     ray_cluster.remove_node(node, allow_graceful=False)
+    look_again(1)
     seen += [checkpoint("a checkpoint of one worker", 1, seen[-1])]
     figures = wait()
     assert seen == sorted(seen) and figures["workers"] == 1, seen
