@@ -19,14 +19,11 @@ pytest=(.venv/bin/python -m pytest --durations=25)
 if [ $# -gt 0 ]; then
   part tests "${pytest[@]}" "$@"
 else
-  # What runs on Ray waits for a third of its time, so the other tests run beside it, and after them those that start
-  # a Ray of their own. Its output comes when it has ended.
-  own=(tests/cluster/test_addresses.py tests/cluster/test_autoscaling.py)
+  # What runs on Ray waits for a third of its time, so the other tests run beside it. Its output comes when it has ended.
   log=$(mktemp)
   trap 'rm -f "$log"; kill $(jobs -p) 2>/dev/null' EXIT
-  (failed=(); part 'tests on Ray' "${pytest[@]}" tests/cluster "${own[@]/#/--ignore=}"; exit ${#failed[@]}) >"$log" 2>&1 &
+  (failed=(); part 'tests on Ray' "${pytest[@]}" tests/cluster; exit ${#failed[@]}) >"$log" 2>&1 &
   part 'tests without Ray' "${pytest[@]}" --ignore tests/cluster
-  part 'tests on a Ray of their own' "${pytest[@]}" "${own[@]}"
   wait $! || failed+=('tests on Ray')
   cat "$log"
 fi

@@ -82,10 +82,11 @@ def alive():
 def look_again(count):
     """Let Ray's coordinator of reservations, which looks at the nodes every 20 s, see now that there are so many."""
     import ray
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
 
     until(lambda: alive() == count, f"{count} nodes")
-    ray.get(get_or_create_autoscaling_coordinator().get_reserved_resources.remote("nobody", recompute=True))
+    actor = coordinator.get_or_create_autoscaling_coordinator()
+    ray.get(actor.get_reserved_resources.remote("nobody", recompute=True))
 
 
 def test_a_killed_raylet_loses_and_doubles_no_row(ray_cluster, add_node, images, tokenizer, tmp_path):
