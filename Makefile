@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .NOTPARALLEL:
 
 demo: setup
-	@settings="$$(.venv/bin/python scripts/fashion_mnist.py)" \
+	@settings="$$(.venv/bin/python scripts/data.py)" \
 	  && exec .venv/bin/python pipelines/run.py --config $(CONFIG) $$settings $(SETTINGS)
 
 serve: setup
@@ -34,7 +34,7 @@ setup:
 	@scripts/setup.sh
 
 data: setup
-	@.venv/bin/python scripts/fashion_mnist.py
+	@.venv/bin/python scripts/data.py
 
 browser: setup
 	@.venv/bin/python scripts/browser.py

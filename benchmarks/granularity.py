@@ -3,7 +3,7 @@
 Milliseconds an image, medians over rounds in turns, of random latents: structure is the clustering
 (`nvg.granularity.structure_codes`), content the residual quantization along it, at V = 4096, e = 32 for L = 256 and
 V = 512, e = 16 below. sequential: the greedy matching as the method's sentence says it, a pair at a time in Python
-(`tests/reference.py`), one image; it gives the same codes, or the section fails. times: sequential by structure.
+(`tests/support/reference.py`), one image; it gives the same codes, or the section fails. times: sequential by structure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.common import Row, median_seconds, say
 from nvg.autoencoder import GranularityQuantizer
 from nvg.config import TokenizerConfig
 from nvg.granularity import structure_codes
-from tests.reference import sequential_codes
+from tests.support.reference import sequential_codes
 
 
 def run(size: str) -> list[Row]:

@@ -60,9 +60,11 @@ def dit(size: str) -> Peer:
 
     full = size == "full"
     widths = (128, 256, 512, 512) if full else (32, 64)
-    shape = {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "sample_size": 32} if full else {
-        "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "sample_size": 8
-    }  # fmt: skip
+    shape = (
+        {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "sample_size": 32}
+        if full
+        else {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "sample_size": 8}
+    )
     network = DiTTransformer2DModel(in_channels=4, out_channels=8, patch_size=2, **shape)
     decoder = AutoencoderKL(
         block_out_channels=widths,
@@ -85,12 +87,27 @@ def amused(size: str) -> Peer:
 
     full = size == "full"
     text = 768 if full else 32
-    shape = {"sample_size": 16} if full else {
-        "sample_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
-        "in_channels": 32, "block_out_channels": 32, "block_num_heads": 2, "num_res_blocks": 1, "vocab_size": 64,
-        "codebook_size": 32, "cond_embed_dim": text, "encoder_hidden_size": text, "micro_cond_encode_dim": 8,
-        "micro_cond_embed_dim": 40,
-    }  # fmt: skip
+    shape = (
+        {"sample_size": 16}
+        if full
+        else {
+            "sample_size": 8,
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "in_channels": 32,
+            "block_out_channels": 32,
+            "block_num_heads": 2,
+            "num_res_blocks": 1,
+            "vocab_size": 64,
+            "codebook_size": 32,
+            "cond_embed_dim": text,
+            "encoder_hidden_size": text,
+            "micro_cond_encode_dim": 8,
+            "micro_cond_embed_dim": 40,
+        }
+    )
     network = UVit2DModel(**shape)
     widths = (128, 256, 256, 512, 768) if full else (32, 64)
     decoder = VQModel(

@@ -13,10 +13,10 @@ import tempfile
 import numpy as np
 
 from benchmarks.common import Row, median_seconds, say
+from nvg.cluster import start_ray
 from nvg.config import ClusterConfig
 from nvg.data.stream import token_batches
 from nvg.data.tokens import TokenFormat, finish, part_name, parts, read_part, to_arrays, write_part
-from pipelines.common import start_ray
 
 PART_ROWS = 512
 FINGERPRINT = "benchmark"

@@ -1,6 +1,6 @@
 """What HTTP costs: the shipped sampler called in process, and through Ray Serve on loopback, in one run.
 
-The measurement is `scripts/load_test.py`, one torch thread on either side whatever `--threads` says: everything once a
+The measurement is `benchmarks/load_test.py`, one torch thread on either side whatever `--threads` says: everything once a
 round, so that changes of the machine's speed meet all. of in-process: the median over the rounds of images a second
 against those drawn in process in that round, of one image for the single client and of whole batches for the others.
 docs/serving.md has a longer run.
@@ -12,7 +12,7 @@ import statistics
 from argparse import Namespace
 
 from benchmarks.common import Row, Value, say
-from scripts.load_test import Figures, parse, run_rounds, together
+from benchmarks.load_test import Figures, parse, run_rounds, together
 
 AGAINST = {"one": "single", "many": "whole", "singles": "whole"}
 

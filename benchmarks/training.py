@@ -1,6 +1,6 @@
 """A training step of both generators, by depth and micro-batch: forward, backward and optimizer, float32.
 
-Random tokens, one stage an image, no alignment features (`scripts/step_time.py`, `generator_step`). seconds: the median
+Random tokens, one stage an image, no alignment features (`benchmarks/step_time.py`, `generator_step`). seconds: the median
 of a step over `rounds`, after one that warms up. TFLOP: counted over that first step. MB: resident memory at the peak
 of building and of the first step: weights, averages of the optimizer, gradients and activations.
 """
@@ -11,7 +11,7 @@ import statistics
 
 from benchmarks.common import Row, flops, peak_memory, say, seconds
 from benchmarks.schedules import configured
-from scripts.step_time import generator_step
+from benchmarks.step_time import generator_step
 
 
 def run(size: str) -> list[Row]:

@@ -19,7 +19,20 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 _MODULES = (
-    "autoencoder", "config", "data", "evaluation", "generator", "granularity", "serving", "storage", "tracking",
+    "artifacts",
+    "autoencoder",
+    "cluster",
+    "config",
+    "data",
+    "errors",
+    "evaluation",
+    "frozen",
+    "generator",
+    "granularity",
+    "pictures",
+    "serving",
+    "storage",
+    "tracking",
     "training",
 )
 
@@ -28,9 +41,9 @@ def load(name: str, settings: SamplerConfig | None = None) -> Sampler:
     """A sampler by name: one that ships with the package, a folder or URL with a sampler, or `models:/NAME@alias`.
 
     settings replace the sampling settings it was trained with. Raises ValueError, naming what there is, for a name
-    that is none of these, and nvg.training.checkpoint.CheckpointError for a folder that cannot be used.
+    that is none of these, and nvg.errors.CheckpointError for a folder that cannot be used.
     """
-    from nvg.training.checkpoint import load_sampler, sampler_folder
+    from nvg.artifacts.models import load_sampler, sampler_folder
 
     return load_sampler(sampler_folder(name), settings)
 

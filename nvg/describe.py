@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
-from nvg.config import Config, ConfigError
+from nvg.config import Config
+from nvg.errors import ConfigError
 from nvg.generator import ContentGenerator, StructureGenerator
 
 
@@ -84,8 +85,16 @@ def _count(run: Callable[[], object]) -> int:
 
 
 COLUMNS = (
-    "config", "image", "latents", "stages", "content tokens", "bytes a token row",
-    "tokenizer", "content", "structure", "forward GFLOP: encoder, decoder, content, structure",
+    "config",
+    "image",
+    "latents",
+    "stages",
+    "content tokens",
+    "bytes a token row",
+    "tokenizer",
+    "content",
+    "structure",
+    "forward GFLOP: encoder, decoder, content, structure",
 )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nvg.training.checkpoint import load_sampler
+from nvg.artifacts.models import load_sampler
 
 if TYPE_CHECKING:
     import pandas as pd

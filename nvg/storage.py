@@ -29,6 +29,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from nvg.errors import DiskFull, StorageError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -37,10 +39,6 @@ LAST_FILE = "metadata.json"
 os.environ.setdefault("AWS_RETRY_MODE", "standard")
 os.environ.setdefault("AWS_MAX_ATTEMPTS", "8")
 Record = TypeVar("Record")
-
-
-class StorageError(OSError):
-    """A store that cannot be reached or refuses; the message names the URL and what to look at."""
 
 
 @contextmanager
@@ -72,10 +70,6 @@ def _of_client(error: BaseException | None) -> bool:
     return False
 
 
-class DiskFull(OSError):
-    """No space is left where something is written; the message names the path."""
-
-
 @contextmanager
 def space_for(path: str) -> Iterator[None]:
     """What this block writes goes to `path`: a full disk is told with that name. Raises DiskFull."""
@@ -87,9 +81,7 @@ def space_for(path: str) -> Iterator[None]:
         full = (errno.ENOSPC, errno.EDQUOT)
         told = ["database or disk is full", *(f"os error {number}" for number in full)]  # by sqlite, by safetensors
         if getattr(error, "errno", None) in full or any(text in str(error) for text in told):
-            raise DiskFull(
-                f"no space left to write {path}: make space and run the same command again"
-            ) from error
+            raise DiskFull(f"no space left to write {path}: make space and run the same command again") from error
         raise
 
 

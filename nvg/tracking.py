@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from nvg import storage
-from nvg.config import Config, ConfigError
+from nvg.config import Config
+from nvg.errors import ConfigError
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"

@@ -21,12 +21,15 @@ import pyarrow as pa
 import torch
 
 from nvg import config as configuration
-from nvg.config import Config, ConfigError
+from nvg.cluster import actors, blocks, progress, start_ray
+from nvg.config import Config
 from nvg.data import BrokenImage, ImageSource, open_source
 from nvg.data.images import to_float
-from nvg.data.stream import actors, blocks, read_pieces
+from nvg.data.stream import read_pieces
 from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, write_part
-from pipelines import common
+from nvg.errors import ConfigError
+from pipelines.command_line import parse_config
+from pipelines.steps import ERRORS, already, claimed, plan, require
 
 WRITER_CPUS = 0.25  # a writing task waits for storage more than it computes
 MOST_CLASSES = 2**15  # a label is an int16
@@ -41,7 +44,7 @@ class Encode:
     def __init__(self, config: Config, tokenizer_folder: str) -> None:
         import ray
 
-        from nvg.training.checkpoint import load_tokenizer
+        from nvg.artifacts.models import load_tokenizer
 
         self.batch = config.cluster.encode_batch
         self.device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
@@ -50,7 +53,7 @@ class Encode:
         self.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
         self.features = None
         if config.repa.weights is not None:
-            from nvg.autoencoder.features import load_dinov2
+            from nvg.frozen.dinov2 import load_dinov2
 
             self.features = load_dinov2(config.repa.weights, feature_width=config.repa.feature_width).to(self.device)
 
@@ -174,7 +177,7 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
             )
             .map(write, num_cpus=WRITER_CPUS)
         )
-        bar = common.progress(len(todo), "tokens", "part")
+        bar = progress(len(todo), "tokens", "part")
         for row in rows.iter_rows():
             node = row.pop("node")
             by_node[node] = by_node.get(node, 0) + row["images"]
@@ -203,7 +206,7 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
 
 def token_format(config: Config, tokenizer_folder: str, source: ImageSource) -> TokenFormat:
     """What the parts will be made of. Raises ConfigError when the tokenizer is of another configuration."""
-    from nvg.training.checkpoint import model_config, tokenizer_fingerprint
+    from nvg.artifacts.models import model_config, tokenizer_fingerprint
 
     trained = model_config(tokenizer_folder).tokenizer
     if trained != config.tokenizer:
@@ -261,16 +264,16 @@ def summary(about: dict[str, Any], folder: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Images -> token Parquet, unless it is there already. argv: the command line without the program."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = common.parse_config(arguments, __doc__.split("\n")[0])
+    config = parse_config(arguments, __doc__.split("\n")[0])
     try:
-        artifacts = common.plan(config)
-        if common.already(artifacts["tokens"]):
+        artifacts = plan(config)
+        if already(artifacts["tokens"]):
             return
-        tokenizer = common.require(artifacts["tokenizer"], arguments)
-        with common.claimed(artifacts["tokens"]):
-            common.start_ray(config.cluster)
+        tokenizer = require(artifacts["tokenizer"], arguments)
+        with claimed(artifacts["tokens"]):
+            start_ray(config.cluster)
             build_tokens(config, tokenizer, artifacts["tokens"].folder)
-    except common.ERRORS as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
 
 

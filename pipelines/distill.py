@@ -13,9 +13,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from nvg.config import Config, ConfigError
+from nvg.cluster import start_ray
+from nvg.config import Config
+from nvg.errors import ConfigError
 from nvg.training import jobs, ray_train
-from pipelines import common
+from pipelines.command_line import parse_config
+from pipelines.steps import ERRORS, already, claimed, plan, require
 
 
 def distill_generators(
@@ -23,27 +26,30 @@ def distill_generators(
 ) -> dict[str, Any]:
     """Distil into `output_folder` (path or URL) on the running Ray, going on from its checkpoints; returns figures."""
     return ray_train.fit(
-        jobs.distill_generators, config, output_folder,
-        generators=generators_folder, tokens=tokens_folder,
+        jobs.distill_generators,
+        config,
+        output_folder,
+        generators=generators_folder,
+        tokens=tokens_folder,
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Distill, unless that is done already. argv: the command line without the program."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = common.parse_config(arguments, __doc__.split("\n")[0])
+    config = parse_config(arguments, __doc__.split("\n")[0])
     try:
         if config.distill.steps == 0:
             raise ConfigError("distill.steps=0: say how many steps to train, for example distill.steps=4000")
-        artifacts = common.plan(config)
+        artifacts = plan(config)
         artifact = artifacts["distilled"]
-        if common.already(artifact):
+        if already(artifact):
             return
-        generators, tokens = (common.require(artifacts[step], arguments) for step in ("generators", "tokens"))
-        with common.claimed(artifact):
-            common.start_ray(config.cluster)
+        generators, tokens = (require(artifacts[step], arguments) for step in ("generators", "tokens"))
+        with claimed(artifact):
+            start_ray(config.cluster)
             distill_generators(config, generators, tokens, artifact.folder)
-    except common.ERRORS as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"distilled: {artifact.folder}", flush=True)
 

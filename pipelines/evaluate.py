@@ -22,6 +22,8 @@ import torch
 
 from nvg import config as configuration
 from nvg import storage, tracking
+from nvg.artifacts.models import is_shipped, model_settings, read_metadata, sampler_folder
+from nvg.cluster import start_ray
 from nvg.config import Config
 from nvg.data import ImageSource, open_source
 from nvg.evaluation import metrics
@@ -30,11 +32,21 @@ from nvg.evaluation.features import network_name
 from nvg.evaluation.measure import image_rows, measure, npz_rows, sample_rows, stage_rows, unpack
 from nvg.evaluation.metrics import Figure, Moments
 from nvg.evaluation.npz import ImageWriter, read_moments
-from nvg.evaluation.pictures import MAXIMUM_CLASSES, reconstruction_picture, sample_grid, stages_picture
 from nvg.evaluation.reconstruction import ReconstructionFigures
 from nvg.evaluation.reference import Reference, ReferenceMeter, load_reference
-from nvg.training.checkpoint import is_shipped, model_settings, read_metadata, sampler_folder
-from pipelines import common
+from nvg.pictures import MAXIMUM_CLASSES, reconstruction_picture, sample_grid, stages_picture
+from pipelines.command_line import check_output, job_parser, read_config
+from pipelines.steps import (
+    ERRORS,
+    Artifact,
+    already,
+    as_drawn,
+    check_evaluation,
+    claimed,
+    plan,
+    require,
+    sampler_artifact,
+)
 
 GRID_COLUMNS = 10  # samples a class in samples.png
 STAGE_ROWS = 6  # images in stages.png
@@ -118,7 +130,10 @@ class _Evaluation:
             moments = _published_moments(name) if name.endswith(".npz") else None
             what = "reference" if name.endswith(".npz") else name
             references[name] = collected.references[name].reference(
-                what, fingerprint, network, labelled=not name.endswith(".npz") and self.knows_classes,
+                what,
+                fingerprint,
+                network,
+                labelled=not name.endswith(".npz") and self.knows_classes,
                 all_images=moments,
             )
             references[name].save(path)
@@ -147,7 +162,7 @@ class _Evaluation:
 
         config = self.config
         if config.evaluate.inception_weights is not None:
-            from nvg.evaluation.inception import load_inception
+            from nvg.frozen.inception import load_inception
 
             load_inception(config.evaluate.inception_weights)  # a wrong file is told before anything is drawn
             return "inception", config.evaluate.inception_weights
@@ -326,32 +341,32 @@ def summary(result: dict[str, Any], folder: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure a finished sampler, unless that is done already. argv: the command line without the program."""
     given = sys.argv[1:] if argv is None else argv
-    parser = common.parser(__doc__.split("\n")[0])
+    parser = job_parser(__doc__.split("\n")[0])
     parser.add_argument("--sampler", help="a sampler by name, folder or URL, instead of the one this file trains")
     arguments = parser.parse_intermixed_args(given)
     try:
         if arguments.sampler is None:
-            config = common.read_config(arguments)
-            artifacts = common.plan(config)
+            config = read_config(arguments)
+            artifacts = plan(config)
             evaluation = artifacts["evaluation"]
-            if common.already(evaluation):
+            if already(evaluation):
                 return
-            folder = common.require(common.sampler(artifacts), given)
-            config = common.as_drawn(config)
+            folder = require(sampler_artifact(artifacts), given)
+            config = as_drawn(config)
         else:
             folder = sampler_folder(arguments.sampler)
             settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))
             config = configuration.from_dict(settings, arguments.overrides, where=arguments.config)
-            common.check_output(config)
+            check_output(config)
             key = configuration.digest(read_metadata(folder), config.evaluate, config.sampler, config.data)
-            evaluation = common.Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
-            if common.already(evaluation):
+            evaluation = Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
+            if already(evaluation):
                 return
-        common.check_evaluation(config)
-        with common.claimed(evaluation):
-            common.start_ray(config.cluster)
+        check_evaluation(config)
+        with claimed(evaluation):
+            start_ray(config.cluster)
             evaluate(config, folder, evaluation.folder)
-    except common.ERRORS as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
 
 

@@ -2,7 +2,7 @@
 
     python pipelines/run.py --config conf/fashion_mnist.yaml [--until STEP] [--force STEP] [--dry-run] key=value ...
 
-Every step is a Ray task with retries over durable artifacts (pipelines/common.py): a step whose artifact is complete is
+Every step is a Ray task with retries over durable artifacts (pipelines/steps.py): a step whose artifact is complete is
 skipped, an interrupted one goes on from its own checkpoints or parts, and the order is kept by passing each step's
 result to the next.
 """
@@ -14,30 +14,40 @@ import time
 from collections.abc import Sequence
 
 from nvg import storage
-from nvg.config import Config, ConfigError
-from nvg.lease import OutputBusy
+from nvg.cluster import PeakMemory, start_ray
+from nvg.config import Config
+from nvg.errors import ConfigError, NvgError, OutputBusy
 from nvg.training.jobs import tidy
-from nvg.training.ray_train import FINAL
-from pipelines import common
-from pipelines.common import STEPS, Artifact
+from pipelines.command_line import job_parser, read_config
+from pipelines.steps import (
+    ERRORS,
+    STEPS,
+    Artifact,
+    as_drawn,
+    check_evaluation,
+    claimed,
+    plan,
+    sampler_artifact,
+    tidy_up,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Do what is left of all steps, in order. argv: the command line without the program."""
-    parser = common.parser(__doc__.split("\n")[0])
+    parser = job_parser(__doc__.split("\n")[0])
     parser.add_argument("--until", choices=STEPS, default=STEPS[-1], help="the last step to run")
     parser.add_argument("--force", choices=STEPS, help="do this step, and those after it, again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     arguments = parser.parse_intermixed_args(argv)
-    config = common.read_config(arguments)
+    config = read_config(arguments)
     try:
-        artifacts = common.plan(config)
+        artifacts = plan(config)
         if "distilled" in (arguments.until, arguments.force) and "distilled" not in artifacts:
             raise ConfigError("distill.steps=0: there is no such step; say how many steps to train")
         wanted = [step for step in STEPS[: STEPS.index(arguments.until) + 1] if step in artifacts]
         if "evaluation" in wanted and (arguments.force or not artifacts["evaluation"].complete):
-            common.check_evaluation(config)
-    except common.ERRORS as error:
+            check_evaluation(config)
+    except ERRORS as error:
         sys.exit(f"error: {error}")
     after = STEPS[STEPS.index(arguments.force) :] if arguments.force else ()
     forced = [step for step in after if step in artifacts and not artifacts[step].given]
@@ -50,23 +60,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     for step in wanted:
         if step not in todo:
-            common.tidy_up(artifacts[step])
+            tidy_up(artifacts[step])
     if not todo:
         print("every step is complete: nothing to do")
     else:
-        with common.PeakMemory() as memory:
+        with PeakMemory() as memory:
             run_steps(config, artifacts, todo, [step for step in todo if step in forced])
         print(f"peak memory of this machine while it ran: {memory.gigabytes:.1f} GB above the start")
     print(report(config, artifacts, wanted))
 
 
-def run_steps(
-    config: Config, artifacts: dict[str, Artifact], steps: Sequence[str], forced: Sequence[str] = ()
-) -> None:
+def run_steps(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str], forced: Sequence[str] = ()) -> None:
     """Run steps in order as Ray tasks, those of `forced` from nothing. Ends the program with the step's name where one
     fails for good, and where another job makes one of them."""
     try:
-        with common.claimed(*(artifacts[step] for step in steps)):
+        with claimed(*(artifacts[step] for step in steps)):
             for step in forced:
                 storage.remove(artifacts[step].folder)
             _run(config, artifacts, steps)
@@ -78,7 +86,7 @@ def _run(config: Config, artifacts: dict[str, Artifact], steps: Sequence[str]) -
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    common.start_ray(config.cluster)
+    start_ray(config.cluster)
     # Beside this process, on the head of a cluster: on a worker a step would go with a node that leaves, and what Ray
     # Data leaves behind beside it would keep a node that nobody needs.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -108,7 +116,9 @@ def try_step(step: str, config: Config, artifacts: dict[str, Artifact], before: 
         return before
     try:
         run_step(step, config, artifacts)
-    except FINAL as error:
+    except NvgError as error:
+        if not error.final:
+            raise
         return error
     return None
 
@@ -134,7 +144,7 @@ def run_step(step: str, config: Config, artifacts: dict[str, Artifact]) -> None:
     elif step == "distilled":
         distill_generators(config, folder["generators"], folder["tokens"], folder["distilled"])
     else:
-        evaluate(common.as_drawn(config), common.sampler(artifacts).folder, folder["evaluation"])
+        evaluate(as_drawn(config), sampler_artifact(artifacts).folder, folder["evaluation"])
     storage.write_json(storage.join(folder[step], "timing.json"), {"seconds": round(time.time() - begun, 1)})
 
 

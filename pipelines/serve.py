@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvg import config as configuration
-from nvg.config import ConfigError, ServeConfig
-from pipelines import common
+from nvg.cluster import start_ray
+from nvg.config import ServeConfig
+from nvg.errors import ConfigError
+from pipelines.command_line import job_parser
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -95,7 +97,7 @@ def _free_port(held: contextlib.ExitStack) -> int:
 
 def check(config: ServeConfig) -> None:
     """What can be known before Ray starts. Raises ConfigError, or ValueError for a model that is none."""
-    from nvg.training.checkpoint import read_metadata, sampler_folder
+    from nvg.artifacts.models import read_metadata, sampler_folder
 
     read_metadata(sampler_folder(config.model))
     if not os.environ.get("RAY_ADDRESS"):
@@ -115,7 +117,7 @@ def check(config: ServeConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Deploy, and without RAY_ADDRESS serve until stopped."""
-    arguments = common.parser(__doc__.split("\n")[0]).parse_intermixed_args(argv)
+    arguments = job_parser(__doc__.split("\n")[0]).parse_intermixed_args(argv)
     try:
         config = configuration.serve_config(
             configuration.read(arguments.config), arguments.overrides, where=arguments.config
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     if not os.environ.get("RAY_ADDRESS"):
         use_haproxy()
-    common.start_ray(config)
+    start_ray(config)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own, which end the process at once
         signal.signal(number, lambda *_: stop.set())

@@ -19,8 +19,11 @@ import yaml
 
 from nvg import config as configuration
 from nvg import storage, tracking
-from nvg.config import Config, ConfigError
-from pipelines import common, run
+from nvg.config import Config
+from nvg.errors import ConfigError
+from pipelines import run
+from pipelines.command_line import job_parser, read_config
+from pipelines.steps import ERRORS, check_evaluation, plan
 
 SORTED_BY = "frechet_distance"
 
@@ -42,7 +45,7 @@ def combinations(vary: Sequence[str]) -> list[list[str]]:
 
 def sweep(config: Config, variants: dict[str, Config]) -> dict[str, dict[str, Any]]:
     """Run all variants; returns the figures of each. Raises ConfigError before anything is run."""
-    planned = {name: (variant, common.plan(variant)) for name, variant in variants.items()}
+    planned = {name: (variant, plan(variant)) for name, variant in variants.items()}
     folder = storage.join(config.output, f"sweep-{configuration.digest('sweep', sorted(planned))}")
     parent = tracking.start(config, "sweep", folder=folder)
     found: dict[str, dict[str, Any]] = {}
@@ -80,19 +83,19 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a sweep. argv: the command line without the program."""
-    parser = common.parser(__doc__.split("\n")[0])
+    parser = job_parser(__doc__.split("\n")[0])
     parser.add_argument("--vary", nargs="+", required=True, metavar="key=value,...", help="the settings to combine")
     arguments = parser.parse_intermixed_args(argv)
     try:
-        config = common.read_config(arguments)
+        config = read_config(arguments)
         variants = {
             " ".join(one): configuration.load(arguments.config, [*arguments.overrides, *one])
             for one in combinations(arguments.vary)
         }
         for variant in variants.values():
-            common.check_evaluation(variant)
+            check_evaluation(variant)
         found = sweep(config, variants)
-    except common.ERRORS as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
     print(table(found))
 

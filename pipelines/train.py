@@ -11,33 +11,38 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from nvg.cluster import start_ray
 from nvg.config import Config
 from nvg.training import jobs, ray_train
-from pipelines import common
+from pipelines.command_line import parse_config
+from pipelines.steps import ERRORS, already, claimed, plan, require
 
 
 def train_generators(config: Config, tokenizer_folder: str, tokens_folder: str, output_folder: str) -> dict[str, Any]:
     """Train into `output_folder` (path or URL) on the running Ray, going on from its checkpoints; returns figures."""
     return ray_train.fit(
-        jobs.train_generators, config, output_folder,
-        tokenizer=tokenizer_folder, tokens=tokens_folder,
+        jobs.train_generators,
+        config,
+        output_folder,
+        tokenizer=tokenizer_folder,
+        tokens=tokens_folder,
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the generators, unless they are there already. argv: the command line without the program."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = common.parse_config(arguments, __doc__.split("\n")[0])
+    config = parse_config(arguments, __doc__.split("\n")[0])
     try:
-        artifacts = common.plan(config)
+        artifacts = plan(config)
         artifact = artifacts["generators"]
-        if common.already(artifact):
+        if already(artifact):
             return
-        tokenizer, tokens = (common.require(artifacts[step], arguments) for step in ("tokenizer", "tokens"))
-        with common.claimed(artifact):
-            common.start_ray(config.cluster)
+        tokenizer, tokens = (require(artifacts[step], arguments) for step in ("tokenizer", "tokens"))
+        with claimed(artifact):
+            start_ray(config.cluster)
             train_generators(config, tokenizer, tokens, artifact.folder)
-    except common.ERRORS as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"generators: {artifact.folder}", flush=True)
 

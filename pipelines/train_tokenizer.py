@@ -1,6 +1,6 @@
 """Train the tokenizer: images -> the multi-granularity quantized autoencoder.
 
-    python pipelines/train_tokenizer.py --config conf/fashion_mnist.yaml key=value ...
+python pipelines/train_tokenizer.py --config conf/fashion_mnist.yaml key=value ...
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from nvg.cluster import start_ray
 from nvg.config import Config
 from nvg.training import jobs, ray_train
-from pipelines import common
+from pipelines.command_line import parse_config
+from pipelines.steps import ERRORS, already, claimed, plan
 
 
 def train_tokenizer(config: Config, output_folder: str) -> dict[str, Any]:
@@ -21,15 +23,15 @@ def train_tokenizer(config: Config, output_folder: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the tokenizer, unless it is there already. argv: the command line without the program."""
-    config = common.parse_config(argv, __doc__.split("\n")[0])
+    config = parse_config(argv, __doc__.split("\n")[0])
     try:
-        artifact = common.plan(config)["tokenizer"]
-        if common.already(artifact):
+        artifact = plan(config)["tokenizer"]
+        if already(artifact):
             return
-        with common.claimed(artifact):
-            common.start_ray(config.cluster)
+        with claimed(artifact):
+            start_ray(config.cluster)
             train_tokenizer(config, artifact.folder)
-    except common.ERRORS as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"tokenizer: {artifact.folder}", flush=True)
 

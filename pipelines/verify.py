@@ -17,17 +17,17 @@ import numpy as np
 
 from nvg import config as configuration
 from nvg import storage
+from nvg.artifacts.models import load_tokenizer
 from nvg.config import Config
 from nvg.data import open_source
-from nvg.evaluation.verify import Check, TokenChecks, check_folder, check_weights, some_images
-from nvg.training.checkpoint import load_tokenizer
-from pipelines import common
+from nvg.verify import Check, TokenChecks, check_folder, check_weights, some_images
 from pipelines.build_tokens import token_format
+from pipelines.steps import Artifact, plan
 
 STEPS = ("tokenizer", "tokens", "generators", "distilled")
 
 
-def check_step(config: Config, artifacts: dict[str, common.Artifact], step: str, images: int) -> Iterator[Check]:
+def check_step(config: Config, artifacts: dict[str, Artifact], step: str, images: int) -> Iterator[Check]:
     """The checks of a step's artifact, with `images` of the training images."""
     folder, source = artifacts[step].folder, open_source(config.data, "train")
     if step == "tokens":
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         try:
             config = configuration.load(arguments.config, arguments.items)
-            artifacts = common.plan(config)
+            artifacts = plan(config)
         except (ValueError, OSError) as error:
             parser.error(str(error))
         steps = [step for step in STEPS if step in artifacts and arguments.step in (None, step)]

@@ -20,7 +20,7 @@ from nvg.granularity import (
     structure_map,
     take,
 )
-from tests.reference import sequential_codes, sequential_pairs
+from tests.support.reference import sequential_codes, sequential_pairs
 
 powers = st.integers(2, 6)  # K: 4 to 64 positions
 

@@ -20,8 +20,8 @@ import ray
 import yaml
 
 from nvg import config as configuration
-from nvg.config import ConfigError
-from tests import kustomize
+from nvg.errors import ConfigError
+from tests.support import kustomize
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -52,8 +52,10 @@ def test_the_image_holds_what_it_says_and_ray_s_own_python():
     pyproject = (ROOT / "pyproject.toml").read_text()
     torch = subprocess.run(
         ["sed", "-n", re.search(r"sed -n '(.*?)'", text).group(1), ROOT / "pyproject.toml"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert torch.strip() in pyproject and torch.startswith("torch==")
     for extra in re.search(r"'\.\[(.*?)\]'", text).group(1).split(","):
         assert re.search(rf"^{extra} = \[", pyproject, re.MULTILINE), extra
@@ -77,8 +79,9 @@ def test_ray_up_takes_the_cluster_files(cloud):
     config = prepared(content)
     types = config["available_node_types"]
     assert {name: (kind["min_workers"], kind["max_workers"] > 0) for name, kind in types.items() if name != "head"} == {
-        "readers": (0, True), "gpus": (0, True),
-    }  # fmt: skip
+        "readers": (0, True),
+        "gpus": (0, True),
+    }
     assert config["docker"]["image"] and config["head_node_type"] == "head"
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         starts = [command for command in commands if "ray start" in command]

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from nvg import storage
-from tests.disk import small_disk
+from nvg.errors import DiskFull, StorageError
+from tests.support.disk import small_disk
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -52,14 +53,21 @@ def test_a_folder_that_fails_leaves_nothing(root):
 
 def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     started = subprocess.Popen(
-        [sys.executable, "-c", f"""
+        [
+            sys.executable,
+            "-c",
+            f"""
 from nvg import storage
 with storage.folder_writer({str(tmp_path / "step-1")!r}) as folder:
     (folder / "half").write_text("x")
     print("there", flush=True)
     input()
-"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+""",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert started.stdout.readline() == "there\n"
     started.kill()
     started.wait()
@@ -89,7 +97,7 @@ def test_a_full_disk_leaves_what_was_there_and_is_told_with_the_path(tmp_path):
             (lambda: storage.create_bytes(f"{file}.new", large), f"{file}.new"),
             (write_folder, folder),
         ):
-            with pytest.raises(storage.DiskFull, match=f"no space left to write {path}: make space and run the same"):
+            with pytest.raises(DiskFull, match=f"no space left to write {path}: make space and run the same"):
                 write()
         assert storage.read_bytes(file) == b"old" == storage.read_bytes(f"{folder}/data")
         (tmp_path / "disk" / "file.bin.new").unlink()
@@ -155,7 +163,7 @@ def test_an_upload_that_fails_takes_away_what_it_had_put(root, monkeypatch):
         return put(self, source, name, *arguments, **options)
 
     monkeypatch.setattr(type(system), "put_file", fail_at_last)
-    with pytest.raises(storage.StorageError, match="ConnectionError"), storage.folder_writer(target) as folder:
+    with pytest.raises(StorageError, match="ConnectionError"), storage.folder_writer(target) as folder:
         (folder / "data.txt").write_text("x")
         (folder / "metadata.json").write_text("{}")
     assert storage.list_files(root) == []

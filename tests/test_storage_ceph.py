@@ -4,8 +4,9 @@ import pytest
 import s3fs
 
 from nvg import storage
-from nvg.lease import OutputBusy, lease
-from tests import radosgw, s3
+from nvg.artifacts.lease import lease
+from nvg.errors import OutputBusy
+from tests.support import radosgw, s3
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -15,7 +16,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def bucket():
-    with radosgw.server() as port, s3.environment(port):
+    with s3.ceph() as port, s3.environment(port):
         s3fs.S3FileSystem().mkdir("nvg-test")
         yield "s3://nvg-test"
 
@@ -46,8 +47,6 @@ def test_a_large_folder_goes_up_in_parts_and_comes_down_whole(bucket):
 
 
 def test_a_second_job_on_an_artifact_refuses(bucket):
-    with lease(f"{bucket}/tokens-1"):
-        with pytest.raises(OutputBusy, match="process"):
-            with lease(f"{bucket}/tokens-1"):
-                pass
+    with lease(f"{bucket}/tokens-1"), pytest.raises(OutputBusy, match="process"), lease(f"{bucket}/tokens-1"):
+        pass
     assert not storage.exists(f"{bucket}/tokens-1.lease")

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from nvg import tracking
-from nvg.config import ConfigError
-from tests.training.config import toy_config
+from nvg.errors import ConfigError
+from tests.support.toy_config import toy_config
 
 
 @pytest.fixture(autouse=True)

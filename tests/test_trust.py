@@ -23,26 +23,26 @@ from safetensors.torch import load_file, save_file
 import nvg
 from nvg import config as configuration
 from nvg import storage
-from nvg.autoencoder import Autoencoder, convert_weights
-from nvg.autoencoder.features import load_dinov2
-from nvg.autoencoder.lpips import load_lpips
-from nvg.autoencoder.weights import WeightsError
-from nvg.config import ConfigError
-from nvg.data import BrokenImage, BrokenImageError, DataError, decode_image, open_source
+from nvg.artifacts import models
+from nvg.autoencoder import Autoencoder
+from nvg.data import BrokenImage, BrokenImageError, decode_image, open_source
 from nvg.data import tokens as token_parts
-from nvg.evaluation import convert_inception
+from nvg.errors import CheckpointError, ConfigError, DataError, WeightsError
 from nvg.evaluation.classifier import load_classifier
-from nvg.evaluation.inception import load_inception
 from nvg.evaluation.npz import read_images, read_moments
 from nvg.evaluation.reference import load_reference
+from nvg.frozen import convert as convert_weights
+from nvg.frozen import convert_inception
+from nvg.frozen.dinov2 import load_dinov2
+from nvg.frozen.inception import load_inception
+from nvg.frozen.lpips import load_lpips
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.training import checkpoint, jobs
-from nvg.training.checkpoint import CheckpointError
 from nvg.training.loop import Place, train
-from tests.data.pictures import config as image_config
-from tests.data.pictures import encode, pixels, write_tar
-from tests.training.config import toy_config
-from tests.training.toy import ToyTask, toy_settings
+from tests.support.pictures import config as image_config
+from tests.support.pictures import encode, pixels, write_tar
+from tests.support.toy import ToyTask, toy_settings
+from tests.support.toy_config import toy_config
 
 ROOT = Path(nvg.__file__).parents[1]
 ERRORS = (CheckpointError, ConfigError, DataError, WeightsError, ValueError)
@@ -50,9 +50,21 @@ ERRORS = (CheckpointError, ConfigError, DataError, WeightsError, ValueError)
 # ---- what the code may call ----
 
 FORBIDDEN = {
-    "pickle.load", "pickle.loads", "joblib.load", "dill.load", "marshal.loads", "shelve.open", "yaml.load",
-    "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "os.system", "torch.hub.load", "pd.read_pickle",
-}  # fmt: skip
+    "pickle.load",
+    "pickle.loads",
+    "joblib.load",
+    "dill.load",
+    "marshal.loads",
+    "shelve.open",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "eval",
+    "exec",
+    "os.system",
+    "torch.hub.load",
+    "pd.read_pickle",
+}
 
 
 def faults(source: str) -> list[str]:
@@ -84,9 +96,19 @@ def test_no_file_calls_what_runs_the_things_that_it_loads(folder):
 
 @pytest.mark.parametrize(
     "call",
-    ["torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p)", "np.load(p, allow_pickle=True)", "eval(x)",
-     "pickle.load(f)", "yaml.load(f)", "tar.extractall(p)", "tar.extract(m)", "M.from_pretrained(p)"],
-)  # fmt: skip
+    [
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p)",
+        "np.load(p, allow_pickle=True)",
+        "eval(x)",
+        "pickle.load(f)",
+        "yaml.load(f)",
+        "tar.extractall(p)",
+        "tar.extract(m)",
+        "M.from_pretrained(p)",
+    ],
+)
 def test_the_scan_sees_such_calls(call):
     assert len(faults(call)) == 1
 
@@ -129,20 +151,26 @@ def artifacts(tmp_path_factory):
     autoencoder = Autoencoder(config.tokenizer)
     parts = {"content": ContentGenerator(config.content), "structure": StructureGenerator(config.structure)}
     names = ["cat", "dog"]
-    mark = checkpoint.save_tokenizer(
+    mark = models.save_tokenizer(
         str(root / "tokenizer"), autoencoder.state_dict(), config, class_names=names, metadata={}
     )
-    checkpoint.export_sampler(
-        str(root / "sampler"), tokenizer=autoencoder.state_dict(), config=config, class_names=names, metadata={},
+    models.export_sampler(
+        str(root / "sampler"),
+        tokenizer=autoencoder.state_dict(),
+        config=config,
+        class_names=names,
+        metadata={},
         parts={name: module.state_dict() for name, module in parts.items()},
-    )  # fmt: skip
+    )
     train(ToyTask(), toy_settings(total_steps=4), config, str(root / "checkpoints"))
     shutil.move(root / "checkpoints" / "step-00000004", root / "training")
     form = token_parts.TokenFormat(mark, 4, 16, 16, names)
     columns = {
-        "image_id": [str(n) for n in range(32)], "label": [n % 2 for n in range(32)],
-        "content": np.zeros((32, 31), np.uint16), "structure": np.tile(np.arange(16), (32, 1)),
-    }  # fmt: skip
+        "image_id": [str(n) for n in range(32)],
+        "label": [n % 2 for n in range(32)],
+        "content": np.zeros((32, 31), np.uint16),
+        "structure": np.tile(np.arange(16), (32, 1)),
+    }
     token_parts.write_part(str(root / "tokens"), form, token_parts.part_name(0, 0), 0, columns, [])
     token_parts.finish(str(root / "tokens"), form, {(0, 0)}, {"views": 1})
     return root
@@ -156,7 +184,7 @@ def resume(folder):
 
 
 FOLDERS = {
-    "tokenizer": checkpoint.load_tokenizer,
+    "tokenizer": models.load_tokenizer,
     "sampler": nvg.load,
     "training": resume,
     "tokens": lambda folder: (token_parts.read_metadata(folder), token_parts.read_part(f"{folder}/{PART}")),
@@ -315,7 +343,7 @@ def test_moments_that_do_not_fit_are_refused_behind_a_right_checksum(artifacts, 
     name = next(key for key in state if key.endswith("exp_avg"))
     save_file(state | {name: torch.zeros(2)}, path)
     about = json.loads((tmp_path / "training" / "metadata.json").read_text())
-    about["files"][path.name] = checkpoint._checksum(path)
+    about["files"][path.name] = models.checksum(path)
     storage.write_json(str(tmp_path / "training" / "metadata.json"), about)
     with pytest.raises(CheckpointError, match="optimizer.safetensors: .* does not fit the model"):
         resume(str(tmp_path / "training"))
@@ -324,7 +352,11 @@ def test_moments_that_do_not_fit_are_refused_behind_a_right_checksum(artifacts, 
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        ("[]", "damaged"), ("null", "damaged"), ('"x"', "damaged"), ("{", "damaged"), ("{}", "fingerprint"),
+        ("[]", "damaged"),
+        ("null", "damaged"),
+        ('"x"', "damaged"),
+        ("{", "damaged"),
+        ("{}", "fingerprint"),
         ('{"fingerprint": 5, "last_stage": 4, "positions": 16, "codebook_size": 16, "class_names": []}', "fingerprint"),
         ('{"fingerprint": "x", "last_stage": "4", "positions": 16, "codebook_size": 16, "class_names": []}', "last_s"),
         ('{"fingerprint": "x", "last_stage": 3, "positions": 16, "codebook_size": 16, "class_names": []}', "not 2.3"),
@@ -332,7 +364,7 @@ def test_moments_that_do_not_fit_are_refused_behind_a_right_checksum(artifacts, 
         ('{"fingerprint": "x", "x": 4}', "unknown key 'x', perhaps of another version"),
         ("[" * 10**5, "damaged"),
     ],
-)  # fmt: skip
+)
 def test_odd_metadata_of_a_token_part_is_a_data_error(artifacts, tmp_path, raw, words):
     table = pq.read_table(artifacts / "tokens" / PART)
     path = tmp_path / PART
@@ -370,9 +402,7 @@ def test_tokens_of_another_number_of_classes_or_tokenizer_are_not_trained_on(art
     shutil.copytree(artifacts / "tokenizer", tmp_path / "other")
     state = load_file(tmp_path / "other" / "tokenizer.safetensors")
     state = {name: value + 1 for name, value in state.items()}
-    mark = checkpoint.save_tokenizer(
-        str(tmp_path / "other"), state, toy_config(), class_names=["cat", "dog"], metadata={}
-    )
+    mark = models.save_tokenizer(str(tmp_path / "other"), state, toy_config(), class_names=["cat", "dog"], metadata={})
     with pytest.raises(ConfigError, match=f"are of tokenizer .*, .*other has {mark}"):
         jobs.train_generators(toy_config(), Place(), **folder | {"tokenizer": str(tmp_path / "other")})
 
@@ -380,8 +410,14 @@ def test_tokens_of_another_number_of_classes_or_tokenizer_are_not_trained_on(art
 # ---- names ----
 
 NAMES = [
-    "../../out.png", "/tmp/out.png", "a\nb.png", "a/../../b.png", "x" * 3000 + ".png", "\udcff\udcfe.png", "a b'\".png",
-]  # fmt: skip
+    "../../out.png",
+    "/tmp/out.png",
+    "a\nb.png",
+    "a/../../b.png",
+    "x" * 3000 + ".png",
+    "\udcff\udcfe.png",
+    "a b'\".png",
+]
 
 
 def test_names_in_archives_are_ids_and_never_places(tmp_path):
@@ -400,9 +436,11 @@ def test_names_in_archives_are_ids_and_never_places(tmp_path):
     assert all(name.startswith("a.tar/") for name in ids) and len(set(ids)) == len(ids)
     form = token_parts.TokenFormat("0" * 16, 4, 16, 16, ["a"])
     columns = {
-        "image_id": ids, "label": [0] * len(ids), "content": np.zeros((len(ids), 31)),
+        "image_id": ids,
+        "label": [0] * len(ids),
+        "content": np.zeros((len(ids), 31)),
         "structure": np.tile(np.arange(16), (len(ids), 1)),
-    }  # fmt: skip
+    }
     broken = [BrokenImage(record.image_id, record.path, "x") for record in records]
     out = tmp_path / "tokens"
     token_parts.write_part(str(out), form, token_parts.part_name(0, 0), 0, columns, broken)

@@ -11,20 +11,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nvg import config as configuration
+from nvg.artifacts import models
 from nvg.autoencoder import Autoencoder
-from nvg.data import DataError, open_source
+from nvg.data import open_source
 from nvg.data.stream import read_view
 from nvg.data.tokens import finish, part_name, read_part, write_part
+from nvg.errors import DataError
 from nvg.generator import ContentGenerator, StructureGenerator
-from nvg.training import checkpoint
 from nvg.training.loop import train
-from pipelines import common, verify
+from pipelines import verify
 from pipelines.build_tokens import Encode, token_format
-from tests.synthetic import CLASSES, write_images
-from tests.training.config import toy_config
-from tests.training.toy import ToyTask, toy_settings
+from pipelines.steps import plan
+from tests.support.synthetic import CLASSES, write_images
+from tests.support.toy import ToyTask, toy_settings
+from tests.support.toy_config import toy_config
 
-SHIPPED = checkpoint.ASSETS / "fashion-mnist"
+SHIPPED = models.ASSETS / "fashion-mnist"
 PART = "part-000001-view1.parquet"
 
 
@@ -32,20 +34,26 @@ PART = "part-000001-view1.parquet"
 def made(tmp_path_factory):
     """The configuration's file and its output: the shipped tokenizer, and 36 images in two views as its tokens."""
     root = tmp_path_factory.mktemp("verify")
-    content = checkpoint.model_settings(str(SHIPPED))
+    content = models.model_settings(str(SHIPPED))
     for key in configuration.DERIVED:
         section, _, name = key.partition(".")
         content[section].pop(name, None)
     content["data"] = {
-        "source": "folder", "train": write_images(root / "images", each=12, size=32), "image_size": 32, "channels": 1,
-        "num_classes": 3, "views": 2, "unit_images": 8, "crop_scale": 1.2,
-    }  # fmt: skip
+        "source": "folder",
+        "train": write_images(root / "images", each=12, size=32),
+        "image_size": 32,
+        "channels": 1,
+        "num_classes": 3,
+        "views": 2,
+        "unit_images": 8,
+        "crop_scale": 1.2,
+    }
     content["output"] = str(root / "output")
     (root / "config.yaml").write_text(json.dumps(content))
     config = configuration.load(root / "config.yaml")
-    folder = {step: artifact.folder for step, artifact in common.plan(config).items()}
+    folder = {step: artifact.folder for step, artifact in plan(config).items()}
     state = load_file(SHIPPED / "tokenizer.safetensors")
-    checkpoint.save_tokenizer(folder["tokenizer"], state, config, class_names=list(CLASSES), metadata={})
+    models.save_tokenizer(folder["tokenizer"], state, config, class_names=list(CLASSES), metadata={})
     source = open_source(config.data, "train")
     form, encode = token_format(config, folder["tokenizer"], source), Encode(config, folder["tokenizer"])
     wanted = {(unit, view) for unit in range(len(source.units)) for view in range(2)}
@@ -53,10 +61,11 @@ def made(tmp_path_factory):
         images, ids, labels, broken = read_view(source, source.units[unit], config.data, view, config.seed)
         row = encode({"images": images.tobytes()})
         columns = {
-            "image_id": ids, "label": labels,
+            "image_id": ids,
+            "label": labels,
             "content": np.frombuffer(row["content"], np.uint16).reshape(len(ids), -1),
             "structure": np.frombuffer(row["structure"], np.uint16).reshape(len(ids), -1),
-        }  # fmt: skip
+        }
         write_part(folder["tokens"], form, part_name(unit, view), view, columns, broken)
     finish(folder["tokens"], form, wanted, {"views": 2, "data_fingerprint": source.fingerprint()})
     return root
@@ -217,7 +226,7 @@ FAULTS = {
     "metadata cut off": (lambda folder: (folder / "metadata.json").write_text('{"views": 2,'), "metadata.json"),
     "metadata of a wrong type": (metadata(views="2"), "metadata.json"),
     "metadata that is a list": (lambda folder: (folder / "metadata.json").write_text("[]"), "metadata.json"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -260,11 +269,14 @@ def sampler(tmp_path):
     torch.manual_seed(0)
     config = toy_config()
     generators = {"content": ContentGenerator(config.content), "structure": StructureGenerator(config.structure)}
-    checkpoint.export_sampler(
-        str(tmp_path / "sampler"), tokenizer=Autoencoder(config.tokenizer).state_dict(), config=config,
-        parts={name: module.state_dict() for name, module in generators.items()}, class_names=["cat", "dog"],
+    models.export_sampler(
+        str(tmp_path / "sampler"),
+        tokenizer=Autoencoder(config.tokenizer).state_dict(),
+        config=config,
+        parts={name: module.state_dict() for name, module in generators.items()},
+        class_names=["cat", "dog"],
         metadata={},
-    )  # fmt: skip
+    )
     return tmp_path / "sampler"
 
 
@@ -282,7 +294,7 @@ def not_finite(folder):
     """Behind a right fingerprint."""
     spoil(folder / "content.safetensors")
     about = json.loads((folder / "metadata.json").read_text())
-    about["weights"]["content"] = checkpoint.fingerprint(load_file(folder / "content.safetensors"))
+    about["weights"]["content"] = models.fingerprint(load_file(folder / "content.safetensors"))
     (folder / "metadata.json").write_text(json.dumps(about))
 
 
@@ -292,9 +304,9 @@ def classes(folder):
 
 
 def half(folder):
-    (folder / "metadata.json").rename(folder / checkpoint.HALF)
-    about = json.loads((folder / checkpoint.HALF).read_text()) | {"parts": ["content"]}
-    (folder / checkpoint.HALF).write_text(json.dumps(about))
+    (folder / "metadata.json").rename(folder / models.HALF)
+    about = json.loads((folder / models.HALF).read_text()) | {"parts": ["content"]}
+    (folder / models.HALF).write_text(json.dumps(about))
 
 
 @pytest.mark.parametrize(
@@ -325,7 +337,7 @@ def test_a_training_checkpoint_passes_and_its_faults_are_named(tmp_path, capsys)
     spoil(folder / "ema.safetensors")
     assert failed(capsys, [str(folder)]) == (1, {"files"})
     about = json.loads((folder / "metadata.json").read_text())
-    about["files"]["ema.safetensors"] = checkpoint._checksum(folder / "ema.safetensors")
+    about["files"]["ema.safetensors"] = models.checksum(folder / "ema.safetensors")
     (folder / "metadata.json").write_text(json.dumps(about))
     assert failed(capsys, [str(folder)]) == (1, {"weights"})
     folder.rename(tmp_path / "step-00000005")

@@ -1,9 +1,10 @@
 """Images in, tokens out and back in: sources, views, token Parquet, and the Ray Data streams over them."""
 
 from nvg.data.images import BrokenImageError, decode_image, make_view
-from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource
+from nvg.data.records import BrokenImage, ImageRecord, ImageSource
 from nvg.data.sources import open_source
 from nvg.data.stream import image_batches, token_batches
+from nvg.errors import DataError
 
 __all__ = [
     "BrokenImage",

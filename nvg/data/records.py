@@ -14,12 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nvg import storage
+from nvg.errors import StorageError
 
 Item = TypeVar("Item")
-
-
-class DataError(ValueError):
-    """Images that cannot be used as configured; the message names the key or the file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def read_image(image_id: str, path: str, label: int) -> ImageRecord | BrokenImag
     the images of an outage are not broken ones."""
     try:
         return ImageRecord(image_id, storage.read_bytes(path), label, path)
-    except storage.StorageError:
+    except StorageError:
         raise
     except OSError as error:
         return BrokenImage(image_id, path, f"{type(error).__name__}: {error}")

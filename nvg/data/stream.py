@@ -17,16 +17,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from nvg.config import ClusterConfig, Config, DataConfig
+from nvg.cluster import blocks
+from nvg.config import Config, DataConfig
 from nvg.data.images import BrokenImageError, decode_image, make_view
-from nvg.data.records import BrokenImage, DataError, ImageSource, Unit
+from nvg.data.records import BrokenImage, ImageSource, Unit
 from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
+from nvg.errors import DataError
 
 Arrays = dict[str, np.ndarray]
 BUFFER_BYTES = 256 * 2**20  # of images that are shuffled together
 BUFFER_ROWS = 8192
 ITEM_BYTES = 32 * 2**20  # of token parts that one task reads: starting a task costs more than reading a small part
-OWN_RAY = "nvg_own_ray"  # a resource of a Ray that a command of ours has started: it ends with it, and does not grow
 
 
 @dataclass(frozen=True)
@@ -188,40 +189,6 @@ def parts_together(about: dict[str, Any], rows: int) -> int:
     row_bytes = 5 * about["positions"] + 2 * about["positions"] * (about["feature_width"] or 0)
     part_rows = max(1, about["rows"] // max(1, about["parts"]))
     return max(1, min(rows, ITEM_BYTES // row_bytes) // part_rows)
-
-
-def blocks(rows: list[dict[str, Any]]) -> Any:
-    """A Ray data set with a block a row, on the running Ray."""
-    import ray
-
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset.context.raise_original_map_exception = True  # else the type of an error is lost: the disk, or the data?
-    return dataset
-
-
-def actors(cluster: ClusterConfig) -> Any:
-    """Ray Data's pool of cluster.encoders actors, on the running Ray. All are asked for at once, which is what brings
-    nodes: a pool that grows by itself stays at one actor where readers take what CPUs are free.
-
-    In a Ray of our own, which does not grow, they are so few, and it is said, that a reader has room beside them. On a
-    cluster that has not the room now it is said that it must grow: without, encoders and readers wait for each other.
-    """
-    import ray
-
-    resources, size = ray.cluster_resources(), cluster.encoders
-    there = resources.get("CPU", 0.0)
-    room = size
-    if cluster.cpus_per_worker > 0:
-        room = max(0, int((there - cluster.cpus_per_reader) / cluster.cpus_per_worker + 1e-6))
-    if size > room:
-        what = f"cluster.encoders={size} with cluster.cpus_per_worker={cluster.cpus_per_worker:g}"
-        rest = f"leave none of {there:g} CPUs to a reader with cluster.cpus_per_reader={cluster.cpus_per_reader:g}"
-        if OWN_RAY in resources and room:
-            size = room
-            print(f"{what} {rest}: {size} instead", flush=True)
-        else:
-            print(f"{what} {rest}: unless the cluster grows, nothing will run; make them less", flush=True)
-    return ray.data.ActorPoolStrategy(size=size)
 
 
 def _in_order(items: list[dict[str, Any]], read: Any, rows: int, reader: Mapping[str, Any]) -> Iterator[pa.Table]:

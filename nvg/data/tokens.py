@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nvg import storage
-from nvg.data.records import BrokenImage, DataError
+from nvg.data.records import BrokenImage
+from nvg.errors import DataError, StorageError
 
 COMPRESSION_LEVEL = 3
 PART = re.compile(r"part-(\d{6,})-view(\d+)(?:-(\d{4,})(-last)?)?\.parquet$")
@@ -119,9 +120,7 @@ def write_part(
     }
     table = pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
     buffer = io.BytesIO()
-    pq.write_table(
-        table, buffer, compression="zstd", compression_level=COMPRESSION_LEVEL, write_page_checksum=True
-    )
+    pq.write_table(table, buffer, compression="zstd", compression_level=COMPRESSION_LEVEL, write_page_checksum=True)
     storage.write_bytes(storage.join(folder, name), buffer.getvalue())
     return buffer.tell()
 
@@ -132,7 +131,7 @@ def read_part(path: str, fingerprint: str | None = None) -> pa.Table:
         with storage.open(path) as file:
             table = pq.read_table(file, page_checksum_verification=True)
     except (pa.ArrowException, ValueError, OSError) as error:
-        if isinstance(error, FileNotFoundError | storage.StorageError):
+        if isinstance(error, FileNotFoundError | StorageError):
             raise
         raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
     form = part_format(table.schema, path)
@@ -221,7 +220,7 @@ def look(files: Iterable[str], form: TokenFormat, folder: str) -> list[PartSumma
                 metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()
         except (pa.ArrowException, ValueError, OSError) as error:
-            if isinstance(error, FileNotFoundError | storage.StorageError):
+            if isinstance(error, FileNotFoundError | StorageError):
                 raise
             raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
         found = part_format(schema, path)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvg import storage
-from nvg.data import DataError
+from nvg.errors import DataError
 
 FORMAT = 1  # of the saved file
 Batch = Mapping[str, Any]  # {"images": uint8 (N, H, W, C), "labels": (N,)}, as nvg.data.stream.image_batches gives

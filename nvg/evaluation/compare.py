@@ -14,13 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from nvg import storage
+from nvg.errors import NotComparable
 
 # What two evaluations must share. The sampler's settings may differ: they are what is compared.
 SHARED = ("samples", "reference", "reference_images", "reference_fingerprint", "network", "image_size")
-
-
-class NotComparable(ValueError):
-    """Evaluations of different protocols; the message names the first that differs and in what."""
 
 
 def check(evaluations: dict[str, dict[str, Any]]) -> None:

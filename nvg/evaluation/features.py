@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nvg import storage
 from nvg.evaluation.classifier import Classifier, load_classifier
-from nvg.evaluation.inception import Inception, load_inception
+from nvg.frozen.inception import Inception, load_inception
 
 BATCH = 256  # images that pass through the network at once
 
@@ -48,8 +48,5 @@ def load_network(kind: str, path: str, device: torch.device | str = "cpu") -> Fe
     Raises WeightsError or ValueError for a file that is not of that network.
     """
     module: Classifier | Inception
-    if kind == "inception":
-        module = load_inception(path)
-    else:
-        module = load_classifier(path)
+    module = load_inception(path) if kind == "inception" else load_classifier(path)
     return FeatureNetwork(module.to(device))

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from nvg import storage
+from nvg.cluster import actors, blocks
 from nvg.config import Config
 from nvg.data import ImageSource
 from nvg.data.images import to_float, to_uint8
-from nvg.data.stream import actors, blocks, read_pieces
+from nvg.data.stream import read_pieces
 from nvg.evaluation.features import BATCH, load_network
 
 SHOWN = 20  # images of reconstruction.png
@@ -27,8 +28,18 @@ Row = dict[str, Any]
 # What every row that goes to an actor has, and every row that comes back.
 ASKED: Row = {"kind": "", "split": "", "unit": "", "labels": [], "seed": 0, "images": b""}
 ANSWERED: Row = {
-    "kind": "", "split": "", "labels": [], "images": b"", "features": b"", "logits": b"", "reconstructions": b"",
-    "reconstructed_features": b"", "errors": b"", "lpips": b"", "counts": b"", "codes": b"",
+    "kind": "",
+    "split": "",
+    "labels": [],
+    "images": b"",
+    "features": b"",
+    "logits": b"",
+    "reconstructions": b"",
+    "reconstructed_features": b"",
+    "errors": b"",
+    "lpips": b"",
+    "counts": b"",
+    "codes": b"",
 }
 
 
@@ -117,7 +128,7 @@ class Measure:
     """An actor: the sampler and the feature network."""
 
     def __init__(self, config: Config, sampler_folder: str, network: tuple[str, str]) -> None:
-        from nvg.training.checkpoint import load_sampler
+        from nvg.artifacts.models import load_sampler
 
         torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
         device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
@@ -126,7 +137,7 @@ class Measure:
         self.network = load_network(*network, device)
         self.lpips = None
         if config.tokenizer_train.lpips_weights is not None:
-            from nvg.autoencoder.lpips import load_lpips
+            from nvg.frozen.lpips import load_lpips
 
             self.lpips = load_lpips(config.tokenizer_train.lpips_weights).to(device)
 

@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from nvg.data import DataError
+from nvg.errors import DataError
 
 
 class ImageWriter:
@@ -57,20 +57,19 @@ class ImageWriter:
 
 def read_images(file: IO[bytes], batch: int) -> Iterator[np.ndarray]:
     """`arr_0` of a file, `batch` images at a time: uint8 (n, H, W, 3). Raises DataError when it is no such file."""
-    with _named("no .npz file of images"):
-        with zipfile.ZipFile(file) as archive, archive.open("arr_0.npy") as member:
-            version = np.lib.format.read_magic(member)  # type: ignore[arg-type]
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, kind = read(member)  # type: ignore[arg-type]
-            if kind != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3:
-                raise ValueError(f"arr_0 is {kind} {shape}, expected uint8 (N, H, W, 3)")
-            size = int(np.prod(shape[1:]))
-            for first in range(0, shape[0], batch):
-                count = min(batch, shape[0] - first)
-                data = member.read(count * size)
-                if len(data) < count * size:
-                    raise ValueError(f"arr_0 ends after {first + len(data) // size} of its {shape[0]} images")
-                yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
+    with _named("no .npz file of images"), zipfile.ZipFile(file) as archive, archive.open("arr_0.npy") as member:
+        version = np.lib.format.read_magic(member)  # type: ignore[arg-type]
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, kind = read(member)  # type: ignore[arg-type]
+        if kind != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3:
+            raise ValueError(f"arr_0 is {kind} {shape}, expected uint8 (N, H, W, 3)")
+        size = int(np.prod(shape[1:]))
+        for first in range(0, shape[0], batch):
+            count = min(batch, shape[0] - first)
+            data = member.read(count * size)
+            if len(data) < count * size:
+                raise ValueError(f"arr_0 ends after {first + len(data) // size} of its {shape[0]} images")
+            yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
 
 
 @contextmanager

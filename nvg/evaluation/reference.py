@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvg import storage
-from nvg.data import DataError
+from nvg.errors import DataError
 from nvg.evaluation.metrics import Moments, MomentsMeter
 
 MANIFOLD_IMAGES = 10_000  # images whose features are kept, for precision, recall and the kernel distance
@@ -33,11 +33,16 @@ class Reference:
         from safetensors.torch import save
 
         about = {
-            "name": self.name, "fingerprint": self.fingerprint, "network": self.network, "images": self.images,
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "network": self.network,
+            "images": self.images,
             "right": self.right,
         }
         tensors = {
-            "mean": self.moments.mean, "covariance": self.moments.covariance, "features": self.features.contiguous()
+            "mean": self.moments.mean,
+            "covariance": self.moments.covariance,
+            "features": self.features.contiguous(),
         }
         storage.write_bytes(path, save(tensors, metadata={"format": FORMAT, "reference": json.dumps(about)}))
 
@@ -106,6 +111,11 @@ class ReferenceMeter:
             raise DataError(f"{self.meter.count} readable {what} images: at least two are needed to measure against")
         self._thin()
         return Reference(
-            f"{self.meter.count} {what} images", fingerprint, network, self.meter.count,
-            all_images or self.meter.moments(), self.kept[0], self.right if labelled else None,
+            f"{self.meter.count} {what} images",
+            fingerprint,
+            network,
+            self.meter.count,
+            all_images or self.meter.moments(),
+            self.kept[0],
+            self.right if labelled else None,
         )

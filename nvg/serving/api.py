@@ -94,9 +94,12 @@ def _routes(app: FastAPI, service: Service) -> None:
     drawing = _errors(400, 401, 404, 413, 429, 500) | stream
 
     @app.post(
-        "/v1/images/generations", response_model=schemas.ImagesAnswer, responses=drawing, tags=["images"],
+        "/v1/images/generations",
+        response_model=schemas.ImagesAnswer,
+        responses=drawing,
+        tags=["images"],
         summary="Draw images of classes",
-    )  # fmt: skip
+    )
     async def generate(body: schemas.GenerationRequest) -> Any:
         model = service.model
         prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
@@ -104,10 +107,13 @@ def _routes(app: FastAPI, service: Service) -> None:
         return await answer(service.engine, job, body, "image_generation")
 
     @app.post(
-        "/v1/images/edits", response_model=schemas.ImagesAnswer, responses=drawing, tags=["images"],
+        "/v1/images/edits",
+        response_model=schemas.ImagesAnswer,
+        responses=drawing,
+        tags=["images"],
         summary="Draw images in the structure of another one, or of a drawing",
         openapi_extra={"requestBody": _edit_body()},
-    )  # fmt: skip
+    )
     async def edit(request: Request) -> Any:
         model = service.model
         body, files = await _form(request)
@@ -143,9 +149,11 @@ def _routes(app: FastAPI, service: Service) -> None:
         return schemas.Health(status="ok")
 
     @app.get(
-        "/readyz", response_model=schemas.Health, tags=["operation"],
+        "/readyz",
+        response_model=schemas.Health,
+        tags=["operation"],
         responses={503: {"model": schemas.Health, "description": "Not ready; `reason` says why."}},
-    )  # fmt: skip
+    )
     async def readyz() -> Any:
         """Images are being drawn, and the queue has room."""
         engine = service.engine
@@ -263,9 +271,12 @@ def _edit_body() -> dict[str, Any]:
 def _openapi(app: FastAPI, *, secured: bool) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, routes=app.routes,
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            routes=app.routes,
             tags=[{"name": "images"}, {"name": "models"}, {"name": "operation"}],
-        )  # fmt: skip
+        )
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)  # ours are 400, as the OpenAI API's

@@ -21,13 +21,13 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 
 from nvg import tracking
+from nvg.artifacts.models import fingerprint, load_sampler, sampler_folder
 from nvg.config import ServeConfig
 from nvg.generator import Sampler
 from nvg.serving.api import Service, create_app
 from nvg.serving.engine import Engine, Served
 from nvg.serving.guard import hash_key, log_to_stderr
 from nvg.serving.metrics import Metrics
-from nvg.training.checkpoint import fingerprint, load_sampler, sampler_folder
 
 API_KEYS = "NVG_API_KEYS"
 DEPLOYMENT = "sampler"

@@ -70,7 +70,10 @@ class GeneratorTask(Task):
     def lr(self, step: int) -> dict[str, float]:
         settings = self.config.train
         factor = warmup_stable_decay(
-            step, self.total_steps, warmup=settings.warmup_steps, decay_share=settings.decay_share,
+            step,
+            self.total_steps,
+            warmup=settings.warmup_steps,
+            decay_share=settings.decay_share,
             final=settings.final_lr,
         )
         rate = scaled_lr(settings.lr, settings.batch_size) * factor
@@ -115,7 +118,7 @@ def adamw(module: nn.Module, settings: TrainConfig | DistillConfig) -> torch.opt
 
 def preview_grid(sampler: Sampler, seed: int) -> Any:
     """A picture of a few samples of some classes."""
-    from nvg.evaluation.pictures import sample_grid
+    from nvg.pictures import sample_grid
 
     count = len(sampler.class_names)
     some = torch.linspace(0, count - 1, min(count, PREVIEW_CLASSES)).round().long()

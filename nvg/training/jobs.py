@@ -13,10 +13,7 @@ from typing import Any
 
 from nvg import config as configuration
 from nvg import pyfunc, storage, tracking
-from nvg.config import Config, ConfigError, DistillConfig, TrainConfig
-from nvg.data import image_batches, open_source, token_batches
-from nvg.data.tokens import read_metadata
-from nvg.training.checkpoint import (
+from nvg.artifacts.models import (
     HALF,
     PARTS,
     export_sampler,
@@ -27,6 +24,10 @@ from nvg.training.checkpoint import (
     save_tokenizer,
     tokenizer_fingerprint,
 )
+from nvg.config import Config, DistillConfig, TrainConfig
+from nvg.data import image_batches, open_source, token_batches
+from nvg.data.tokens import read_metadata
+from nvg.errors import ConfigError
 from nvg.training.distill_task import DistillTask
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Batch, Place, Settings, train
@@ -50,8 +51,14 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
 
     def epoch(number: int, skip: int) -> Iterator[Batch]:
         return image_batches(
-            config, source, epoch=number, rank=place.rank, world=place.world, batch_size=rows.stop - rows.start,
-            seed=config.seed, skip=skip,
+            config,
+            source,
+            epoch=number,
+            rank=place.rank,
+            world=place.world,
+            batch_size=rows.stop - rows.start,
+            seed=config.seed,
+            skip=skip,
         )
 
     task = TokenizerTask(
@@ -61,8 +68,12 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
     identity = configuration.digest("tokenizer", data, config.tokenizer, _weights_only(settings), config.seed)
     run = _Tracking(config, "train_tokenizer", folder, {"data_fingerprint": source.fingerprint()})
     figures = train(
-        task, _settings("train_tokenizer", settings, config, total_steps, identity), config,
-        storage.join(folder, "checkpoints"), place=place, start_tracking=run.start,
+        task,
+        _settings("train_tokenizer", settings, config, total_steps, identity),
+        config,
+        storage.join(folder, "checkpoints"),
+        place=place,
+        start_tracking=run.start,
     )
     if place.rank == 0:
         save_tokenizer(
@@ -71,7 +82,10 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
             config,
             class_names=source.class_names,
             metadata={
-                "data_fingerprint": source.fingerprint(), "images": images, "training": figures, "run_id": run.id,
+                "data_fingerprint": source.fingerprint(),
+                "images": images,
+                "training": figures,
+                "run_id": run.id,
             },
             last=run.finish,
         )
@@ -82,7 +96,12 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
 
 
 def train_generators(
-    config: Config, place: Place, wrap: Wrap = alone, *, tokenizer: str, tokens: str,
+    config: Config,
+    place: Place,
+    wrap: Wrap = alone,
+    *,
+    tokenizer: str,
+    tokens: str,
     folder: str,
 ) -> dict[str, Any]:
     """Train `train.parts` on the tokens of folder `tokens` into `folder`, going on from checkpoints; returns figures.
@@ -113,7 +132,11 @@ def train_generators(
     run = _Tracking(config, job, folder, {"tokenizer": mark, "data_fingerprint": about.get("data_fingerprint", "")})
     checkpoints = storage.join(folder, "-".join(["checkpoints", *settings.parts]))
     figures = train(
-        task, _settings(job, settings, config, total_steps, identity), config, checkpoints, place=place,
+        task,
+        _settings(job, settings, config, total_steps, identity),
+        config,
+        checkpoints,
+        place=place,
         start_tracking=run.start,
     )
     averaged = task.averaged()
@@ -137,7 +160,13 @@ def train_generators(
 
 
 def distill_generators(
-    config: Config, place: Place, wrap: Wrap = alone, *, generators: str, tokens: str, folder: str,
+    config: Config,
+    place: Place,
+    wrap: Wrap = alone,
+    *,
+    generators: str,
+    tokens: str,
+    folder: str,
 ) -> dict[str, Any]:
     """Distil `distill.parts` of sampler `generators`, on the tokens of folder `tokens`: a whole sampler in `folder`,
     going on from its checkpoints; returns figures.
@@ -151,9 +180,7 @@ def distill_generators(
     steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "distill")
 
     parts = {"tokenizer": teacher.tokenizer, "content": teacher.content, "structure": teacher.structure}
-    kept = {
-        name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in parts.items()
-    }
+    kept = {name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in parts.items()}
     marks = {name: fingerprint(state) for name, state in kept.items()}
     marks["tokenizer"] = tokenizer_fingerprint(generators)  # of the file: one that ships holds float16
     stream = _tokens(tokens, config, settings, place, steps_per_epoch)
@@ -163,7 +190,11 @@ def distill_generators(
     run = _Tracking(config, job, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
     checkpoints = storage.join(folder, "checkpoints")
     figures = train(
-        task, _settings(job, settings, config, settings.steps, identity), config, checkpoints, place=place,
+        task,
+        _settings(job, settings, config, settings.steps, identity),
+        config,
+        checkpoints,
+        place=place,
         start_tracking=run.start,
     )
     if place.rank == 0:
@@ -191,7 +222,7 @@ def tidy(folder: str) -> None:
     """Remove what a finished training needs no more: its checkpoints and Ray Train's notes. Safe at any time.
 
     metadata.json says that a training is finished, so this comes after it; a job that is killed in between leaves it to
-    the next one that finds the artifact complete (pipelines/common.py).
+    the next one that finds the artifact complete (pipelines/steps.py).
     """
     whole = storage.exists(storage.join(folder, "metadata.json"))
     names = ["ray_train"]
@@ -252,8 +283,14 @@ def _tokens(
 
     def epoch(number: int, skip: int) -> Iterator[Batch]:
         return token_batches(
-            folder, epoch=number, batch_size=settings.batch_size, rows=rows, seed=config.seed,
-            shuffle_rows=settings.shuffle_rows, skip=skip, reader=config.cluster.reader,
+            folder,
+            epoch=number,
+            batch_size=settings.batch_size,
+            rows=rows,
+            seed=config.seed,
+            shuffle_rows=settings.shuffle_rows,
+            skip=skip,
+            reader=config.cluster.reader,
         )
 
     return endless(epoch, steps_per_epoch)

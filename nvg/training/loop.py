@@ -21,10 +21,11 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.profiler import record_function as part_of_step  # names that scripts/step_profile.py reads
+from torch.profiler import record_function as part_of_step  # names that benchmarks/step_profile.py reads
 
 from nvg import storage
 from nvg.config import Config
+from nvg.errors import TrainingDiverged
 from nvg.training.checkpoint import (
     checkpoint_step,
     latest_checkpoint,
@@ -40,10 +41,6 @@ Batch = dict[str, Tensor]
 
 
 EXPLODED = 5.0  # times the loss of the first record, that of a network which knows nothing: no training is there
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss exploded, or it or a gradient is no finite number any more. Trying again would give the same."""
 
 
 class Task:

@@ -20,23 +20,15 @@ import torch
 from torch import nn
 
 from nvg import storage, tracking
-from nvg.autoencoder.weights import WeightsError
-from nvg.config import Config, ConfigError
-from nvg.data import DataError
-from nvg.data.stream import OWN_RAY
-from nvg.lease import OutputBusy
-from nvg.training.checkpoint import CheckpointError
+from nvg.cluster import OWN_RAY
+from nvg.config import Config
+from nvg.errors import NvgError
 from nvg.training.jobs import tidy
-from nvg.training.loop import Bar, Place, TrainingDiverged, terminal_bar
+from nvg.training.loop import Bar, Place, terminal_bar
 from nvg.training.parallel import parallelize
 
 Wrap = Callable[[nn.Module], nn.Module]
 Body = Callable[..., Any]
-
-# Errors that would come again: not worth a restart of the workers.
-FINAL: tuple[type[Exception], ...] = (
-    ConfigError, DataError, CheckpointError, TrainingDiverged, WeightsError, OutputBusy, storage.DiskFull,
-)  # fmt: skip
 
 
 def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
@@ -99,8 +91,7 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     tidy(folder)
     answer = result.return_value
     if "error" in answer:
-        kind = next(kind for kind in FINAL if kind.__name__ == answer["kind"])
-        raise kind(answer["error"])
+        raise answer["error"]
     return answer["value"]
 
 
@@ -127,9 +118,10 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
     )
     try:
         return {"value": loop["body"](config, place, parallelize, **loop["arguments"])}
-    except FINAL as error:
-        kind = next(kind for kind in FINAL if isinstance(error, kind))
-        return {"error": str(error), "kind": kind.__name__}
+    except NvgError as error:
+        if not error.final:
+            raise
+        return {"error": error}
 
 
 def _bar(total: int, description: str) -> Bar:

@@ -57,18 +57,21 @@ class TokenizerTask(Task):
         first, second = settings.betas
         self.optimizers = {
             "tokenizer": torch.optim.AdamW(
-                self.autoencoder.parameters(), settings.lr, (first, second), weight_decay=settings.weight_decay,
+                self.autoencoder.parameters(),
+                settings.lr,
+                (first, second),
+                weight_decay=settings.weight_decay,
                 fused=True,
             )
         }
         self.clip = {"tokenizer": list(self.autoencoder.parameters())}
         self.lpips = self.discriminator = None
         if settings.lpips_weights is not None:
-            from nvg.autoencoder.lpips import load_lpips
+            from nvg.frozen.lpips import load_lpips
 
             self.lpips = load_lpips(settings.lpips_weights).to(device)
         if settings.discriminator_weights is not None:
-            from nvg.autoencoder.discriminator import load_discriminator
+            from nvg.training.discriminator import load_discriminator
 
             self.discriminator = load_discriminator(settings.discriminator_weights).to(device)
             heads = self.discriminator.heads
@@ -100,9 +103,7 @@ class TokenizerTask(Task):
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         images = to_float(batch["images"])
         warm_up = step < self.warm_up_steps
-        loss, terms, output = tokenizer_loss(
-            self.wrapped, images, self.settings, warm_up=warm_up, lpips=self.lpips
-        )
+        loss, terms, output = tokenizer_loss(self.wrapped, images, self.settings, warm_up=warm_up, lpips=self.lpips)
         self._counts += code_counts(output, self._counts.shape[0])
         self._output, self._shown = output, batch["images"]
         if self.discriminator is not None and step >= self.settings.discriminator_start * self.total_steps:
@@ -110,15 +111,13 @@ class TokenizerTask(Task):
             loss, terms = loss + adversarial, terms | more
         return loss, terms
 
-    def _adversarial(
-        self, images: Tensor, fake: Tensor, terms: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _adversarial(self, images: Tensor, fake: Tensor, terms: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The decoder's adversarial loss plus the discriminator's own, whose graphs do not touch.
 
         Both go into one backward pass: the heads are frozen while they judge for the decoder, and see reconstructions
         without gradient when they learn.
         """
-        from nvg.autoencoder.discriminator import adaptive_weight, discriminator_loss, generator_loss
+        from nvg.training.discriminator import adaptive_weight, discriminator_loss, generator_loss
 
         assert self.discriminator is not None
         heads = self.discriminator.heads
@@ -171,7 +170,7 @@ class TokenizerTask(Task):
         """reconstruction.png: some of the last batch's images, by the averaged weights."""
         if self._shown is None:
             return {}
-        from nvg.evaluation.pictures import reconstruction_picture
+        from nvg.pictures import reconstruction_picture
 
         images = self._shown[:PREVIEW_IMAGES]
         with self.averages["tokenizer"].applied():

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from nvg import config as configuration
+from nvg.cluster import keep_workers
 from nvg.config import ServeConfig
-from pipelines.common import keep_workers
 from pipelines.serve import use_haproxy
-from scripts.ports import free_ports
-from tests.synthetic import write_images
+from tests.support.ports import free_ports
+from tests.support.synthetic import write_images
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "conf" / "smoke.yaml"

@@ -16,11 +16,11 @@ import pytest
 
 from nvg import config as configuration
 from nvg import storage
-from pipelines import common
-from scripts.autoscaling import end
+from pipelines.steps import plan
+from tests.campaigns.autoscaling import end
 from tests.cluster.conftest import ROOT, SMOKE
 from tests.cluster.test_build_tokens import tokenizer_of
-from tests.synthetic import write_images
+from tests.support.synthetic import write_images
 
 HOSTS = {"head": "10.77.0.1", "worker": "10.77.0.2", "client": "10.77.0.3"}
 SWITCH = "switch"  # the namespace with the bridge
@@ -66,8 +66,13 @@ class Network:
     def run(self, host, *arguments, **environment):
         """A command on a host, to its end; returns what it printed. AssertionError when it fails."""
         done = subprocess.run(
-            self.command(host, arguments), cwd=ROOT, env=os.environ | self.token | environment,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
+            self.command(host, arguments),
+            cwd=ROOT,
+            env=os.environ | self.token | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout + done.stderr
@@ -76,8 +81,12 @@ class Network:
         """A command on a host that stays."""
         with open(log, "w") as file:
             process = psutil.Popen(
-                self.command(host, arguments), cwd=ROOT, env=os.environ | self.token | environment,
-                stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                self.command(host, arguments),
+                cwd=ROOT,
+                env=os.environ | self.token | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
             )
         self.started.append(process)
         return process
@@ -137,7 +146,7 @@ def test_the_pipeline_runs_on_two_addresses_and_is_served_to_a_third(network, ra
         *("cluster.num_workers=2", "cluster.encoders=2", "cluster.cpus_per_worker=1.2"),  # one of a kind fits a node
     ]
     config = configuration.load(SMOKE, settings)
-    artifacts = common.plan(config)
+    artifacts = plan(config)
     tokenizer_of(config, artifacts["tokenizer"].folder, 0)
     job = [sys.executable, "pipelines/run.py", "--until", "generators", "--config", SMOKE, *settings]
     log = network.run("head", *job, RAY_ADDRESS=address)

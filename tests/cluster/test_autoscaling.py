@@ -9,10 +9,10 @@ import pytest
 
 from nvg import config as configuration
 from nvg import storage
-from pipelines import common
-from scripts import autoscaling
+from pipelines.steps import plan
+from tests.campaigns import autoscaling
 from tests.cluster.conftest import ROOT, SMOKE
-from tests.synthetic import write_images
+from tests.support.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -30,7 +30,11 @@ def test_nodes_come_for_readers_and_for_encoders_and_go_when_all_is_done(tmp_pat
     with autoscaling.growing(idle_seconds=IDLE) as cluster:
         assert cluster.nodes() == 0
         done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | cluster.environment, stdin=subprocess.DEVNULL, capture_output=True,
+            command,
+            cwd=ROOT,
+            env=os.environ | cluster.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
             text=True,
         )
         log = done.stdout + done.stderr
@@ -45,7 +49,7 @@ def test_nodes_come_for_readers_and_for_encoders_and_go_when_all_is_done(tmp_pat
     assert "Adding 2 node(s) of type encoder" in log  # the job's own log says so
     removed = [what for what in decisions if what.startswith("Removing")]
     assert removed and all("(idle)" in what for what in removed)
-    artifacts = common.plan(configuration.load(SMOKE, settings))
+    artifacts = plan(configuration.load(SMOKE, settings))
     tokens = storage.read_json(f"{artifacts['tokens'].folder}/metadata.json")
     assert tokens["rows"] == 96 and len(tokens["images_by_node"]) == 2
     assert storage.read_json(f"{artifacts['tokenizer'].folder}/metadata.json")["training"]["workers"] == 2

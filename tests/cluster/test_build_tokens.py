@@ -9,18 +9,17 @@ import pytest
 import torch
 
 from nvg import config as configuration
+from nvg.artifacts.models import load_tokenizer, save_tokenizer
 from nvg.autoencoder import Autoencoder
-from nvg.config import ConfigError
-from nvg.data import DataError, image_batches, open_source, token_batches
+from nvg.data import image_batches, open_source, token_batches
 from nvg.data.images import to_float
 from nvg.data.stream import read_pieces, read_view
 from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
-from nvg.storage import DiskFull
-from nvg.training.checkpoint import load_tokenizer, save_tokenizer
+from nvg.errors import ConfigError, DataError, DiskFull
 from pipelines.build_tokens import Encode, build_tokens
 from tests.cluster.conftest import SMOKE
-from tests.data.pictures import encode, pixels, write_tar
-from tests.disk import small_disk
+from tests.support.disk import small_disk
+from tests.support.pictures import encode, pixels, write_tar
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
@@ -94,7 +93,12 @@ def test_broken_images_and_units_are_in_quarantine_once_whatever_the_views(token
     assert [row["path"] for row in rows] == [f"{shards}/a.tar#004", f"{shards}/b.tar#x"]
     assert all("not an image" in row["reason"] for row in rows)
     assert set(about["seconds_by_part"]) == {
-        "reading", "encoder", "clustering", "quantization", "features", "writing",
+        "reading",
+        "encoder",
+        "clustering",
+        "quantization",
+        "features",
+        "writing",
     }
 
 
@@ -148,7 +152,7 @@ def test_images_of_which_none_can_be_read_are_an_error_with_the_first_reason(ray
 def test_features_for_representation_alignment_stand_beside_the_tokens(ray_cluster, shards, tokenizer, tmp_path):
     from transformers import Dinov2Config, Dinov2Model
 
-    from nvg.autoencoder.features import load_dinov2
+    from nvg.frozen.dinov2 import load_dinov2
 
     torch.manual_seed(0)
     shape = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)

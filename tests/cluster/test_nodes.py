@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nvg import storage
+from nvg.cluster import OWN_RAY, actors
 from nvg.config import ClusterConfig, ServeConfig
-from nvg.data.stream import OWN_RAY, actors
 from nvg.data.tokens import parts
 from nvg.training.checkpoint import list_checkpoints
 from pipelines.serve import deploy

@@ -11,15 +11,17 @@ import torch
 import nvg
 from nvg import config as configuration
 from nvg import storage, tracking
-from nvg.data import DataError, image_batches, open_source, token_batches
+from nvg.artifacts.lease import lease
+from nvg.data import image_batches, open_source, token_batches
 from nvg.data.images import to_float
 from nvg.data.stream import read_view
 from nvg.data.tokens import parts, read_part, to_arrays
-from nvg.lease import lease
-from pipelines import common, run, sweep
+from nvg.errors import DataError
+from pipelines import run, sweep
+from pipelines.steps import plan
 from tests.cluster.conftest import SMOKE
-from tests.data.pictures import encode, pixels
-from tests.synthetic import write_images
+from tests.support.pictures import encode, pixels
+from tests.support.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
@@ -47,7 +49,7 @@ def arguments(ray_cluster, tmp_path_factory):
 def done(arguments):
     """The artifacts of a whole run."""
     run.main(arguments)
-    return common.plan(config(arguments))
+    return plan(config(arguments))
 
 
 def config(arguments):
@@ -101,7 +103,7 @@ def test_a_second_run_does_nothing_and_says_so(done, arguments, capsys):
 
 def test_a_job_on_an_artifact_that_another_one_makes_refuses(done, arguments, tmp_path):
     new = [*arguments, f"output={tmp_path}"]
-    with lease(common.plan(config(new))["tokens"].folder):
+    with lease(plan(config(new))["tokens"].folder):
         with pytest.raises(SystemExit, match=f"tokens-.* is being made by another job \\(process {os.getpid()} on "):
             run.main(new)
     assert not list(tmp_path.glob("*/")) and not list(tmp_path.glob("*.lease"))
@@ -144,7 +146,7 @@ def test_a_sweep_without_values_says_how_they_are_written(arguments, vary, capsy
 
 def test_a_changed_setting_redoes_its_step_and_those_after_it(done, arguments):
     def folders(*overrides):
-        return [artifact.folder for artifact in common.plan(config([*arguments, *overrides])).values()]
+        return [artifact.folder for artifact in plan(config([*arguments, *overrides])).values()]
 
     base = folders()
     for overrides, kept in (
@@ -162,9 +164,9 @@ def test_a_changed_setting_redoes_its_step_and_those_after_it(done, arguments):
 def test_generators_are_distilled_between_training_and_evaluation(done, arguments, capsys):
     few = [*arguments, "distill.steps=4", "distill.batch_size=8", "distill.all_stages=true"]
     run.main(few)
-    artifacts = common.plan(config(few))
+    artifacts = plan(config(few))
     assert list(artifacts) == ["tokenizer", "tokens", "generators", "distilled", "evaluation"]
-    others = common.plan(config([*few, "distill.parts=[content]"]))  # another result, and so another folder
+    others = plan(config([*few, "distill.parts=[content]"]))  # another result, and so another folder
     assert others["distilled"].folder != artifacts["distilled"].folder
     assert others["generators"] == artifacts["generators"]
     for step in ("tokenizer", "tokens", "generators"):
@@ -237,7 +239,7 @@ def test_any_sampler_is_evaluated_under_the_settings_of_another_file(done, argum
     """The published protocol in small: Inception-v3 (random weights), a reference batch with its own moments."""
     from safetensors.torch import save_file
 
-    from nvg.evaluation.inception import Inception
+    from nvg.frozen.inception import Inception
     from pipelines import evaluate
 
     torch.manual_seed(0)

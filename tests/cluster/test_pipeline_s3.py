@@ -10,21 +10,30 @@ import nvg
 from nvg import config as configuration
 from nvg import storage
 from nvg.data.tokens import parts
-from pipelines import common
 from pipelines.build_tokens import build_tokens
-from tests import s3
+from pipelines.steps import plan
 from tests.cluster.conftest import ROOT
-from tests.data.pictures import write_parquet
+from tests.support import s3
+from tests.support.pictures import write_parquet
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
 BUCKET = "s3://nvg-test"
 OTHER = [  # grey Parquet images of 32x32 in five classes, 8x8 latents: nothing is bound to a data set
-    "name=other", f"output={BUCKET}/out", "data.source=parquet", f"data.train={BUCKET}/images.parquet",
-    f"data.test={BUCKET}/images.parquet", "data.image_size=32", "data.channels=1", "data.num_classes=5",
-    "tokenizer_train.steps=2", "train.steps=2", "train.batch_size=8", "tokenizer_train.batch_size=8",
+    "name=other",
+    f"output={BUCKET}/out",
+    "data.source=parquet",
+    f"data.train={BUCKET}/images.parquet",
+    f"data.test={BUCKET}/images.parquet",
+    "data.image_size=32",
+    "data.channels=1",
+    "data.num_classes=5",
+    "tokenizer_train.steps=2",
+    "train.steps=2",
+    "train.batch_size=8",
+    "tokenizer_train.batch_size=8",
     f"tracking.artifacts={BUCKET}/mlartifacts",
-]  # fmt: skip
+]
 
 
 def run(*arguments):
@@ -50,7 +59,7 @@ def test_everything_is_read_from_and_written_to_a_store(store, ray_cluster, tmp_
     storage.write_bytes(f"{BUCKET}/other.yaml", (ROOT / "conf" / "smoke.yaml").read_bytes())
     tracked = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
     run(tracked)
-    artifacts = common.plan(configuration.load(f"{BUCKET}/other.yaml", OTHER))
+    artifacts = plan(configuration.load(f"{BUCKET}/other.yaml", OTHER))
     assert all(artifact.complete for artifact in artifacts.values())
 
     sampler = nvg.load(artifacts["generators"].folder)

@@ -12,12 +12,12 @@ import s3fs
 
 import nvg
 from nvg import pyfunc, tracking
-from nvg.training.checkpoint import ASSETS, read_metadata
-from tests import mlflow_server, s3
+from nvg.artifacts.models import ASSETS, read_metadata
 from tests.cluster.conftest import SMOKE
 from tests.cluster.test_nodes import until
 from tests.cluster.test_serving import replicas
-from tests.synthetic import write_images
+from tests.support import mlflow_server, s3
+from tests.support.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from scripts.ports import free_ports
 from tests.cluster.conftest import ROOT
+from tests.support.ports import free_ports
 
 ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
 
@@ -187,11 +187,11 @@ def test_figures_are_exported_for_prometheus(address):
     ask(address, prompt="Hat")
     exports = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     wanted = [
-        'ray_nvg_requests_total{',
-        'ray_nvg_request_seconds_bucket{',
-        'ray_nvg_queue_images{',
-        'ray_nvg_batch_images_bucket{',
-        'ray_nvg_stage_seconds_bucket{',
+        "ray_nvg_requests_total{",
+        "ray_nvg_request_seconds_bucket{",
+        "ray_nvg_queue_images{",
+        "ray_nvg_batch_images_bucket{",
+        "ray_nvg_stage_seconds_bucket{",
     ]
     text, until = "", time.time() + 60
     while time.time() < until and not all(name in text for name in wanted):
@@ -289,8 +289,7 @@ def test_replicas_come_with_load(deploy):
 
 
 def test_the_load_test_and_the_benchmark_measure_both_sides(port, deploy, capsys):
-    from benchmarks import report, serving
-    from scripts import load_test
+    from benchmarks import load_test, report, serving
 
     deploy()
     arguments = load_test.parse(["--seconds", "0.5", "--rounds", "1", "--batch", "4", "--port", str(port)])
@@ -362,8 +361,10 @@ def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
 def test_a_wrong_setting_ends_the_job_before_ray_starts(settings, words):
     job = subprocess.run(
         [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml", *settings],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert job.returncode == 1 and words in job.stderr and "Traceback" not in job.stderr
 
 
@@ -372,8 +373,15 @@ def test_a_port_in_use_is_told():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         job = subprocess.run(
-            [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml",
-             f"port={taken.getsockname()[1]}"],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "pipelines/serve.py",
+                "--config",
+                "conf/serving/fashion_mnist.yaml",
+                f"port={taken.getsockname()[1]}",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
     assert job.returncode == 1 and "cannot listen on 127.0.0.1" in job.stderr

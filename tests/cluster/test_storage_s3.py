@@ -5,10 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from nvg import storage
-from nvg.data import BrokenImage, DataError, open_source
-from nvg.lease import OutputBusy, lease
-from tests import s3
-from tests.data.pictures import config, encode, pixels, write_tar
+from nvg.artifacts.lease import lease
+from nvg.data import BrokenImage, open_source
+from nvg.errors import DataError, OutputBusy, StorageError
+from tests.support import s3
+from tests.support.pictures import config, encode, pixels, write_tar
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
@@ -87,9 +88,8 @@ def test_image_folders_and_shards_are_read_from_a_bucket(bucket, tmp_path):
 
 def test_an_artifact_on_a_store_has_one_job_too(bucket):
     folder = f"{bucket}/out/tokens-1"
-    with lease(folder), pytest.raises(OutputBusy, match="tokens-1 is being made by another job"):
-        with lease(folder):
-            pass
+    with lease(folder), pytest.raises(OutputBusy, match="tokens-1 is being made by another job"), lease(folder):
+        pass
     assert storage.list_files(f"{bucket}/out") == []
 
 
@@ -146,7 +146,7 @@ def test_an_outage_is_an_error_of_the_store_and_no_broken_image(way, monkeypatch
     source = open_source(config(train="s3://nvg-test/outage", num_classes=1), "train")
     with s3.environment(way.own_port, AWS_MAX_ATTEMPTS="2"):
         way.faults = [s3.status(503, "ServiceUnavailable")] * 99
-        with pytest.raises(storage.StorageError, match=f"{url}: .*Look at AWS_ENDPOINT_URL"):
+        with pytest.raises(StorageError, match=f"{url}: .*Look at AWS_ENDPOINT_URL"):
             list(source.read(source.units[0]))
         way.faults = []
     storage.remove(url)
@@ -161,21 +161,20 @@ def test_an_outage_is_an_error_of_the_store_and_no_broken_image(way, monkeypatch
 def test_wrong_keys_are_named_without_the_secret(way, code):
     way.faults = [s3.status(403, code)] * 99
     for ask in (storage.read_bytes, storage.list_files, storage.exists, storage.list_folders):
-        with pytest.raises(storage.StorageError, match="s3://nvg-test/x: .*AWS_ACCESS_KEY_ID") as error:
+        with pytest.raises(StorageError, match="s3://nvg-test/x: .*AWS_ACCESS_KEY_ID") as error:
             ask("s3://nvg-test/x")
         assert s3.SECRET not in str(error.value) + repr(error.value.__cause__)
-    with pytest.raises(storage.StorageError, match="Look at"):
+    with pytest.raises(StorageError, match="Look at"):
         storage.write_bytes("s3://nvg-test/x", b"1")
 
 
 def test_no_keys_no_bucket_and_no_server_are_errors_that_name_the_url(server, monkeypatch):
-    with s3.environment(server):
-        with pytest.raises(FileNotFoundError):
-            storage.read_bytes("s3://no-such-bucket/x")
+    with s3.environment(server), pytest.raises(FileNotFoundError):
+        storage.read_bytes("s3://no-such-bucket/x")
     with s3.environment(server, AWS_EC2_METADATA_DISABLED="true", AWS_SHARED_CREDENTIALS_FILE="/dev/null"):
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        with pytest.raises(storage.StorageError, match="s3://nvg-test/x: NoCredentialsError"):
+        with pytest.raises(StorageError, match="s3://nvg-test/x: NoCredentialsError"):
             storage.read_bytes("s3://nvg-test/x")
-    with s3.environment(1, AWS_MAX_ATTEMPTS="2"), pytest.raises(storage.StorageError, match="EndpointConnectionError"):
+    with s3.environment(1, AWS_MAX_ATTEMPTS="2"), pytest.raises(StorageError, match="EndpointConnectionError"):
         storage.read_bytes("s3://nvg-test/x")

@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from nvg import storage
+from nvg.artifacts.models import load_tokenizer
 from nvg.data.tokens import read_metadata
-from nvg.training.checkpoint import list_checkpoints, load_tokenizer
-from scripts import faults
+from nvg.errors import DiskFull
+from nvg.training.checkpoint import list_checkpoints
+from tests.campaigns import faults
 from tests.cluster.conftest import database, settings, smoke
-from tests.disk import small_disk
+from tests.support.disk import small_disk
 
 pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute, the first test makes three; more under load
 
@@ -112,7 +114,7 @@ def test_two_workers_with_half_the_weights_equal_one_that_accumulates(unbroken, 
 def test_what_is_killed_at_any_moment_goes_on_to_the_same_result(
     unbroken, images, tokenizer, tokens, tmp_path, step, victim, moment
 ):
-    """Rounds of scripts/faults.py: the command as a user types it, SIGKILL, the same command where it must be given."""
+    """Rounds of tests/campaigns/faults.py: the command as a user types it, SIGKILL, the same command where it must be given."""
     folders = {"tokenizer": Path(tokenizer), "tokens": Path(tokens), "generators": unbroken[1]}
     calm = faults.Run(*settings(unbroken[1].parent, images))
     calm.artifacts |= folders
@@ -127,7 +129,7 @@ def test_what_is_killed_at_any_moment_goes_on_to_the_same_result(
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, tokens, tmp_path):
-    from nvg.training.loop import TrainingDiverged
+    from nvg.errors import TrainingDiverged
 
     with pytest.raises(TrainingDiverged, match="train_generators stopped at step"):
         generators(tmp_path, images, tokenizer, tokens, "train.lr=1e30", "train.clip_norm=1e30", "train.warmup_steps=0")
@@ -136,7 +138,7 @@ def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, token
 
 def test_the_parts_are_trained_one_after_the_other(images, tokenizer, tokens, tmp_path):
     import nvg
-    from nvg.training.checkpoint import CheckpointError
+    from nvg.errors import CheckpointError
 
     quick = ("train.steps=2",)
     here(tmp_path, images, tokenizer, tokens, *quick, "train.parts=[content]")
@@ -149,7 +151,7 @@ def test_the_parts_are_trained_one_after_the_other(images, tokenizer, tokens, tm
 def test_a_full_disk_ends_the_job_and_it_goes_on_after_space_is_made(unbroken, images, tokenizer, tokens, tmp_path):
     with small_disk(tmp_path / "disk", 5500) as grow:
         output = tmp_path / "disk" / "out"
-        with pytest.raises(storage.DiskFull, match=f"no space left to write {output}/generators/checkpoints-"):
+        with pytest.raises(DiskFull, match=f"no space left to write {output}/generators/checkpoints-"):
             generators(output, images, tokenizer, tokens)
         whole = list_checkpoints(f"{output}/generators/checkpoints-content-structure")
         left = {Path(path).parent for path in storage.list_files(str(output), (".safetensors",))}

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 
 from nvg.data import BrokenImageError, decode_image, make_view
 from nvg.data.images import to_float, to_uint8
-from tests.data.pictures import config, encode, frames, jpeg_of, pixels, png, ycck
+from tests.support.pictures import config, encode, frames, jpeg_of, pixels, png, ycck
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -35,7 +35,7 @@ def test_every_kind_of_image_becomes_grey_or_rgb_of_its_size(data, channels):
     image = decode_image(data, channels)
     assert image.mode == ("L" if channels == 1 else "RGB") and image.size == (24, 20)
     truth = np.asarray(Image.fromarray(pixels(0)).convert("L")).astype(int)
-    if channels == 1 and not isinstance(data, np.ndarray) and b"\xff\xd8" != data[:2]:
+    if channels == 1 and not isinstance(data, np.ndarray) and data[:2] != b"\xff\xd8":
         assert np.asarray(image).std() > 10 and np.asarray(image).shape == truth.shape
 
 
@@ -83,10 +83,28 @@ PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
         (frames("WEBP"), (255, 0, 0)),
         (frames("PNG"), (255, 0, 0)),
     ],
-    ids=["CMYK", "YCCK", "progressive", "RGB JPEG", "colour profile", "16-bit grey", "16-bit RGB", "16-bit grey-alpha",
-         "16-bit alpha", "1-bit", "16-bit TIFF", "LAB", "palette", "palette, a colour clear", "palette, half clear",
-         "a colour clear", "animated GIF", "animated WebP", "animated PNG"],
-)  # fmt: skip
+    ids=[
+        "CMYK",
+        "YCCK",
+        "progressive",
+        "RGB JPEG",
+        "colour profile",
+        "16-bit grey",
+        "16-bit RGB",
+        "16-bit grey-alpha",
+        "16-bit alpha",
+        "1-bit",
+        "16-bit TIFF",
+        "LAB",
+        "palette",
+        "palette, a colour clear",
+        "palette, half clear",
+        "a colour clear",
+        "animated GIF",
+        "animated WebP",
+        "animated PNG",
+    ],
+)
 def test_the_colours_of_odd_files_are_right(data, colour):
     found = np.asarray(decode_image(data, 3))
     assert found.shape == (16, 16, 3) and np.abs(found.astype(int) - colour).max() <= 4

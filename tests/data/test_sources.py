@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import nvg
-from nvg.data import BrokenImage, DataError, open_source
-from tests.data.pictures import config, encode, pixels, write_folder, write_idx, write_parquet, write_tar
+from nvg.data import BrokenImage, open_source
+from nvg.errors import DataError, StorageError
+from tests.support.pictures import config, encode, pixels, write_folder, write_idx, write_parquet, write_tar
 
 
 def folder(tmp_path):
@@ -492,8 +493,8 @@ def test_an_outage_of_the_store_is_an_error_and_no_broken_image(tmp_path, monkey
 
         monkeypatch.setattr(storage, "read_bytes", read)
 
-    fail(storage.StorageError("no route"))
-    with pytest.raises(storage.StorageError):
+    fail(StorageError("no route"))
+    with pytest.raises(StorageError):
         read_image("x", "s3://bucket/x.png", 0)
     fail(PermissionError("not yours"))
     assert "PermissionError" in read_image("x", "/disk/x.png", 0).reason

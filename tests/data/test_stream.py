@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvg.data import BrokenImage, DataError, open_source
+from nvg.data import BrokenImage, open_source
 from nvg.data.stream import parts_together, read_pieces, shuffled
 from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, read_part, to_arrays, write_part
-from tests.data.pictures import config, encode, jpeg_of, pixels, write_folder
+from nvg.errors import DataError
+from tests.support.pictures import config, encode, jpeg_of, pixels, write_folder
 
 FORM = TokenFormat("mark", last_stage=2, positions=4, codebook_size=300, class_names=["a", "b"])
 
@@ -73,7 +74,10 @@ def test_odd_files_among_good_ones_are_read_by_what_they_are_or_named_with_a_rea
         (piece,) = read_pieces(source.reader(), source.units[0], settings, view, 0)
         assert {item.split("/")[1] for item in piece.ids} == {"good", "png_inside", "thin"}
         assert {item.image_id.split("/")[1]: item.reason.split(":")[0] for item in piece.broken} == {
-            "zero": "not an image", "cut": "OSError", "page": "not an image", "huge": "too large",
+            "zero": "not an image",
+            "cut": "OSError",
+            "page": "not an image",
+            "huge": "too large",
         }
 
 

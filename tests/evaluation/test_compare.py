@@ -11,11 +11,16 @@ ONE = {
     "figures": {"frechet_distance": 3.0, "samples": 50000},
     "intervals": {"frechet_distance": [2.9, 3.1]},
     "protocol": {
-        "samples": 50000, "reference": "10000 reference images", "reference_images": 10000,
-        "reference_fingerprint": "a", "network": "inception 0", "image_size": 256, "settings": {"flow_steps": 25},
+        "samples": 50000,
+        "reference": "10000 reference images",
+        "reference_images": 10000,
+        "reference_fingerprint": "a",
+        "network": "inception 0",
+        "image_size": 256,
+        "settings": {"flow_steps": 25},
     },
     "sampler": "runs/one",
-}  # fmt: skip
+}
 
 
 def write(folder, name, **changes):

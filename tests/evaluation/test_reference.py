@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvg.data import DataError
+from nvg.errors import DataError
 from nvg.evaluation import reference as module
 from nvg.evaluation.metrics import Moments
 from nvg.evaluation.reference import ReferenceMeter, load_reference
@@ -37,7 +37,11 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
     wrote.save(f"{tmp_path}/reference.safetensors")
     read = load_reference(f"{tmp_path}/reference.safetensors")
     assert (read.name, read.fingerprint, read.network, read.images, read.right) == (
-        "20 train images", "mark", "net", 20, None,
+        "20 train images",
+        "mark",
+        "net",
+        20,
+        None,
     )
     assert torch.equal(read.features, features(20)) and torch.equal(read.moments.covariance, given.covariance)
 

@@ -6,16 +6,7 @@ import torch
 from nvg.config import ContentConfig, StructureConfig
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.generator.block import Block
-from nvg.generator.rope import (
-    IMAGE,
-    STRUCTURE,
-    Rotary,
-    axis_widths,
-    class_token_ids,
-    rotary_table,
-    rotate,
-    token_ids,
-)
+from nvg.generator.rope import IMAGE, STRUCTURE, Rotary, axis_widths, class_token_ids, rotary_table, rotate, token_ids
 from nvg.granularity import structure_codes, structure_embedding
 
 
@@ -175,9 +166,7 @@ def test_structure_reaches_the_output_through_the_rotary_embedding_and_only_when
     label, stage = torch.tensor([1]), torch.tensor([4])
     for on in (True, False):
         content = awake(ContentGenerator(content_config(2, 4, structure_rope=on)))
-        first, second = (
-            content(latents, label, stage, content.rotary(those, stage))[0] for those in (codes, others)
-        )
+        first, second = (content(latents, label, stage, content.rotary(those, stage))[0] for those in (codes, others))
         assert torch.equal(first, second) is not on
 
 

@@ -446,8 +446,11 @@ def test_a_guidance_that_a_few_step_model_has_not_learned_is_refused(model, serv
 
     whole = model.sampler
     few = Sampler(
-        whole.tokenizer, whole.content, begin_as(whole.structure, 3.0),
-        dataclasses.replace(whole.settings, flow_steps=1), whole.class_names,
+        whole.tokenizer,
+        whole.content,
+        begin_as(whole.structure, 3.0),
+        dataclasses.replace(whole.settings, flow_steps=1),
+        whole.class_names,
     )
 
     async def test(server):

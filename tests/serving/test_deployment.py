@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nvg.config import ConfigError, ServeConfig, serve_config
+from nvg.config import ServeConfig, serve_config
+from nvg.errors import ConfigError
 from nvg.serving.deployment import ALLOCATOR, default_name, load_model
 from nvg.serving.guard import hash_key
 from pipelines.serve import build

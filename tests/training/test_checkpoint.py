@@ -10,14 +10,15 @@ import pytest
 import torch
 
 import nvg
+from nvg.artifacts import models
 from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig
+from nvg.errors import CheckpointError
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.training import checkpoint
-from nvg.training.checkpoint import CheckpointError
 from nvg.training.loop import train
-from tests.training.config import toy_config
-from tests.training.toy import ToyTask, toy_settings
+from tests.support.toy import ToyTask, toy_settings
+from tests.support.toy_config import toy_config
 
 CLASSES = ["cat", "dog"]
 
@@ -47,7 +48,11 @@ def test_a_checkpoint_gives_back_weights_averages_and_moments(trained):
 def test_a_checkpoint_holds_no_pickle_and_its_configuration(trained):
     _, url = trained
     assert sorted(os.listdir(url)) == [
-        "config.yaml", "ema.safetensors", "metadata.json", "model.safetensors", "optimizer.safetensors",
+        "config.yaml",
+        "ema.safetensors",
+        "metadata.json",
+        "model.safetensors",
+        "optimizer.safetensors",
     ]
     assert nvg.config.load(f"{url}/config.yaml") == toy_config()
 
@@ -111,7 +116,7 @@ def parts():
 def export(folder, parts, names=("content", "structure")):
     config, autoencoder, content, structure = parts
     both = {"content": content.state_dict(), "structure": structure.state_dict()}
-    return checkpoint.export_sampler(
+    return models.export_sampler(
         str(folder),
         tokenizer=autoencoder.state_dict(),
         parts={name: both[name] for name in names},
@@ -123,12 +128,12 @@ def export(folder, parts, names=("content", "structure")):
 
 def test_a_tokenizer_comes_back_as_it_was(tmp_path, parts):
     config, autoencoder, *_ = parts
-    mark = checkpoint.save_tokenizer(
+    mark = models.save_tokenizer(
         str(tmp_path), autoencoder.state_dict(), config, class_names=CLASSES, metadata={"images": 3}
     )
-    loaded = checkpoint.load_tokenizer(str(tmp_path))
+    loaded = models.load_tokenizer(str(tmp_path))
     assert not loaded.training
-    assert mark == checkpoint.fingerprint(loaded.state_dict()) == checkpoint.tokenizer_fingerprint(str(tmp_path))
+    assert mark == models.fingerprint(loaded.state_dict()) == models.tokenizer_fingerprint(str(tmp_path))
     images = torch.rand(2, 1, 8, 8) * 2 - 1
     autoencoder.eval()
     assert torch.equal(loaded.decode(loaded.encode(images)), autoencoder.decode(autoencoder.encode(images)))
@@ -137,7 +142,7 @@ def test_a_tokenizer_comes_back_as_it_was(tmp_path, parts):
 def test_fingerprints_see_names_shapes_and_single_bits():
     state = {"a": torch.zeros(4), "b": torch.ones(2)}
     marks = [
-        checkpoint.fingerprint(other)
+        models.fingerprint(other)
         for other in (
             state,
             {"b": torch.ones(2), "a": torch.zeros(4)},
@@ -151,15 +156,15 @@ def test_fingerprints_see_names_shapes_and_single_bits():
 
 def test_altered_tokenizer_weights_are_noticed(tmp_path, parts):
     config, autoencoder, *_ = parts
-    checkpoint.save_tokenizer(str(tmp_path), autoencoder.state_dict(), config, class_names=CLASSES, metadata={})
+    models.save_tokenizer(str(tmp_path), autoencoder.state_dict(), config, class_names=CLASSES, metadata={})
     path = tmp_path / "tokenizer.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
     with pytest.raises(CheckpointError, match="damaged: its fingerprint differs"):
-        checkpoint.load_tokenizer(str(tmp_path))
+        models.load_tokenizer(str(tmp_path))
     path.write_bytes(data[:100])
     with pytest.raises(CheckpointError, match="tokenizer.safetensors is damaged"):
-        checkpoint.load_tokenizer(str(tmp_path))
+        models.load_tokenizer(str(tmp_path))
 
 
 def test_a_sampler_comes_back_and_draws(tmp_path, parts):
@@ -177,14 +182,14 @@ def test_half_a_sampler_says_what_is_missing_and_the_other_half_completes_it(tmp
     with pytest.raises(CheckpointError, match=rf"the {missing} generator is missing.*train.parts=\[{missing}\]"):
         nvg.load(str(tmp_path))
     assert export(tmp_path, parts, (missing,)) is True
-    assert not (tmp_path / checkpoint.HALF).exists()
+    assert not (tmp_path / models.HALF).exists()
     assert nvg.load(str(tmp_path)).class_names == CLASSES
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path, parts, trained):
     _, url = trained
     with pytest.raises(CheckpointError, match="holds a training, expected a sampler"):
-        checkpoint.load_sampler(url)
+        models.load_sampler(url)
     with pytest.raises(CheckpointError, match="no metadata.json"):
         nvg.load(str(tmp_path))
 
@@ -202,5 +207,3 @@ def test_a_sampler_is_read_from_a_url(tmp_path, parts):
 def test_importing_the_package_imports_neither_torch_nor_ray():
     code = "import sys, nvg; assert not {'torch', 'ray', 'mlflow', 'omegaconf'} & set(sys.modules); nvg.granularity"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(nvg.__file__).parents[1])
-
-

@@ -180,7 +180,11 @@ def test_known_channels_are_noised_and_predicted_when_asked_for(sequence):
         structure.forward = record
         stage = torch.full((7,), 3)
         loss = structure_loss(
-            structure, torch.zeros(7, 16, 32), torch.zeros(7, dtype=torch.int64), stage, sequence.codes,
+            structure,
+            torch.zeros(7, 16, 32),
+            torch.zeros(7, dtype=torch.int64),
+            stage,
+            sequence.codes,
             torch.Generator().manual_seed(0),
         )
         assert torch.isfinite(loss["flow"])

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
-from nvg.config import ConfigError
+from nvg.errors import ConfigError
 from nvg.training import jobs, ray_train
 from nvg.training.loop import Place
-from tests.training.config import toy_config
+from tests.support.toy_config import toy_config
 
 
 def numbered(per_epoch):

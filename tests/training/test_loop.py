@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from benchmarks.step_profile import PARTS
+from nvg.errors import TrainingDiverged
 from nvg.training.checkpoint import latest_checkpoint, list_checkpoints
-from nvg.training.loop import Place, TrainingDiverged, autocast, draw_seed, seed_dropout, seeded, train
-from scripts.step_profile import PARTS
-from tests.training.config import toy_config
-from tests.training.toy import ToyTask, toy_settings
+from nvg.training.loop import Place, autocast, draw_seed, seed_dropout, seeded, train
+from tests.support.toy import ToyTask, toy_settings
+from tests.support.toy_config import toy_config
 
 
 class SilentBar:
@@ -74,12 +75,15 @@ def test_accumulating_two_halves_equals_one_whole(tmp_path):
 def test_each_part_is_clipped_to_its_own_norm(tmp_path):
     task = ToyTask(scale=100.0)
     seen = {}
-    task.after_step = lambda step, generator: seen.update(
-        {
-            name: float(torch.stack([p.grad.norm() for p in parameters]).norm())
-            for name, parameters in task.clip.items()
-        }
-    ) or {}
+    task.after_step = lambda step, generator: (
+        seen.update(
+            {
+                name: float(torch.stack([p.grad.norm() for p in parameters]).norm())
+                for name, parameters in task.clip.items()
+            }
+        )
+        or {}
+    )
     _, _, recorder = run(task, tmp_path, total_steps=1, clip_norm=0.25, log_every=1)
     assert seen == pytest.approx({"first": 0.25, "second": 0.25}, rel=1e-3)
     assert recorder.points[1]["gradient_norm/first"] > 0.25  # what is recorded is the norm before

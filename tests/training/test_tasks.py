@@ -3,17 +3,17 @@
 import pytest
 import torch
 
+from nvg.artifacts.models import export_sampler, load_sampler
 from nvg.autoencoder import Autoencoder
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
-from nvg.training.checkpoint import export_sampler, load_sampler
 from nvg.training.distill_task import DistillTask
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Place, seeded, train
 from nvg.training.tokenizer_task import TokenizerTask
 from tests.generator.test_generators import awake
-from tests.training.config import toy_config
+from tests.support.toy import toy_settings
+from tests.support.toy_config import toy_config
 from tests.training.test_loop import Recorder, SilentBar
-from tests.training.toy import toy_settings
 
 CPU = torch.device("cpu")
 CLASSES = ["cat", "dog"]
@@ -72,8 +72,11 @@ def distill_task(config, stop_at=None, total=12):
     autoencoder = autoencoder_of(config)
     torch.manual_seed(0)
     teacher = Sampler(
-        autoencoder, awake(ContentGenerator(config.content)), awake(StructureGenerator(config.structure)),
-        config.sampler, CLASSES,
+        autoencoder,
+        awake(ContentGenerator(config.content)),
+        awake(StructureGenerator(config.structure)),
+        config.sampler,
+        CLASSES,
     )
     return DistillTask(config, teacher, token_stream(autoencoder, stop_at), total, device=CPU)
 
@@ -81,7 +84,11 @@ def distill_task(config, stop_at=None, total=12):
 def run(task, folder, **changes):
     recorder = Recorder(None)
     figures = train(
-        task, toy_settings(**changes), toy_config(), str(folder), place=Place(bar=SilentBar),
+        task,
+        toy_settings(**changes),
+        toy_config(),
+        str(folder),
+        place=Place(bar=SilentBar),
         start_tracking=lambda run_id: recorder,
     )
     return figures, recorder
@@ -146,8 +153,12 @@ def test_both_generators_learn_and_make_a_sampler(tmp_path):
     assert recorder.images == ["previews/00000040-samples.png"]
     assert all(parameter.requires_grad for module in task.modules.values() for parameter in module.parameters())
     export_sampler(
-        str(tmp_path / "sampler"), tokenizer=autoencoder_of(config).state_dict(), parts=task.averaged(), config=config,
-        class_names=CLASSES, metadata={},
+        str(tmp_path / "sampler"),
+        tokenizer=autoencoder_of(config).state_dict(),
+        parts=task.averaged(),
+        config=config,
+        class_names=CLASSES,
+        metadata={},
     )
     sampler = load_sampler(str(tmp_path / "sampler"))
     assert sampler.generate(["cat", "dog"], seed=0).shape == (2, 8, 8, 1)
@@ -167,7 +178,10 @@ def test_both_generators_are_distilled_and_make_a_sampler(tmp_path):
     assert all(torch.equal(value, teacher[name]) for name, value in task.teacher.structure.state_dict().items())
     assert all(parameter.requires_grad for module in task.modules.values() for parameter in module.parameters())
     export_sampler(
-        str(tmp_path / "sampler"), tokenizer=task.teacher.tokenizer.state_dict(), class_names=CLASSES, metadata={},
+        str(tmp_path / "sampler"),
+        tokenizer=task.teacher.tokenizer.state_dict(),
+        class_names=CLASSES,
+        metadata={},
         parts=task.averaged(),
         config=task.sampler_config(),
     )
@@ -195,14 +209,18 @@ def test_alignment_is_trained_and_not_exported(tmp_path):
     assert "alignment" in recorder.points[2]
     assert not torch.equal(task.modules["content"].align[0].weight, before)
     export_sampler(
-        str(tmp_path / "sampler"), tokenizer=autoencoder_of(config).state_dict(), parts=task.averaged(), config=config,
-        class_names=CLASSES, metadata={},
+        str(tmp_path / "sampler"),
+        tokenizer=autoencoder_of(config).state_dict(),
+        parts=task.averaged(),
+        config=config,
+        class_names=CLASSES,
+        metadata={},
     )
     assert load_sampler(str(tmp_path / "sampler")).content.align is None
 
 
 def test_the_discriminator_joins_after_its_share_and_has_an_optimizer_of_its_own(tmp_path, monkeypatch):
-    from nvg.autoencoder import discriminator
+    from nvg.training import discriminator
 
     class Backbone(torch.nn.Module):
         """In place of a vision transformer: a frozen convolution."""

@@ -9,15 +9,17 @@ import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 from torch.distributed.tensor import DTensor
 
+from nvg.artifacts import models
+from nvg.errors import CheckpointError
 from nvg.generator import Sampler
 from nvg.training import checkpoint
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Place, slice_of, train
 from nvg.training.parallel import alone, parallelize, whole
-from tests.training.config import toy_config
+from tests.support.toy import ToyTask, toy_settings
+from tests.support.toy_config import toy_config
 from tests.training.test_loop import SilentBar
 from tests.training.test_tasks import CLASSES, CPU, QUICK, autoencoder_of, token_stream
-from tests.training.toy import ToyTask, toy_settings
 
 SLICES = 4
 ROWS = 8
@@ -124,10 +126,10 @@ def test_averages_that_were_split_make_a_sampler(ended, tmp_path):
     folder = str(tmp_path / "sampler")
     weights = autoencoder_of(config).state_dict()
     for shown in ended["fsdp"]:
-        assert checkpoint.export_sampler(
+        assert models.export_sampler(
             folder, tokenizer=weights, parts=shown[3], config=config, class_names=CLASSES, metadata={}
         )
-    sampler = checkpoint.load_sampler(folder)
+    sampler = models.load_sampler(folder)
     assert isinstance(sampler, Sampler) and sampler.generate(["cat", "dog"], seed=0).shape == (2, 8, 8, 1)
 
 
@@ -135,11 +137,13 @@ def test_a_lost_shard_is_named(ended, tmp_path):
     shutil.copytree(ended["folder"] / "broken", tmp_path / "lost")
     (path,) = checkpoint.list_checkpoints(str(tmp_path / "lost"))
     (Path(path) / "ema-00001-of-00003.safetensors").unlink()
-    with pytest.raises(checkpoint.CheckpointError, match="has no ema-00001-of-00003.safetensors: remove"):
+    with pytest.raises(CheckpointError, match="has no ema-00001-of-00003.safetensors: remove"):
         checkpoint.checked_metadata(path)
 
 
 def test_slices_are_equal():
     assert [part["x"].tolist() for part in (slice_of({"x": torch.arange(6)}, n, 3) for n in range(3))] == [
-        [0, 1], [2, 3], [4, 5],
-    ]  # fmt: skip
+        [0, 1],
+        [2, 3],
+        [4, 5],
+    ]

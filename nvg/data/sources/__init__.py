@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.records import DataError, ImageSource
+from nvg.data.records import ImageSource
 from nvg.data.sources.folder import FolderSource
 from nvg.data.sources.idx import IdxSource
 from nvg.data.sources.ilsvrc import IlsvrcSource
 from nvg.data.sources.parquet import ParquetSource
 from nvg.data.sources.webdataset import WebDatasetSource
+from nvg.errors import DataError
 
 SOURCES: dict[str, Callable[[DataConfig, str], ImageSource]] = {
     "folder": FolderSource,

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit, chunks, read_image, shuffled
+from nvg.data.records import BrokenImage, ImageRecord, ImageSource, Unit, chunks, read_image, shuffled
+from nvg.errors import DataError
 
 IMAGE_SUFFIXES = (
     ".jpg",

@@ -16,7 +16,8 @@ import numpy as np
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit
+from nvg.data.records import BrokenImage, ImageRecord, ImageSource, Unit
+from nvg.errors import DataError
 
 
 class IdxSource(ImageSource):
@@ -71,10 +72,7 @@ def _read(path: str, dimensions: int, *, head: bool = False) -> tuple[tuple[int,
     Raises DataError naming the file.
     """
     header = 4 + 4 * dimensions
-    if path.endswith(".gz"):
-        raw = _unzip(path, header if head else None)
-    else:
-        raw = storage.read_bytes(path)
+    raw = _unzip(path, header if head else None) if path.endswith(".gz") else storage.read_bytes(path)
     if len(raw) < header or raw[:3] != b"\0\0\x08" or raw[3] != dimensions:
         raise DataError(f"{path} is not an idx file of {dimensions} dimensions of bytes")
     shape = struct.unpack(f">{dimensions}I", raw[4:header])

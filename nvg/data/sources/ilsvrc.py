@@ -24,9 +24,10 @@ from pathlib import Path
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit, chunks, read_image, shuffled
+from nvg.data.records import BrokenImage, ImageRecord, ImageSource, Unit, chunks, read_image, shuffled
 from nvg.data.sources.folder import IMAGE_SUFFIXES
 from nvg.data.sources.tar import count_members, read_members
+from nvg.errors import DataError
 
 SYNSET = re.compile(r"n\d{8}")
 DEVKIT_CLASSES = 1000

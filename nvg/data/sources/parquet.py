@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.records import BrokenImage, DataError, ImageRecord, ImageSource, Unit
+from nvg.data.records import BrokenImage, ImageRecord, ImageSource, Unit
+from nvg.errors import DataError, StorageError
 
 READ_ROWS = 32  # rows whose images are in memory at once
 
@@ -58,13 +59,13 @@ class ParquetSource(ImageSource):
             try:
                 yield from self._group(unit, group, row)
             except (pa.ArrowException, OSError) as error:
-                if isinstance(error, storage.StorageError):
+                if isinstance(error, StorageError):
                     raise
                 yield BrokenImage(f"{short}/{row}", unit["file"], f"row group {group} cannot be read on: {error}")
             row += rows
 
     def _group(self, unit: Unit, group: int, row: int) -> Iterator[ImageRecord | BrokenImage]:
-        first = row + (unit["first"] if "first" in unit else 0)
+        first = row + (unit.get("first", 0))
         stop = row + (unit["stop"] if "stop" in unit else unit["rows"])
         columns = [self.image_column, self.label_column]
         with storage.open(unit["file"]) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
@@ -131,7 +132,7 @@ def _look(file: str, image_column: str, label_column: str) -> _Table:
                 highest = pc.max(values.cast(pa.int64())).as_py() if len(values) else None
                 result.highest = highest if highest is not None and highest >= 0 else None
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, storage.StorageError):
+        if isinstance(error, StorageError):
             raise
         result = _Table(broken=f"not a readable Parquet file: {error}")
     return result

@@ -8,6 +8,7 @@ from typing import Any
 
 from nvg import storage
 from nvg.data.records import BrokenImage
+from nvg.errors import StorageError
 
 MOST_BYTES = 2**30  # of a member: a compressed archive of a few kB may hold any number of zeros
 
@@ -47,7 +48,7 @@ def read_members(path: str) -> Iterator[tuple[str, bytes | BrokenImage]]:
                 archive.members.clear()  # type: ignore[attr-defined]  # else it keeps the header of every member
                 yield member.name, data
     except (tarfile.TarError, OSError, EOFError) as error:
-        if isinstance(error, storage.StorageError):
+        if isinstance(error, StorageError):
             raise
         place = f"after {last}" if last else "at its beginning"
         yield last, BrokenImage(path.rpartition("/")[2], path, f"the archive cannot be read on {place}: {error}")

@@ -1,0 +1,1 @@
+"""Tokenizer and sampler folders, their names and metadata; keys of artifacts; who may write them."""

@@ -1,0 +1,181 @@
+"""From YAML and `key=value` to a configuration, and back. OmegaConf, yaml and fsspec are imported on first use."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nvg.config.checks import validate
+from nvg.config.schema import DERIVED, Config, ServeConfig
+from nvg.errors import ConfigError
+
+Schema = TypeVar("Schema")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (path or URL) and apply `key=value` overrides, the last one winning.
+
+    Raises ConfigError with the key's name for an unknown key, a wrong type, a missing value or values that do not
+    fit together.
+    """
+    return from_dict(read(path), overrides, where=str(path))
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """Nested dictionaries, the second one winning."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = merged(base[key], value) if both else value
+    return result
+
+
+def read(path: str | Path) -> dict:
+    """A YAML file (path or URL) as it is. Raises ConfigError when it is not there or no mapping."""
+    import fsspec
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Safe YAML without aliases: ten lines of them stand for a billion values."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias (*name): write the values out")
+            return super().compose_node(parent, index)
+
+    try:
+        with fsspec.open(str(path), "r") as file:
+            content = Loader(file).get_single_data()
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file at {path}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that is none
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no keys: expected a mapping such as `name: my_experiment`")
+    return content
+
+
+def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> Config:
+    """As `load`, from a nested dictionary."""
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.default_factory) and not isinstance(content.get(section.name, {}), dict):
+            raise ConfigError(f"{where}: {section.name}={content[section.name]!r} must be a section with keys")
+    config = _typed(Config, content, overrides, where, DERIVED)
+    validate(config, where)
+    return config
+
+
+def serve_config(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> ServeConfig:
+    """The configuration of a deployment. Raises ConfigError with the key's name."""
+    config = _typed(ServeConfig, content, overrides, where, {})
+    for name in ("min_replicas", "threads_per_replica", "max_batch", "max_queue", "max_images", "max_upload_pixels"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 1")
+    for name in ("target_ongoing_requests", "max_body_mb"):
+        if getattr(config, name) <= 0:
+            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be above 0")
+    if config.precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"{where}: precision={config.precision!r} is none of float32, bfloat16")
+    if not 1 <= config.port <= 65535:
+        raise ConfigError(f"{where}: port={config.port} is none of 1 ... 65535")
+    not_negative = ("batch_wait_ms", "cpus_per_replica", "gpus_per_replica", "drain_seconds", "follow_seconds")
+    for name in (*not_negative, "upscale_delay_s", "downscale_delay_s"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 0")
+    if config.max_replicas < config.min_replicas:
+        raise ConfigError(f"{where}: max_replicas={config.max_replicas} is below min_replicas={config.min_replicas}")
+    if config.max_queue < config.max_images:
+        raise ConfigError(
+            f"{where}: max_queue={config.max_queue} is below max_images={config.max_images}: a request of so many "
+            "images could never be taken"
+        )
+    return config
+
+
+def _typed(
+    schema: type[Schema], content: dict, overrides: Sequence[str], where: str, derived: dict[str, Callable]
+) -> Schema:
+    """A dataclass from a dictionary and overrides, every key known, every type right, nothing missing."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    changes = []
+    for item in overrides:
+        if not item.partition("=")[0].strip() or "=" not in item:
+            raise ConfigError(f"override {item!r} is not of the form key=value (for example train.lr=2e-4)")
+        try:
+            changes.append(OmegaConf.from_dotlist([item]))
+        except YAMLError:
+            raise ConfigError(f"override {item!r}: the value is not YAML (an open bracket or quote?)") from None
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(content), *changes)
+        for key, value in derived.items():
+            expected = value(node)
+            if OmegaConf.is_missing(OmegaConf.select(node, key.split(".")[0]), key.split(".")[1]):
+                OmegaConf.update(node, key, expected)
+            elif OmegaConf.select(node, key) != expected:
+                raise ConfigError(
+                    f"{where}: {key}={OmegaConf.select(node, key)} does not fit the other sections, which give "
+                    f"{expected}: leave {key} out"
+                )
+        config = OmegaConf.to_object(node)
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a section belongs
+        raise ConfigError(_explain(error, where, schema)) from None
+    assert isinstance(config, schema)
+    return config
+
+
+def _explain(error: Exception, where: str, schema: type) -> str:
+    key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
+    first_line = str(error).split("\n")[0]
+    if "not in" in first_line:
+        near = _near_key(str(key), _all_keys(schema))
+        hint = f"; did you mean {near!r}?" if near else ""
+        return f"{where}: unknown key {key!r}{hint}"
+    if "Missing mandatory value" in first_line or "Structured config" in first_line:
+        return f"{where}: {key!r} must be given"
+    return f"{where}: {key}: {first_line}"
+
+
+def _near_key(key: str, keys: list[str]) -> str | None:
+    """A known key that was perhaps meant: a like name in the same section, else the same name in another one."""
+    section, _, name = key.rpartition(".")
+    known = [tuple(item.rpartition(".")[::2]) for item in keys]
+    near = difflib.get_close_matches(name, [other for where, other in known if where == section], n=1)
+    if near:
+        return f"{section}.{near[0]}" if section else near[0]
+    elsewhere = [f"{where}.{other}" for where, other in known if other == name and where]
+    return elsewhere[0] if elsewhere else next(iter(difflib.get_close_matches(key, keys, n=1, cutoff=0.8)), None)
+
+
+def _all_keys(schema: type) -> list[str]:
+    keys = []
+    for section in dataclasses.fields(schema):
+        keys.append(section.name)
+        if dataclasses.is_dataclass(section.default_factory):
+            keys += [f"{section.name}.{item.name}" for item in dataclasses.fields(section.default_factory)]
+    return keys
+
+
+def to_dict(config: Any) -> dict:
+    """A configuration or a section as plain nested dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of configuration sections, strings and lists: 12 hexadecimal digits, stable over machines."""
+    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # type: ignore[arg-type]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

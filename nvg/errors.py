@@ -1,0 +1,51 @@
+"""Every error that a person can mend: the message is one line that names the key, the file or the folder, and what to
+do. Commands print it without a traceback.
+
+Each also derives from the built-in class that its callers would expect (ValueError, OSError, ...).
+"""
+
+from __future__ import annotations
+
+
+class NvgError(Exception):
+    """The base. final: whether trying again would give the same, so that nothing retries it."""
+
+    final: bool = True
+
+
+class ConfigError(NvgError, ValueError):
+    """A configuration that cannot be used; the message names the key and what to do."""
+
+
+class DataError(NvgError, ValueError):
+    """Images or tokens that cannot be used as configured; the message names the key or the file and what to do."""
+
+
+class CheckpointError(NvgError, ValueError):
+    """An artifact's folder that cannot be used; the message names the file and what to do."""
+
+
+class NotComparable(NvgError, ValueError):
+    """Evaluations of different protocols; the message names the first that differs and in what."""
+
+
+class WeightsError(NvgError, FileNotFoundError):
+    """Published weights that a configuration asks for and that cannot be used; the message names the key."""
+
+
+class OutputBusy(NvgError, RuntimeError):
+    """Another job is at work on the same artifact; the message names both."""
+
+
+class TrainingDiverged(NvgError, RuntimeError):
+    """The loss exploded, or it or a gradient is no finite number any more."""
+
+
+class DiskFull(NvgError, OSError):
+    """No space is left where something is written; the message names the path."""
+
+
+class StorageError(NvgError, OSError):
+    """A store that cannot be reached or refuses; the message names the URL and what to look at."""
+
+    final = False  # stores come back

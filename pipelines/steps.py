@@ -1,0 +1,179 @@
+"""What every job shares: its command line, its Ray, and where its artifacts are.
+
+An artifact is a folder `<output>/<step>-<key>`. The key is the hash of the configuration that the step reads and of its
+inputs' keys, so a changed setting makes a new artifact and leaves the old one, and an unchanged one is found again.
+`metadata.json` is written last: a folder without it is the leftovers of an interrupted step, never a result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from nvg import config as configuration
+from nvg import storage
+from nvg.artifacts.lease import lease, left_over
+from nvg.config import Config
+from nvg.errors import ConfigError, NvgError, OutputBusy
+from nvg.training.jobs import tidy
+
+STEPS = ("tokenizer", "tokens", "generators", "distilled", "evaluation")
+SCRIPTS = {
+    "tokenizer": "pipelines/train_tokenizer.py",
+    "tokens": "pipelines/build_tokens.py",
+    "generators": "pipelines/train.py",
+    "distilled": "pipelines/distill.py",
+    "evaluation": "pipelines/evaluate.py",
+}
+COMPLETE = "metadata.json"
+# What the user can mend: one line, no traceback.
+ERRORS: tuple[type[Exception], ...] = (NvgError, FileNotFoundError)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Where a step's result is, or will be."""
+
+    step: str
+    key: str
+    folder: str
+    given: bool = False  # a part of distill.teacher: used, never made and never removed
+
+    @property
+    def complete(self) -> bool:
+        """Whether the step has finished."""
+        return storage.exists(storage.join(self.folder, COMPLETE))
+
+
+def check_evaluation(config: Config) -> None:
+    """What can be known of an evaluation before hours of training. Raises ConfigError."""
+    if config.data.num_classes < 2 and config.evaluate.inception_weights is None:
+        raise ConfigError(
+            "data.num_classes=1: evaluation measures on features of a classifier of the data set's classes, and one "
+            "class gives none: set evaluate.inception_weights (docs/evaluation.md), or stop before, --until generators"
+        )
+    for name in ("reference", "inception_weights"):
+        path = getattr(config.evaluate, name)
+        if path not in (None, "test", "train") and not storage.exists(path):
+            raise ConfigError(f"evaluate.{name}={path}: no such file. docs/evaluation.md says where it comes from")
+
+
+def plan(config: Config) -> dict[str, Artifact]:
+    """The artifact of every step, in order; `distilled` where the configuration asks for it. Lists the images, for
+    their fingerprint; computes nothing else. Raises ConfigError for a configuration that no training can make."""
+    if config.structure.few_step or config.content.guided:
+        raise ConfigError(
+            "structure.few_step=true and content.guided=true are what pipelines/distill.py makes: set distill.steps"
+        )
+    from nvg.data import open_source
+
+    data = dataclasses.asdict(config.data)
+    test, views = data.pop("test"), data.pop("views")
+    data.pop("train")  # the fingerprint tells the images, wherever they are
+    train_images = open_source(config.data, split="train").fingerprint()
+    test_images = open_source(config.data, split="test").fingerprint() if test else None
+    training, distillation = dataclasses.asdict(config.train), dataclasses.asdict(config.distill)
+    for section, operational in (  # these change no weight of the result
+        (training, ("parts", "parallel", "checkpoint_every", "preview_every")),
+        (distillation, ("teacher", "checkpoint_every", "preview_every")),  # a teacher is told by its weights
+    ):
+        for name in operational:
+            section.pop(name)
+
+    keys: dict[str, str] = {}
+    given: dict[str, str] = {}
+    if config.distill.teacher is not None:
+        from nvg.artifacts.models import model_config, read_metadata, sampler_folder
+
+        folder = sampler_folder(config.distill.teacher)
+        teacher = model_config(folder)
+        if teacher.structure.few_step or teacher.content.guided:
+            raise ConfigError(
+                f"distill.teacher={config.distill.teacher} is itself distilled: name the sampler that it was made of"
+            )
+        keys["tokenizer"] = keys["generators"] = configuration.digest(read_metadata(folder))
+        given = {"tokenizer": folder, "generators": folder}
+        images: tuple[Any, ...] = (train_images, data, config.seed)  # a tokenizer of our own has these in its key
+    else:
+        keys["tokenizer"] = configuration.digest(
+            "tokenizer", train_images, data, config.tokenizer, config.tokenizer_train, config.seed
+        )
+        images = ()
+    keys["tokens"] = configuration.digest("tokens", keys["tokenizer"], views, config.repa.weights, *images)
+    if "generators" not in keys:
+        keys["generators"] = configuration.digest(
+            "generators", keys["tokens"], config.content, config.structure, training, config.repa, config.seed
+        )
+    if config.distill.steps:
+        taught = (keys["tokens"], keys["generators"])
+        keys["distilled"] = configuration.digest("distilled", taught, distillation, config.seed)
+    drawn_with = keys.get("distilled", keys["generators"])
+    settings = as_drawn(config).sampler
+    keys["evaluation"] = configuration.digest("evaluation", drawn_with, test_images, config.evaluate, settings)
+    return {
+        step: Artifact(
+            step,
+            keys[step],
+            given.get(step) or storage.join(config.output, f"{step}-{keys[step]}"),
+            given=step in given,
+        )
+        for step in STEPS
+        if step in keys
+    }
+
+
+def sampler_artifact(artifacts: Mapping[str, Artifact]) -> Artifact:
+    """The artifact that images are drawn with: the distilled generators where there are some."""
+    return artifacts.get("distilled", artifacts["generators"])
+
+
+def as_drawn(config: Config) -> Config:
+    """The configuration with the settings of `sampler_artifact(plan(config))`: a distilled one has flow steps of its own."""
+    if config.distill.steps == 0 or "structure" not in config.distill.parts:
+        return config
+    settings = dataclasses.replace(config.sampler, flow_steps=config.distill.flow_steps)
+    return dataclasses.replace(config, sampler=settings)
+
+
+def require(artifact: Artifact, arguments: Sequence[str]) -> str:
+    """The folder of a finished step. Ends the job with the command that makes it where it is not there."""
+    if not artifact.complete:
+        sys.exit(
+            f"error: this job needs the {artifact.step} in {artifact.folder}, which are not there (or not finished). "
+            f"Make them with: python {SCRIPTS[artifact.step]} {' '.join(arguments)}"
+        )
+    return artifact.folder
+
+
+def already(artifact: Artifact) -> bool:
+    """Whether a step is done; says so, and tidies up after a job that was killed before it could."""
+    if not artifact.complete:
+        return False
+    tidy_up(artifact)
+    print(f"{artifact.step}: complete, nothing to do ({artifact.folder})", flush=True)
+    return True
+
+
+def tidy_up(artifact: Artifact) -> None:
+    """Remove what a job left that was killed when its artifact was complete: its lease tells."""
+    if not artifact.given and left_over(artifact.folder):
+        with suppress(OutputBusy), lease(artifact.folder):  # where the job lives it does so itself
+            tidy(artifact.folder)
+
+
+@contextmanager
+def claimed(*artifacts: Artifact) -> Iterator[None]:
+    """The right to make some artifacts, for as long as the block lasts. Raises OutputBusy where another job has it."""
+    with ExitStack() as stack:
+        for artifact in artifacts:
+            stack.enter_context(lease(artifact.folder))
+        try:
+            yield
+        finally:
+            for artifact in artifacts:
+                if artifact.complete:  # and what made it was killed before it could tidy up
+                    tidy(artifact.folder)

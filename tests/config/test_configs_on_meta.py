@@ -1,0 +1,100 @@
+"""Every configuration of conf/, built and run on torch's meta device: shapes are checked, nothing is computed.
+
+This is all that a machine without GPUs can say of the large ones: that their parts fit together at full size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nvg import describe
+from nvg.autoencoder import Autoencoder
+from nvg.config import load
+from nvg.data.tokens import TokenFormat
+from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.granularity import GranularitySequence, cluster_means, structure_map
+
+CONF = sorted((Path(__file__).parents[2] / "conf").glob("*.yaml"))
+IMAGES = 2
+
+
+@pytest.mark.parametrize("aligned", [False, True], ids=["plain", "aligned"])
+@pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
+def test_parts_fit_together(path: Path, aligned: bool) -> None:
+    block = min(8, load(path).content.depth)
+    config = load(path, ["repa.weights=dinov2", f"repa.block={block}"] if aligned else ["repa.weights=null"])
+    tokenizer = config.tokenizer
+    positions, width, last = tokenizer.positions, tokenizer.code_width, tokenizer.last_stage
+    with torch.device("meta"):
+        autoencoder = Autoencoder(tokenizer)
+        content = ContentGenerator(config.content)
+        structure = StructureGenerator(config.structure)
+        images = torch.empty(IMAGES, tokenizer.channels, tokenizer.image_size, tokenizer.image_size)
+        codes = torch.empty(IMAGES, positions, dtype=torch.int64)
+        tokens = [torch.empty(IMAGES, 2**stage, dtype=torch.int64) for stage in range(last + 1)]
+        labels = torch.empty(IMAGES, dtype=torch.int64)
+        time = torch.empty(IMAGES)
+
+        latents = autoencoder.latents(images)
+        assert latents.shape == (IMAGES, positions, width)
+        for stage in range(last + 1):
+            means = cluster_means(latents, structure_map(codes, stage), 2**stage)
+            assert autoencoder.quantizer.nearest(means).shape == (IMAGES, 2**stage)
+        canvases = autoencoder.quantizer.canvases(GranularitySequence(codes, tokens))
+        assert [canvas.shape for canvas in canvases] == [latents.shape] * (last + 2)
+        assert autoencoder.decode_canvas(canvases[-1]).shape == images.shape
+
+        stages = torch.full((IMAGES,), 1, dtype=torch.int64)
+        estimate, hidden = content(canvases[1], labels, stages, content.rotary(codes, stages))
+        assert estimate.shape == latents.shape
+        if aligned:
+            assert hidden is not None
+            assert hidden.shape == (IMAGES, positions, config.repa.feature_width)
+        else:
+            assert hidden is None
+        for stage in range(last + 1):
+            logits = content.logits(estimate, canvases[stage], structure_map(codes, stage), stage)
+            assert logits.shape == (IMAGES, 2**stage, tokenizer.codebook_size)
+
+        noisy = torch.empty(IMAGES, positions, last)
+        table = structure.rotary(codes, stages)
+        assert structure(noisy, time, canvases[1], labels, stages, table).shape == noisy.shape
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(16, (255, 64)), (20, (497, 125)), (24, (856, 215))])
+def test_imagenet_sizes_are_the_papers(depth: int, millions: tuple[int, int]) -> None:
+    models = describe.build_on_meta(load(f"conf/imagenet_d{depth}.yaml", ["repa.weights=null"]))
+    content, structure = describe.parameters(models.content), describe.parameters(models.structure)
+    assert content / 1e6 == pytest.approx(millions[0], rel=0.01)
+    assert structure / 1e6 == pytest.approx(millions[1], rel=0.02)
+    assert describe.parameters(models.content.backbone.blocks) == pytest.approx(61_440 * depth**3, rel=0.01)
+    assert describe.parameters(models.structure.backbone.blocks) == pytest.approx(15_360 * depth**3, rel=0.01)
+
+
+@pytest.mark.parametrize("weights", ["null", "dinov2"])
+@pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
+def test_describe_counts_the_bytes_that_the_token_schema_stores(path: Path, weights: str) -> None:
+    config = load(path, [f"repa.weights={weights}", "repa.block=1"])
+    tokenizer = config.tokenizer
+    features = config.repa.feature_width if config.repa.weights else None
+    form = TokenFormat(
+        "", tokenizer.last_stage, tokenizer.positions, tokenizer.codebook_size, [], feature_width=features
+    )
+    stored = 0
+    for field in form.schema():
+        if field.name != "image_id":
+            size = getattr(field.type, "list_size", 1)
+            stored += size * getattr(field.type, "value_type", field.type).bit_width // 8
+    assert describe.row_bytes(config) == stored
+
+
+def test_describe_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert describe.main(["conf/smoke.yaml", "conf/fashion_mnist.yaml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines] == ["config", "---", "smoke", "fashion_mnist"]
+    assert len({line.count("|") for line in lines}) == 1
+    assert describe.main([str(tmp_path / "none.yaml")]) == 1
+    assert "no configuration file" in capsys.readouterr().err
