@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ import ray.util
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 
 from tests.support.ports import free_ports
+from tests.support.processes import end
 
 ROOT = Path(__file__).parents[2]
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # the provider's name for it
@@ -165,19 +166,6 @@ def growing(idle_seconds: float = 10) -> Iterator[Growing]:
             yield Growing({"RAY_ADDRESS": address, **token}, folder)
         finally:
             end(head)
-
-
-def end(head: psutil.Popen) -> None:
-    """End a `ray start --block` and all that it has started: an autoscaler's nodes too."""
-    if not head.is_running():
-        return
-    family = [head, *head.children(recursive=True)]
-    head.terminate()
-    psutil.wait_procs([head], timeout=5)
-    for process in family:  # what it did not wait for
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(family, timeout=15)
 
 
 def main() -> None:

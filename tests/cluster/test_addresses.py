@@ -17,9 +17,8 @@ import pytest
 from nvg import config as configuration
 from nvg import storage
 from pipelines.steps import plan
-from tests.campaigns.autoscaling import end
-from tests.cluster.conftest import ROOT, SMOKE
-from tests.cluster.test_build_tokens import tokenizer_of
+from tests.support.processes import end
+from tests.support.smoke import ROOT, SMOKE, untrained_tokenizer
 from tests.support.synthetic import write_images
 
 HOSTS = {"head": "10.77.0.1", "worker": "10.77.0.2", "client": "10.77.0.3"}
@@ -147,7 +146,7 @@ def test_the_pipeline_runs_on_two_addresses_and_is_served_to_a_third(network, ra
     ]
     config = configuration.load(SMOKE, settings)
     artifacts = plan(config)
-    tokenizer_of(config, artifacts["tokenizer"].folder, 0)
+    untrained_tokenizer(config, artifacts["tokenizer"].folder, 0)
     job = [sys.executable, "pipelines/run.py", "--until", "generators", "--config", SMOKE, *settings]
     log = network.run("head", *job, RAY_ADDRESS=address)
     tokens, generators = artifacts["tokens"].folder, artifacts["generators"].folder

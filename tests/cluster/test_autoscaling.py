@@ -11,7 +11,7 @@ from nvg import config as configuration
 from nvg import storage
 from pipelines.steps import plan
 from tests.campaigns import autoscaling
-from tests.cluster.conftest import ROOT, SMOKE
+from tests.support.smoke import ROOT, SMOKE
 from tests.support.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(900)

@@ -1,6 +1,5 @@
 """Several nodes on one machine, raylets beside the session's head: they are killed, leave after a notice, come back."""
 
-import contextlib
 import subprocess
 import sys
 import threading
@@ -16,77 +15,12 @@ from nvg.config import ClusterConfig, ServeConfig
 from nvg.data.tokens import parts
 from nvg.training.checkpoint import list_checkpoints
 from pipelines.serve import deploy
-from tests.cluster.conftest import smoke
-from tests.cluster.test_training import assert_bit_equal, curve, here
+from tests.support.cluster import alive, look_again
+from tests.support.smoke import smoke
+from tests.support.trainings import assert_bit_equal, curve, train_in_process
+from tests.support.waiting import in_thread, until
 
 pytestmark = pytest.mark.timeout(900)  # a group of workers starts five times
-
-PATIENCE = 240  # seconds
-
-
-@pytest.fixture
-def add_node(ray_cluster):
-    """add_node(**resources): one more raylet of two CPUs; those that are left go after the test."""
-    added = []
-
-    def add(**resources):
-        added.append(ray_cluster.add_node(num_cpus=2, object_store_memory=150 * 10**6, **resources))
-        return added[-1]
-
-    yield add
-    for node in added:
-        if node in ray_cluster.worker_nodes:
-            ray_cluster.remove_node(node)
-
-
-def in_thread(job):
-    """Start a job; returns a function that waits for its result."""
-    result = {}
-
-    def run():
-        try:
-            result["value"] = job()
-        except BaseException as error:
-            result["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-
-    def wait():
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "the job does not end"
-        if "error" in result:
-            raise result["error"]
-        return result["value"]
-
-    return wait
-
-
-def until(condition, what):
-    """The first true answer of a condition; AssertionError naming `what` when there is none in time."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        with contextlib.suppress(FileNotFoundError, ValueError):  # of a checkpoint that is just going
-            if answer := condition():
-                return answer
-        time.sleep(0.05)
-    raise AssertionError(f"waited {PATIENCE} s for {what}")
-
-
-def alive():
-    import ray
-
-    return sum(node["Alive"] for node in ray.nodes())
-
-
-def look_again(count):
-    """Let Ray's coordinator of reservations, which looks at the nodes every 20 s, see now that there are so many."""
-    import ray
-    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
-
-    until(lambda: alive() == count, f"{count} nodes")
-    actor = coordinator.get_or_create_autoscaling_coordinator()
-    ray.get(actor.get_reserved_resources.remote("nobody", recompute=True))
 
 
 def test_a_killed_raylet_loses_and_doubles_no_row(ray_cluster, add_node, images, tokenizer, tmp_path):
@@ -153,7 +87,7 @@ def test_workers_are_lost_leave_and_come_back_and_the_training_is_the_unbroken_o
     figures = wait()
     assert seen == sorted(seen) and figures["workers"] == 1, seen
 
-    _, unbroken = here(tmp_path / "unbroken", images, tokenizer, tokens, *length, "train.accumulate=2")
+    _, unbroken = train_in_process(tmp_path / "unbroken", images, tokenizer, tokens, *length, "train.accumulate=2")
     assert_bit_equal(folder, unbroken)
     points = curve(tmp_path / "elastic", images)  # one run, and each step once
     expected = curve(tmp_path / "unbroken", images)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +13,9 @@ from nvg import storage
 from nvg.data.tokens import parts
 from pipelines.build_tokens import build_tokens
 from pipelines.steps import plan
-from tests.cluster.conftest import ROOT
 from tests.support import s3
 from tests.support.pictures import write_parquet
+from tests.support.smoke import ROOT
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
@@ -55,7 +56,7 @@ def store():
 
 def test_everything_is_read_from_and_written_to_a_store(store, ray_cluster, tmp_path):
     images = write_parquet(tmp_path / "images.parquet", count=40, classes=5, text=True, group=16)
-    storage.write_bytes(f"{BUCKET}/images.parquet", open(images, "rb").read())
+    storage.write_bytes(f"{BUCKET}/images.parquet", Path(images).read_bytes())
     storage.write_bytes(f"{BUCKET}/other.yaml", (ROOT / "conf" / "smoke.yaml").read_bytes())
     tracked = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
     run(tracked)

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 import schemathesis.specs.openapi.schemas  # here: pytest rewrites it, and ast fails at times beside Ray's threads
 from hypothesis import HealthCheck, given, settings
@@ -25,22 +24,11 @@ from safetensors.torch import load_file, save_file
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from tests.cluster.conftest import ROOT
 from tests.support.ports import free_ports
+from tests.support.processes import replicas
+from tests.support.smoke import ROOT
 
 ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
-
-
-def replicas():
-    """Process ids of the replicas that run below this process."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if " ".join(process.cmdline()).startswith("ray::ServeReplica:nvg:sampler"):
-                found.append(process.pid)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from nvg.training import checkpoint
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Place, slice_of, train
 from nvg.training.parallel import alone, parallelize, whole
+from tests.support.recorders import SilentBar
 from tests.support.toy import ToyTask, toy_settings
 from tests.support.toy_config import toy_config
-from tests.training.test_loop import SilentBar
-from tests.training.test_tasks import CLASSES, CPU, QUICK, autoencoder_of, token_stream
+from tests.support.toy_streams import CLASSES, CPU, QUICK, autoencoder_of, token_stream
 
 SLICES = 4
 ROWS = 8
