@@ -4,6 +4,8 @@ A conftest.py imports the ones that its folder uses.
 """
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -119,3 +121,11 @@ def look_again(count):
     until(lambda: alive() == count, f"{count} nodes")
     actor = coordinator.get_or_create_autoscaling_coordinator()
     ray.get(actor.get_reserved_resources.remote("nobody", recompute=True))
+
+
+def announce_loss(ray_cluster, node):
+    """Give Ray the notice that a cloud gives of a spot machine: this node leaves in a minute."""
+    command = ["drain-node", "--address", ray_cluster.address, "--node-id", node.node_id]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command += ["--deadline-remaining-seconds", "60"]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *command], check=True, stdout=subprocess.DEVNULL)

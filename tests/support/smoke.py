@@ -30,9 +30,9 @@ def database(images):
     return f"sqlite:///{Path(images).parent}/mlflow.db"
 
 
-def untrained_tokenizer(config, folder, seed):
-    """An untrained tokenizer's folder."""
+def untrained_tokenizer(config, folder, seed, classes=("a", "b", "c")):
+    """Write the folder of a tokenizer that was not trained; returns its path."""
     torch.manual_seed(seed)
-    names = ["a", "b", "c"]
-    save_tokenizer(str(folder), Autoencoder(config.tokenizer).state_dict(), config, class_names=names, metadata={})
+    weights = Autoencoder(config.tokenizer).state_dict()
+    save_tokenizer(str(folder), weights, config, class_names=list(classes), metadata={})
     return str(folder)

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from nvg import storage
+from nvg.training.checkpoint import list_checkpoints
 from tests.support.smoke import database, smoke
 
 
@@ -51,3 +53,12 @@ def curve(output, images):
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss")]
+
+
+def newest_checkpoint(folder, accept):
+    """The step of the newest checkpoint of both generators whose metadata `accept` takes, None where there is none."""
+    for path in reversed(list_checkpoints(f"{folder}/checkpoints-content-structure")):
+        metadata = storage.read_json(f"{path}/metadata.json")
+        if accept(metadata):
+            return metadata["step"]
+    return None
