@@ -21,6 +21,7 @@ from nvg.config.schema import (
     TrainConfig,
     TrainingConfig,
     operational,
+    operational_settings,
     trainings,
     without_operational,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "load",
     "merged",
     "operational",
+    "operational_settings",
     "read",
     "read_file",
     "serve_config",

@@ -369,6 +369,15 @@ def operational(section: Any) -> list[str]:
     return [item.name for item in dataclasses.fields(section) if item.metadata.get("operational")]
 
 
+def operational_settings() -> dict[str, list[str]]:
+    """All operational fields of a configuration by their section: "" has the whole sections and single values."""
+    settings = {"": operational(Config)}
+    for item in dataclasses.fields(Config):
+        if item.name not in settings[""] and dataclasses.is_dataclass(item.default_factory):
+            settings[item.name] = operational(item.default_factory)
+    return {section: names for section, names in settings.items() if names}
+
+
 def without_operational(section: Any) -> dict[str, Any]:
     """A section as a plain dictionary, of the fields on which a result depends."""
     hidden = operational(section)
