@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,22 @@ def registered_folder(model: str) -> str:
         return download_artifacts(artifact_uri=version.source, tracking_uri=os.environ[ENVIRONMENT])
     except MlflowException as error:
         raise ConfigError(f"{model} has no files at {version.source}: {error}") from None
+
+
+def download(model: str, names: Sequence[str], folder: str) -> None:
+    """Copy some of the files behind `models:/NAME/version` into a local folder.
+
+    Raises ConfigError as `registered_folder` does.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    source = _registered(model).source
+    for name in names:
+        try:
+            download_artifacts(artifact_uri=f"{source}/{name}", dst_path=folder, tracking_uri=os.environ[ENVIRONMENT])
+        except (MlflowException, OSError) as error:
+            raise ConfigError(f"{model} has no {name} at {source}: {error}") from None
 
 
 def registered_version(model: str) -> str:

@@ -26,6 +26,7 @@ from pipelines.steps import (
     as_drawn,
     check_evaluation,
     claimed,
+    fetched,
     plan,
     sampler_artifact,
     tidy_up,
@@ -77,7 +78,7 @@ def run_steps(config: Config, artifacts: dict[str, Artifact], steps: Sequence[st
         with claimed(*(artifacts[step] for step in steps)):
             for step in forced:
                 storage.remove(artifacts[step].folder)
-            _run(config, artifacts, steps)
+            _run(config, {step: fetched(artifact) for step, artifact in artifacts.items()}, steps)
     except OutputBusy as error:
         sys.exit(f"error: {error}")
 

@@ -8,14 +8,15 @@ inputs' keys, so a changed setting makes a new artifact and leaves the old one, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from nvg import config as configuration
 from nvg import storage
+from nvg.artifacts.keys import artifact_keys, drawn_with
 from nvg.artifacts.lease import lease, left_over
 from nvg.config import Config
 from nvg.errors import ConfigError, NvgError, OutputBusy
@@ -29,7 +30,6 @@ SCRIPTS = {
     "distilled": "pipelines/distill.py",
     "evaluation": "pipelines/evaluate.py",
 }
-COMPLETE = "metadata.json"
 # What the user can mend: one line, no traceback.
 ERRORS: tuple[type[Exception], ...] = (NvgError, FileNotFoundError)
 
@@ -46,7 +46,7 @@ class Artifact:
     @property
     def complete(self) -> bool:
         """Whether the step has finished."""
-        return storage.exists(storage.join(self.folder, COMPLETE))
+        return self.given or storage.exists(storage.join(self.folder, storage.LAST_FILE))
 
 
 def check_evaluation(config: Config) -> None:
@@ -63,67 +63,49 @@ def check_evaluation(config: Config) -> None:
 
 
 def plan(config: Config) -> dict[str, Artifact]:
-    """The artifact of every step, in order; `distilled` where the configuration asks for it. Lists the images, for
-    their fingerprint; computes nothing else. Raises ConfigError for a configuration that no training can make."""
+    """The artifact of every step, in order; `distilled` where the configuration asks for it.
+
+    Reads the images' listings (of data.source=ilsvrc also the files with its labels), and metadata.json and config.yaml
+    of distill.teacher. Raises ConfigError for a configuration that no training can make.
+    """
     if config.structure.few_step or config.content.guided:
         raise ConfigError(
             "structure.few_step=true and content.guided=true are what pipelines/distill.py makes: set distill.steps"
         )
     from nvg.data import open_source
 
-    data = dataclasses.asdict(config.data)
-    test, views = data.pop("test"), data.pop("views")
-    data.pop("train")  # the fingerprint tells the images, wherever they are
     train_images = open_source(config.data, split="train").fingerprint()
-    test_images = open_source(config.data, split="test").fingerprint() if test else None
-    training, distillation = dataclasses.asdict(config.train), dataclasses.asdict(config.distill)
-    for section, operational in (  # these change no weight of the result
-        (training, ("parts", "parallel", "checkpoint_every", "preview_every")),
-        (distillation, ("teacher", "checkpoint_every", "preview_every")),  # a teacher is told by its weights
-    ):
-        for name in operational:
-            section.pop(name)
+    test_images = open_source(config.data, split="test").fingerprint() if config.data.test else None
+    given, teacher = _teacher(config.distill.teacher)
+    keys = artifact_keys(config, train_images, test_images, teacher)
+    folders = {step: storage.join(config.output, f"{step}-{key}") for step, key in keys.items()} | given
+    return {step: Artifact(step, key, folders[step], given=step in given) for step, key in keys.items()}
 
-    keys: dict[str, str] = {}
-    given: dict[str, str] = {}
-    if config.distill.teacher is not None:
-        from nvg.artifacts.models import model_config, read_metadata, sampler_folder
 
-        folder = sampler_folder(config.distill.teacher)
-        teacher = model_config(folder)
-        if teacher.structure.few_step or teacher.content.guided:
-            raise ConfigError(
-                f"distill.teacher={config.distill.teacher} is itself distilled: name the sampler that it was made of"
-            )
-        keys["tokenizer"] = keys["generators"] = configuration.digest(read_metadata(folder))
-        given = {"tokenizer": folder, "generators": folder}
-        images: tuple[Any, ...] = (train_images, data, config.seed)  # a tokenizer of our own has these in its key
-    else:
-        keys["tokenizer"] = configuration.digest(
-            "tokenizer", train_images, data, config.tokenizer, config.tokenizer_train, config.seed
-        )
-        images = ()
-    keys["tokens"] = configuration.digest("tokens", keys["tokenizer"], views, config.repa.weights, *images)
-    if "generators" not in keys:
-        keys["generators"] = configuration.digest(
-            "generators", keys["tokens"], config.content, config.structure, training, config.repa, config.seed
-        )
-    if config.distill.steps:
-        taught = (keys["tokens"], keys["generators"])
-        keys["distilled"] = configuration.digest("distilled", taught, distillation, config.seed)
-    drawn_with = keys.get("distilled", keys["generators"])
-    settings = as_drawn(config).sampler
-    keys["evaluation"] = configuration.digest("evaluation", drawn_with, test_images, config.evaluate, settings)
-    return {
-        step: Artifact(
-            step,
-            keys[step],
-            given.get(step) or storage.join(config.output, f"{step}-{keys[step]}"),
-            given=step in given,
-        )
-        for step in STEPS
-        if step in keys
-    }
+def _teacher(name: str | None) -> tuple[dict[str, str], dict[str, Any] | None]:
+    """Where the steps are that a teacher stands for, and its metadata.json. Raises ConfigError for a distilled one."""
+    if name is None:
+        return {}, None
+    from nvg.artifacts.models import look_up
+
+    place, metadata, model = look_up(name)
+    if model.structure.few_step or model.content.guided:
+        raise ConfigError(f"distill.teacher={name} is itself distilled: name the sampler that it was made of")
+    return {"tokenizer": place, "generators": place}, metadata
+
+
+def fetched(artifact: Artifact) -> Artifact:
+    """An artifact whose files can be read: a teacher of MLflow's registry is downloaded, once in a process."""
+    if not artifact.folder.startswith("models:/"):
+        return artifact
+    return dataclasses.replace(artifact, folder=_download(artifact.folder))
+
+
+@functools.cache
+def _download(version: str) -> str:
+    from nvg.artifacts.models import sampler_folder
+
+    return sampler_folder(version)
 
 
 def sampler_artifact(artifacts: Mapping[str, Artifact]) -> Artifact:
@@ -132,11 +114,8 @@ def sampler_artifact(artifacts: Mapping[str, Artifact]) -> Artifact:
 
 
 def as_drawn(config: Config) -> Config:
-    """The configuration with the settings of `sampler_artifact(plan(config))`: a distilled one has flow steps of its own."""
-    if config.distill.steps == 0 or "structure" not in config.distill.parts:
-        return config
-    settings = dataclasses.replace(config.sampler, flow_steps=config.distill.flow_steps)
-    return dataclasses.replace(config, sampler=settings)
+    """The configuration with the settings with which `sampler_artifact(plan(config))` draws."""
+    return dataclasses.replace(config, sampler=drawn_with(config))
 
 
 def require(artifact: Artifact, arguments: Sequence[str]) -> str:
@@ -146,7 +125,7 @@ def require(artifact: Artifact, arguments: Sequence[str]) -> str:
             f"error: this job needs the {artifact.step} in {artifact.folder}, which are not there (or not finished). "
             f"Make them with: python {SCRIPTS[artifact.step]} {' '.join(arguments)}"
         )
-    return artifact.folder
+    return fetched(artifact).folder
 
 
 def already(artifact: Artifact) -> bool:

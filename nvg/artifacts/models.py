@@ -8,6 +8,7 @@ Both hold averaged weights for use. metadata.json is written last: a folder with
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -170,6 +171,20 @@ def sampler_folder(name: str) -> str:
     )
 
 
+def look_up(name: str) -> tuple[str, dict[str, Any], Config]:
+    """Where a sampler is, its metadata.json and its `model_config`; no weights are read or downloaded.
+
+    name: as `sampler_folder` takes it. One of MLflow's registry is at `models:/NAME/version`.
+    """
+    if not str(name).startswith("models:/"):
+        folder = sampler_folder(name)
+        return folder, read_metadata(folder), model_config(folder)
+    version = tracking.registered_version(name)
+    with tempfile.TemporaryDirectory() as folder:
+        tracking.download(version, (storage.LAST_FILE, "config.yaml"), folder)
+        return version, read_metadata(folder), model_config(folder)
+
+
 def is_shipped(folder: str) -> bool:
     """Whether a sampler's folder is one of those that ship with the package."""
     return not storage.is_url(folder) and Path(folder).resolve().parent == ASSETS
@@ -206,7 +221,7 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
 def model_settings(folder: str) -> dict[str, Any]:
     """The sections of a tokenizer's or sampler's config.yaml that say how it is built and used."""
     path = storage.join(folder, "config.yaml")
-    content = configuration.read(path)
+    content = configuration.read_file(path)  # of a folder that may come from anywhere: no base is followed
     settings = {name: content[name] for name in MODEL_SECTIONS if name in content}
     if "${" in str(settings):
         raise ConfigError(f"{path} holds a ${{...}}, which would be looked up on this machine: put the value there")

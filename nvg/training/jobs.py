@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nvg import config as configuration
 from nvg import pyfunc, storage, tracking
+from nvg.artifacts.keys import distilled_identity, generators_identity, tokenizer_identity
 from nvg.artifacts.models import (
     HALF,
     PARTS,
@@ -24,7 +24,7 @@ from nvg.artifacts.models import (
     save_tokenizer,
     tokenizer_fingerprint,
 )
-from nvg.config import Config, DistillConfig, TrainConfig
+from nvg.config import Config, DistillConfig, TrainConfig, TrainingConfig
 from nvg.data import image_batches, open_source, token_batches
 from nvg.data.tokens import read_metadata
 from nvg.errors import ConfigError
@@ -64,8 +64,7 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
     task = TokenizerTask(
         config, endless(epoch, steps_per_epoch), total_steps, steps_per_epoch, device=place.device, wrap=wrap
     )
-    data = {key: value for key, value in configuration.to_dict(config.data).items() if key not in ("test", "views")}
-    identity = configuration.digest("tokenizer", data, config.tokenizer, _weights_only(settings), config.seed)
+    identity = tokenizer_identity(config)
     run = _Tracking(config, "train_tokenizer", folder, {"data_fingerprint": source.fingerprint()})
     figures = train(
         task,
@@ -125,9 +124,7 @@ def train_generators(
     task = GeneratorTask(
         config, autoencoder, stream, total_steps, class_names=about["class_names"], device=place.device, wrap=wrap
     )
-    identity = configuration.digest(
-        "generators", mark, config.content, config.structure, _weights_only(settings), config.repa, config.seed
-    )
+    identity = generators_identity(config, mark)
     job = "train_" + ("generators" if len(settings.parts) == 2 else settings.parts[0])
     run = _Tracking(config, job, folder, {"tokenizer": mark, "data_fingerprint": about.get("data_fingerprint", "")})
     checkpoints = storage.join(folder, "-".join(["checkpoints", *settings.parts]))
@@ -185,7 +182,7 @@ def distill_generators(
     marks["tokenizer"] = tokenizer_fingerprint(generators)  # of the file: one that ships holds float16
     stream = _tokens(tokens, config, settings, place, steps_per_epoch)
     task = DistillTask(config, teacher, stream, settings.steps, device=place.device, wrap=wrap)
-    identity = configuration.digest("distill", marks, _weights_only(settings), config.seed)
+    identity = distilled_identity(config, marks)
     job = "distill"
     run = _Tracking(config, job, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
     checkpoints = storage.join(folder, "checkpoints")
@@ -296,11 +293,11 @@ def _tokens(
     return endless(epoch, steps_per_epoch)
 
 
-def _slices(config: Config, section: Any) -> int:
+def _slices(config: Config, section: TrainingConfig) -> int:
     return config.cluster.num_workers * section.accumulate
 
 
-def _rows(config: Config, section: Any, place: Place) -> slice:
+def _rows(config: Config, section: TrainingConfig, place: Place) -> slice:
     """The rows of each global batch that are this worker's."""
     own, size = place.own(_slices(config, section)), section.batch_size // _slices(config, section)
     return slice(own.start * size, own.stop * size)
@@ -345,7 +342,7 @@ class _Tracking:
         self.run.end()
 
 
-def _settings(job: str, section: Any, config: Config, total_steps: int, identity: str) -> Settings:
+def _settings(job: str, section: TrainingConfig, config: Config, total_steps: int, identity: str) -> Settings:
     return Settings(
         job=job,
         total_steps=total_steps,
@@ -354,19 +351,11 @@ def _settings(job: str, section: Any, config: Config, total_steps: int, identity
         clip_norm=section.clip_norm,
         checkpoint_every=section.checkpoint_every,
         log_every=config.tracking.log_every,
-        preview_every=getattr(section, "preview_every", 0),
+        preview_every=section.preview_every,
         precision=section.precision,
         seed=config.seed,
         identity=identity,
     )
-
-
-def _weights_only(section: Any) -> dict[str, Any]:
-    """A training section without what changes no weight: it may change between a stop and going on."""
-    plain = configuration.to_dict(section)
-    for name in ("checkpoint_every", "preview_every", "gradient_checkpointing", "parallel", "teacher"):
-        plain.pop(name, None)
-    return plain
 
 
 def _steps_per_epoch(rows: int, batch_size: int, what: str, section: str) -> int:
