@@ -29,7 +29,7 @@ def tokenizer_loss(
         "l1": F.l1_loss(reconstruction, images),
         "l2": F.mse_loss(reconstruction, images),
         "commitment": output.quantized.commitment,
-        "codebook": output.quantized.codebook,
+        "codebook": output.quantized.codebook_loss,
     }
     loss = (
         config.l1_weight * terms["l1"]
