@@ -7,6 +7,7 @@ Prints its path. NVG_CHROMIUM names another one.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -19,16 +20,16 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find() -> str | None:
-    """The path of a browser that is there."""
+    """The path of an installed browser."""
     named = os.environ.get("NVG_CHROMIUM")
     if named:
         return named
     for name in NAMES:
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-    return own if Path(own).is_file() else None
+        bundled = playwright.chromium.executable_path
+    return bundled if Path(bundled).is_file() else None
 
 
 def install() -> None:
@@ -50,8 +51,9 @@ def install() -> None:
             return
 
 
-def main() -> None:
-    """Find or install, print the path."""
+def main(argv: list[str] | None = None) -> None:
+    """Find or install, print the path. argv: the command line without the program."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
     if find() is None:
         install()
     path = find()

@@ -8,6 +8,7 @@ looks, else `data.train=... data.test=...`. Everything else goes to standard err
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -35,7 +36,9 @@ ADDRESSES = (
 )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Have the files; print the settings that find them. argv: the command line without the program."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
     if complete(PACKAGED):
         return
     if not complete(DOWNLOADED) and install_package() and complete(PACKAGED):
@@ -84,9 +87,9 @@ def download(addresses: tuple[str, ...], folder: Path) -> None:
             except (urllib.error.URLError, OSError) as error:
                 problems.append(f"{url}: {error}")
                 continue
-            found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-            if found != checksum:
-                problems.append(f"{url}: checksum (MD5) {found}, expected {checksum}: not the official file")
+            actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            if actual != checksum:
+                problems.append(f"{url}: checksum (MD5) {actual}, expected {checksum}: not the official file")
                 continue
             partial = folder / f".{name}.partial"
             partial.write_bytes(content)
@@ -100,6 +103,7 @@ def download(addresses: tuple[str, ...], folder: Path) -> None:
 
 
 def say(text: str) -> None:
+    """A line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 

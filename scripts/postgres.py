@@ -7,6 +7,7 @@ Prints their folder. NVG_POSTGRES names another one.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -18,14 +19,15 @@ PROGRAMS = ("initdb", "postgres", "createdb")
 
 def find() -> Path | None:
     """The folder with initdb, postgres and createdb."""
-    named, there = os.environ.get("NVG_POSTGRES"), shutil.which("initdb")
+    named, on_path = os.environ.get("NVG_POSTGRES"), shutil.which("initdb")
     folders = [Path(named)] if named else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    folders += [Path(there).parent] if there else []
+    folders += [Path(on_path).parent] if on_path else []
     return next((folder for folder in folders if all((folder / name).is_file() for name in PROGRAMS)), None)
 
 
-def main() -> None:
-    """Find or install, print the folder."""
+def main(argv: list[str] | None = None) -> None:
+    """Find or install, print the folder. argv: the command line without the program."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
     if find() is None and shutil.which("apt-get"):
         apt = [*([] if os.geteuid() == 0 else ["sudo", "-n"]), "apt-get", "-qq"]
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}

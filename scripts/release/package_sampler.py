@@ -1,7 +1,7 @@
 """Make a trained sampler part of the package: half precision, into nvg/assets/NAME, for nvg.load("NAME").
 
-    python -m scripts.release.package_sampler runs/fashion_mnist_hour/generators-KEY fashion-mnist \
-        --classifier runs/fashion_mnist_hour/classifier-KEY.safetensors \
+    python -m scripts.release.package_sampler runs/fashion_mnist_hour/generators-KEY fashion-mnist \\
+        --classifier runs/fashion_mnist_hour/classifier-KEY.safetensors \\
         --reference runs/fashion_mnist_hour/reference-KEY.safetensors
 
 Weights become float16 safetensors; everything computes in float32 after loading. Classifier and reference (of which

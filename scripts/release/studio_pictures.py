@@ -1,7 +1,9 @@
 """Screenshots of the studio page for the docs, from a server that runs.
 
-make serve
-python -m scripts.release.studio_pictures [--url http://127.0.0.1:8000] [--output docs/figures]
+    make serve
+    python -m scripts.release.studio_pictures [--url http://127.0.0.1:8000] [--output docs/figures]
+
+The server that make serve starts must be running; the second command is for another terminal.
 """
 
 from __future__ import annotations

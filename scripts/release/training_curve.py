@@ -1,6 +1,7 @@
 """Quality over training: Fréchet distance, accuracy and recall of the averaged weights of saved checkpoints.
 
-    python -m scripts.release.training_curve CHECKPOINTS --sampler fashion-mnist [--samples 1000] [--out docs/figures/curve.png]
+    python -m scripts.release.training_curve CHECKPOINTS --sampler fashion-mnist [--samples 1000] \\
+        [--out docs/figures/curve.png]
 
 CHECKPOINTS holds step-*/ of a training of both generators. A training keeps its last two alone: copy them while it
 runs, `while sleep 10; do cp -rn OUTPUT/generators-KEY/checkpoints-content-structure/step-* CHECKPOINTS/; done`.

@@ -63,7 +63,7 @@ def fill(folder: Path, script: ModuleType) -> None:
 
 def test_files_of_the_package_need_no_settings(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     fill(script.PACKAGED, script)
-    script.main()
+    script.main([])
     assert capsys.readouterr().out == ""
 
 
@@ -71,14 +71,14 @@ def test_a_download_ends_with_the_settings_that_find_it(
     script: ModuleType, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FASHION_MNIST_URL", address)
-    script.main()
+    script.main([])
     found = script.DOWNLOADED
     expected = f"data.train={found}/train-images-idx3-ubyte.gz data.test={found}/t10k-images-idx3-ubyte.gz\n"
     assert capsys.readouterr().out == expected
     assert {path.name for path in found.iterdir()} == set(script.FILES)
 
     monkeypatch.setenv("FASHION_MNIST_URL", "http://127.0.0.1:9")  # now it is there: nobody is asked
-    script.main()
+    script.main([])
     assert capsys.readouterr().out == expected
 
 
@@ -95,14 +95,14 @@ def test_a_file_that_is_not_the_official_one_is_never_kept(
     bad.write_bytes(b"something else") if fault == "altered" else bad.unlink()
     monkeypatch.setenv("FASHION_MNIST_URL", address)
     with pytest.raises(SystemExit) as stopped:
-        script.main()
+        script.main([])
     assert f"{address}/{bad.name}" in str(stopped.value)
     assert ("checksum" if fault == "altered" else "404") in str(stopped.value)
     assert capsys.readouterr().out == ""
     assert bad.name not in {path.name for path in script.DOWNLOADED.iterdir()}
 
     bad.write_bytes(bad.name.encode())  # the next try goes on with what is missing
-    script.main()
+    script.main([])
     assert script.complete(script.DOWNLOADED)
 
 

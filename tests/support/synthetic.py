@@ -1,9 +1,11 @@
 """Images to train on in seconds: a disc, a square or stripes, a class each, in random colours and places.
 
-python -m tests.support.synthetic runs/smoke/images      what conf/smoke.yaml reads
+    python -m tests.support.synthetic runs/smoke/images
+
+writes the images that conf/smoke.yaml reads.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -38,4 +40,6 @@ def write_images(folder, each=32, size=16, seed=0):
 
 
 if __name__ == "__main__":
-    print(f"wrote images to {write_images(sys.argv[1] if len(sys.argv) > 1 else 'runs/smoke/images')}")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", nargs="?", default="runs/smoke/images")
+    print(f"wrote images to {write_images(parser.parse_args().folder)}")
