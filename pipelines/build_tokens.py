@@ -10,7 +10,6 @@ so a job that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -21,15 +20,14 @@ import pyarrow as pa
 import torch
 
 from nvg import config as configuration
-from nvg.cluster import actors, blocks, progress, start_ray
+from nvg.cluster import actors, blocks, progress
 from nvg.config import Config
 from nvg.data import BrokenImage, ImageSource, open_source
 from nvg.data.images import to_float
 from nvg.data.stream import read_pieces
 from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, write_part
 from nvg.errors import ConfigError
-from pipelines.command_line import parse_config
-from pipelines.steps import ERRORS, already, claimed, plan, require
+from pipelines.job import run_job
 
 WRITER_CPUS = 0.25  # a writing task waits for storage more than it computes
 MOST_CLASSES = 2**15  # a label is an int16
@@ -263,18 +261,7 @@ def summary(about: dict[str, Any], folder: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Images -> token Parquet, unless it is there already. argv: the command line without the program."""
-    arguments = sys.argv[1:] if argv is None else argv
-    config = parse_config(arguments, __doc__.split("\n")[0])
-    try:
-        artifacts = plan(config)
-        if already(artifacts["tokens"]):
-            return
-        tokenizer = require(artifacts["tokenizer"], arguments)
-        with claimed(artifacts["tokens"]):
-            start_ray(config.cluster)
-            build_tokens(config, tokenizer, artifacts["tokens"].folder)
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
+    run_job("tokens", argv, __doc__)
 
 
 if __name__ == "__main__":

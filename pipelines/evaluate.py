@@ -9,9 +9,9 @@ name, folder or URL: the configuration then only changes the settings that the s
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,18 +35,9 @@ from nvg.evaluation.npz import ImageWriter, read_moments
 from nvg.evaluation.reconstruction import ReconstructionFigures
 from nvg.evaluation.reference import Reference, ReferenceMeter, load_reference
 from nvg.pictures import MAXIMUM_CLASSES, reconstruction_picture, sample_grid, stages_picture
-from pipelines.command_line import check_output, job_parser, read_config
-from pipelines.steps import (
-    ERRORS,
-    Artifact,
-    already,
-    as_drawn,
-    check_evaluation,
-    claimed,
-    plan,
-    require,
-    sampler_artifact,
-)
+from pipelines.command_line import check_output, job_parser, one_line_errors, read_config, words
+from pipelines.job import already, make_artifact
+from pipelines.steps import Artifact, as_drawn, check_evaluation, claimed
 
 GRID_COLUMNS = 10  # samples a class in samples.png
 STAGE_ROWS = 6  # images in stages.png
@@ -338,36 +329,37 @@ def summary(result: dict[str, Any], folder: str) -> str:
     return f"{text}, {result['seconds']} s, {folder}"
 
 
+def evaluate_trained(config: Config, sampler_folder: str, output_folder: str) -> dict[str, Any]:
+    """`evaluate` of the sampler that this configuration trains, or distils into one with flow steps of its own."""
+    return evaluate(as_drawn(config), sampler_folder, output_folder)
+
+
+def evaluate_any(arguments: argparse.Namespace) -> None:
+    """Measure the sampler of --sampler, unless that is done already. Raises the errors of `make_artifact`."""
+    folder = sampler_folder(arguments.sampler)
+    settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))
+    config = configuration.from_dict(settings, arguments.overrides, where=arguments.config)
+    check_output(config)
+    key = configuration.digest(read_metadata(folder), config.evaluate, config.sampler, config.data)
+    evaluation = Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
+    if already(evaluation):
+        return
+    check_evaluation(config)
+    with claimed(evaluation):
+        start_ray(config.cluster)
+        evaluate(config, folder, evaluation.folder)
+
+
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure a finished sampler, unless that is done already. argv: the command line without the program."""
-    given = sys.argv[1:] if argv is None else argv
-    parser = job_parser(__doc__.split("\n")[0])
+    parser = job_parser(__doc__)
     parser.add_argument("--sampler", help="a sampler by name, folder or URL, instead of the one this file trains")
-    arguments = parser.parse_intermixed_args(given)
-    try:
-        if arguments.sampler is None:
-            config = read_config(arguments)
-            artifacts = plan(config)
-            evaluation = artifacts["evaluation"]
-            if already(evaluation):
-                return
-            folder = require(sampler_artifact(artifacts), given)
-            config = as_drawn(config)
-        else:
-            folder = sampler_folder(arguments.sampler)
-            settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))
-            config = configuration.from_dict(settings, arguments.overrides, where=arguments.config)
-            check_output(config)
-            key = configuration.digest(read_metadata(folder), config.evaluate, config.sampler, config.data)
-            evaluation = Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
-            if already(evaluation):
-                return
-        check_evaluation(config)
-        with claimed(evaluation):
-            start_ray(config.cluster)
-            evaluate(config, folder, evaluation.folder)
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
+    arguments = parser.parse_intermixed_args(words(argv))
+    if arguments.sampler is None:
+        make_artifact("evaluation", read_config(arguments), words(argv))
+    else:
+        evaluate_any(arguments)
 
 
 if __name__ == "__main__":

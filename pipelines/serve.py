@@ -25,7 +25,7 @@ from nvg import config as configuration
 from nvg.cluster import start_ray
 from nvg.config import ServeConfig
 from nvg.errors import ConfigError
-from pipelines.command_line import job_parser
+from pipelines.command_line import job_parser, one_line_errors
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -96,7 +96,7 @@ def _free_port(held: contextlib.ExitStack) -> int:
 
 
 def check(config: ServeConfig) -> None:
-    """What can be known before Ray starts. Raises ConfigError, or ValueError for a model that is none."""
+    """What can be known before Ray starts. Raises ConfigError, or CheckpointError for a model that cannot be used."""
     from nvg.artifacts.models import read_metadata, sampler_folder
 
     read_metadata(sampler_folder(config.model))
@@ -115,34 +115,35 @@ def check(config: ServeConfig) -> None:
         )
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Deploy, and without RAY_ADDRESS serve until stopped."""
-    arguments = job_parser(__doc__.split("\n")[0]).parse_intermixed_args(argv)
-    try:
-        config = configuration.serve_config(
-            configuration.read(arguments.config), arguments.overrides, where=arguments.config
-        )
+    arguments = job_parser(__doc__).parse_intermixed_args(argv)
+    with one_line_errors(ValueError):  # of fsspec too, for the model's address
+        settings = configuration.read(arguments.config)
+        config = configuration.serve_config(settings, arguments.overrides, where=arguments.config)
         check(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if not os.environ.get("RAY_ADDRESS"):
+    stays = not os.environ.get("RAY_ADDRESS")
+    if stays:
         use_haproxy()
     start_ray(config)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own, which end the process at once
         signal.signal(number, lambda *_: stop.set())
-    try:
+    with one_line_errors(RuntimeError):  # a replica could not start; its own traceback is in the log above
         deploy(config)
-    except RuntimeError as error:  # a replica could not start; its own traceback is in the log above
-        sys.exit(f"error: {error}")
     address = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
     print(f"serving {config.model}: studio {address}/  API {address}/v1  documentation {address}/docs", flush=True)
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    stop.wait()
-    print("stopping: requests in hand are answered first", flush=True)
+    if stays:
+        stop.wait()
+        take_down()
+
+
+def take_down() -> None:
+    """End the application: requests in hand are answered first."""
     from ray import serve
 
+    print("stopping: requests in hand are answered first", flush=True)
     serve.delete(APPLICATION)  # waits for the replicas, which wait for their requests
     serve.shutdown()
 

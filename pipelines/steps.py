@@ -1,4 +1,4 @@
-"""What every job shares: its command line, its Ray, and where its artifacts are.
+"""The steps of the pipeline: one table of them, and where each one's artifact is.
 
 An artifact is a folder `<output>/<step>-<key>`. The key is the hash of the configuration that the step reads and of its
 inputs' keys, so a changed setting makes a new artifact and leaves the old one, and an unchanged one is found again.
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,19 +19,65 @@ from nvg import storage
 from nvg.artifacts.keys import artifact_keys, drawn_with
 from nvg.artifacts.lease import lease, left_over
 from nvg.config import Config
-from nvg.errors import ConfigError, NvgError, OutputBusy
+from nvg.errors import ConfigError, OutputBusy
 from nvg.training.jobs import tidy
 
-STEPS = ("tokenizer", "tokens", "generators", "distilled", "evaluation")
-SCRIPTS = {
-    "tokenizer": "pipelines/train_tokenizer.py",
-    "tokens": "pipelines/build_tokens.py",
-    "generators": "pipelines/train.py",
-    "distilled": "pipelines/distill.py",
-    "evaluation": "pipelines/evaluate.py",
+# ---- the table ----
+
+
+def check_nothing(config: Config) -> None:
+    """The check of a step whose configuration says all when it is read."""
+
+
+def check_evaluation(config: Config) -> None:
+    """What can be known of an evaluation before hours of training. Raises ConfigError."""
+    if config.data.num_classes < 2 and config.evaluate.inception_weights is None:
+        raise ConfigError(
+            "data.num_classes=1: evaluation measures on features of a classifier of the data set's classes, and one "
+            "class gives none: set evaluate.inception_weights (docs/evaluation.md), or stop before, --until generators"
+        )
+    for name in ("reference", "inception_weights"):
+        path = getattr(config.evaluate, name)
+        if path not in (None, "test", "train") and not storage.exists(path):
+            raise ConfigError(f"evaluate.{name}={path}: no such file. docs/evaluation.md says where it comes from")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the pipeline, which makes one artifact of those of other steps."""
+
+    name: str
+    script: str  # the file that runs it as a job of its own
+    needs: tuple[str, ...]  # the steps whose artifacts it reads, in the order in which its maker takes their folders
+    maker: str  # "module:function", called with the configuration, the folders of its needs and its own
+    check: Callable[[Config], None] = check_nothing  # raises ConfigError for what would fail after hours
+
+    def load_maker(self) -> Callable[..., Any]:
+        """The function that makes the artifact. Its module is imported now: most commands make few steps, or none."""
+        module, _, function = self.maker.partition(":")
+        return getattr(importlib.import_module(module), function)
+
+
+# In order: a step needs earlier ones alone. `distilled` is there where the configuration asks for it.
+STEPS = {
+    step.name: step
+    for step in (
+        Step("tokenizer", "pipelines/train_tokenizer.py", (), "pipelines.train_tokenizer:train_tokenizer"),
+        Step("tokens", "pipelines/build_tokens.py", ("tokenizer",), "pipelines.build_tokens:build_tokens"),
+        Step("generators", "pipelines/train.py", ("tokenizer", "tokens"), "pipelines.train:train_generators"),
+        Step("distilled", "pipelines/distill.py", ("generators", "tokens"), "pipelines.distill:distill_generators"),
+        Step(
+            "evaluation",
+            "pipelines/evaluate.py",
+            ("distilled",),  # the generators themselves where nothing is distilled
+            "pipelines.evaluate:evaluate_trained",
+            check_evaluation,
+        ),
+    )
 }
-# What the user can mend: one line, no traceback.
-ERRORS: tuple[type[Exception], ...] = (NvgError, FileNotFoundError)
+
+
+# ---- where artifacts are ----
 
 
 @dataclass(frozen=True)
@@ -47,19 +93,6 @@ class Artifact:
     def complete(self) -> bool:
         """Whether the step has finished."""
         return self.given or storage.exists(storage.join(self.folder, storage.LAST_FILE))
-
-
-def check_evaluation(config: Config) -> None:
-    """What can be known of an evaluation before hours of training. Raises ConfigError."""
-    if config.data.num_classes < 2 and config.evaluate.inception_weights is None:
-        raise ConfigError(
-            "data.num_classes=1: evaluation measures on features of a classifier of the data set's classes, and one "
-            "class gives none: set evaluate.inception_weights (docs/evaluation.md), or stop before, --until generators"
-        )
-    for name in ("reference", "inception_weights"):
-        path = getattr(config.evaluate, name)
-        if path not in (None, "test", "train") and not storage.exists(path):
-            raise ConfigError(f"evaluate.{name}={path}: no such file. docs/evaluation.md says where it comes from")
 
 
 def plan(config: Config) -> dict[str, Artifact]:
@@ -108,6 +141,15 @@ def _download(version: str) -> str:
     return sampler_folder(version)
 
 
+def planned(step: str, artifacts: Mapping[str, Artifact]) -> Artifact:
+    """The artifact of a step in a plan. Raises ConfigError where the configuration does not ask for the step."""
+    if step not in artifacts:  # the only step that a configuration may be without
+        raise ConfigError(
+            "distill.steps=0: there is no such step; say how many steps to train, for example distill.steps=4000"
+        )
+    return artifacts[step]
+
+
 def sampler_artifact(artifacts: Mapping[str, Artifact]) -> Artifact:
     """The artifact that images are drawn with: the distilled generators where there are some."""
     return artifacts.get("distilled", artifacts["generators"])
@@ -118,23 +160,18 @@ def as_drawn(config: Config) -> Config:
     return dataclasses.replace(config, sampler=drawn_with(config))
 
 
-def require(artifact: Artifact, arguments: Sequence[str]) -> str:
-    """The folder of a finished step. Ends the job with the command that makes it where it is not there."""
-    if not artifact.complete:
-        sys.exit(
-            f"error: this job needs the {artifact.step} in {artifact.folder}, which are not there (or not finished). "
-            f"Make them with: python {SCRIPTS[artifact.step]} {' '.join(arguments)}"
-        )
-    return fetched(artifact).folder
+def inputs(step: str, artifacts: Mapping[str, Artifact]) -> list[Artifact]:
+    """The artifacts that a step reads, in the order of its `needs`."""
+    return [sampler_artifact(artifacts) if name == "distilled" else artifacts[name] for name in STEPS[step].needs]
 
 
-def already(artifact: Artifact) -> bool:
-    """Whether a step is done; says so, and tidies up after a job that was killed before it could."""
-    if not artifact.complete:
-        return False
-    tidy_up(artifact)
-    print(f"{artifact.step}: complete, nothing to do ({artifact.folder})", flush=True)
-    return True
+# ---- making them ----
+
+
+def make(step: str, config: Config, artifacts: Mapping[str, Artifact]) -> None:
+    """Make a step's artifact on the running Ray. Its inputs must be complete."""
+    folders = [artifact.folder for artifact in inputs(step, artifacts)]
+    STEPS[step].load_maker()(config, *folders, artifacts[step].folder)
 
 
 def tidy_up(artifact: Artifact) -> None:

@@ -187,7 +187,7 @@ def test_generators_are_distilled_between_training_and_evaluation(done, argument
     capsys.readouterr()
     distill.main(few)
     assert "distilled: complete, nothing to do" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="distill.steps=0: say how many steps"):
+    with pytest.raises(SystemExit, match="distill.steps=0: there is no such step; say how many"):
         distill.main(arguments)
     with pytest.raises(SystemExit, match="distill.steps=0: there is no such step"):
         run.main([*arguments, "--until", "distilled"])
