@@ -26,7 +26,7 @@ from nvg.config import Config
 from nvg.data import BrokenImage, ImageSource, open_source
 from nvg.data.images import to_float
 from nvg.data.stream import read_pieces
-from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, write_part
+from nvg.data.tokens import TokenFormat, finish, part_files, part_name, read_footers, write_part
 from nvg.errors import ConfigError
 from pipelines.command_line import parse_config
 from pipelines.steps import ERRORS, already, claimed, plan, require
@@ -108,8 +108,10 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
     data = config.data
     source = open_source(data, "train")
     form = token_format(config, tokenizer_folder, source)
-    there = parts(output_folder)
-    look([path for paths in there.values() for path in paths], form, output_folder)  # of an interrupted job: only ours
+    there = part_files(output_folder)
+    read_footers(
+        [path for paths in there.values() for path in paths], form, output_folder
+    )  # of an interrupted job: only ours
     wanted = {(number, view) for number in range(len(source.units)) for view in range(data.views)}
     todo = [
         {"unit": number, "view": view}

@@ -14,7 +14,7 @@ from nvg.autoencoder import Autoencoder
 from nvg.data import image_batches, open_source, token_batches
 from nvg.data.images import to_float
 from nvg.data.stream import read_pieces, read_view
-from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
+from nvg.data.tokens import part_files, read_metadata, read_part, to_arrays
 from nvg.errors import ConfigError, DataError, DiskFull
 from pipelines.build_tokens import Encode, build_tokens
 from tests.cluster.conftest import SMOKE
@@ -69,7 +69,7 @@ def files(folder):
 def test_a_shard_of_any_size_is_cut_into_parts_and_nothing_is_lost(tokens, tokenizer, shards):
     """A shard is read data.unit_images at a time: memory does not follow its size."""
     config = smoke(shards)
-    there = parts(str(tokens))
+    there = part_files(str(tokens))
     assert sorted(there) == [(unit, view) for unit in range(2) for view in range(2)]
     names = [Path(path).name for path in there[0, 1]]
     assert names == [f"part-000000-view1-{piece:04d}{last}.parquet" for piece, last in ((0, ""), (1, ""), (2, "-last"))]
@@ -107,7 +107,7 @@ def test_a_restart_makes_what_is_missing_to_the_same_bytes_and_reads_nothing_els
     stamps = {path.name: path.stat().st_mtime_ns for path in tokens.iterdir()}
     for name in ("metadata.json", "part-000000-view1-0001.parquet", "part-000001-view0.parquet"):
         (tokens / name).unlink()
-    assert sorted(parts(str(tokens))) == [(0, 0), (1, 1)]  # a unit with a missing piece is not there
+    assert sorted(part_files(str(tokens))) == [(0, 0), (1, 1)]  # a unit with a missing piece is not there
     build_tokens(smoke(shards), tokenizer, str(tokens))
     after = files(tokens)
     assert {name: data for name, data in after.items() if name != "metadata.json"} == {
@@ -166,7 +166,7 @@ def test_features_for_representation_alignment_stand_beside_the_tokens(ray_clust
     images, ids, *_ = read_view(source, source.units[0], config.data, 0, config.seed)
     expected = load_dinov2(f"{tmp_path}/dino")(to_float(images[:1]), 4)[0]
     first = next(r for r in range(22) if torch.allclose(batch["features"][r].float(), expected, atol=1e-2))
-    table = read_part(parts(str(tmp_path / "out"))[0, 0][0])
+    table = read_part(part_files(str(tmp_path / "out"))[0, 0][0])
     codes = torch.from_numpy(to_arrays(table)["codes"][table["image_id"].to_pylist().index(ids[0])])
     assert torch.equal(batch["codes"][first], codes)
 
