@@ -30,17 +30,17 @@ class GuidedContent(nn.Module):
         self.frozen = (teacher,)  # in a tuple: no part of this module's state
 
     def forward(
-        self, canvas: Tensor, labels: Tensor, stages: Tensor, codes: Tensor, generator: torch.Generator
+        self, canvas: Tensor, labels: Tensor, stages: Tensor, codes: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, of N rows: `divergence` in nats, a mean over an image's clusters and then over
         images, and `estimate`, a mean squared error.
 
-        canvas x_i (N, L, e), labels (N,), stages (N,) on the CPU, codes (N, L) whole; generator: CPU.
+        canvas x_i (N, L, e), labels (N,), stages (N,) on the CPU, codes (N, L) whole; rng: on the CPU.
         """
         (teacher,) = self.frozen
         rows, device = codes.shape[0], codes.device
         stage, highest = stages.to(device), self.student.config.max_guidance
-        guidance = (1 + (highest - 1) * torch.rand(rows, generator=generator)).to(device)
+        guidance = (1 + (highest - 1) * torch.rand(rows, generator=rng)).to(device)
         table = self.student.rotary(codes, stage)
         with torch.no_grad():
 

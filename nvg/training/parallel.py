@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 Wrap = Callable[[nn.Module, str], nn.Module]  # (module, "ddp" or "fsdp") -> the module to call
 
 
+def workers() -> int:
+    """How many workers train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def alone(module: nn.Module, how: str = "ddp") -> nn.Module:
     """A `Wrap` for one worker: nothing to share."""
     return module

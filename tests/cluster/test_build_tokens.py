@@ -11,9 +11,10 @@ import torch
 from nvg import config as configuration
 from nvg.artifacts.models import load_tokenizer, save_tokenizer
 from nvg.autoencoder import Autoencoder
+from nvg.cluster import warn_of_small_store
 from nvg.data import image_batches, open_source, token_batches
 from nvg.data.images import to_float
-from nvg.data.stream import read_pieces, read_view
+from nvg.data.stream import read_view
 from nvg.data.tokens import part_files, read_metadata, read_part, to_arrays
 from nvg.errors import ConfigError, DataError, DiskFull
 from pipelines.build_tokens import Encode, build_tokens
@@ -200,10 +201,11 @@ def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray
     def mark(kind):
         (marks / f"{time.time_ns()}-{kind}").touch()
 
-    def read(*arguments):
-        for piece in read_pieces(*arguments):
-            mark("read")
-            yield piece
+    class MarkedRead(job.Read):
+        def __call__(self, row):
+            for piece in super().__call__(row):
+                mark("read")
+                yield piece
 
     class SlowEncode(Encode):
         def __call__(self, row):
@@ -211,7 +213,7 @@ def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray
             mark("encoded")
             return super().__call__(row)
 
-    monkeypatch.setattr(job, "read_pieces", read)
+    monkeypatch.setattr(job, "Read", MarkedRead)
     monkeypatch.setattr(job, "Encode", SlowEncode)
     about = build_tokens(config, tokenizer_of(config, tmp_path / "tokenizer", 0), str(tmp_path / "out"))
     assert about["parts"] == 15 and about["rows"] == 1500
@@ -221,11 +223,9 @@ def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray
 
 
 def test_pieces_that_the_object_store_cannot_hold_are_said_before_anything_is_read(ray_cluster, shards, capsys):
-    from pipelines.build_tokens import _check_store
-
     for images, heard in ((512, ""), (100_000, "data.unit_images=")):
         config = smoke(shards, f"data.unit_images={images}", "data.image_size=64")
-        _check_store(config, 2 * images * 64 * 64 * 3)
+        warn_of_small_store(config, 2 * images * 64 * 64 * 3)
         said = capsys.readouterr().out
         assert bool(said) == bool(heard) and heard in said
     assert "cluster.object_store_gb" in said and "set data.unit_images=5" in said

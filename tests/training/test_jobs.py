@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from nvg.cluster import warn_of_too_few_cpus
 from nvg.errors import ConfigError
 from nvg.training import jobs, ray_train
 from nvg.training.loop import Place
@@ -57,9 +58,9 @@ def test_workers_share_the_rows_of_a_batch_whatever_their_number(world):
 
 def test_workers_that_leave_no_cpu_to_read_are_announced(capsys):
     config = toy_config(cluster={"num_workers": 2})
-    ray_train._warn_of_too_few_cpus(3.0, config)
+    warn_of_too_few_cpus(3.0, config.cluster)
     assert capsys.readouterr().out == ""
-    ray_train._warn_of_too_few_cpus(2.0, config)
+    warn_of_too_few_cpus(2.0, config.cluster)
     assert "need 3 CPUs, the cluster has 2" in capsys.readouterr().out
 
 

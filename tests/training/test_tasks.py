@@ -8,7 +8,8 @@ from nvg.autoencoder import Autoencoder
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.training.distill_task import DistillTask
 from nvg.training.generator_task import GeneratorTask
-from nvg.training.loop import Place, seeded, train
+from nvg.training.loop import Place, train
+from nvg.training.seeds import seeded
 from nvg.training.tokenizer_task import TokenizerTask
 from tests.generator.test_generators import awake
 from tests.support.toy import toy_settings
@@ -22,8 +23,7 @@ QUICK = {"warmup_steps": 2, "lr": 3e-3, "batch_size": 8}
 
 def images(step):
     """Smooth images, for noise cannot be learnt."""
-    generator = seeded("images", step)
-    small = torch.rand(8, 2, 2, 1, generator=generator)
+    small = torch.rand(8, 2, 2, 1, generator=seeded("images", step))
     return (small.repeat_interleave(4, 1).repeat_interleave(4, 2) * 255).to(torch.uint8)
 
 
