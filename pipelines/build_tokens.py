@@ -229,7 +229,7 @@ class Write:
         return {"node": row["node"], **counts, **seconds}
 
 
-# ---- what a token set says of itself ----
+# ---- a token set's format and figures ----
 
 
 class Totals:
@@ -295,7 +295,7 @@ def summary(metadata: dict[str, Any], folder: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Images -> token Parquet, unless it is there already. argv: the command line without the program."""
+    """Images -> token Parquet, unless the artifact exists. argv: the command line without the program."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse_config(arguments, __doc__.split("\n")[0])
     try:

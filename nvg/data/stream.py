@@ -192,7 +192,7 @@ def token_batches(
 
 
 def _token_reader(fingerprint: str) -> Read:
-    """The function of a task that reads some token parts: one table of them all, without what training needs not."""
+    """The function of a task that reads some token parts: one table of them all, with the columns of training."""
 
     def read(batch: dict[str, Any]) -> pa.Table:
         tables = [read_part(path, fingerprint) for path in json.loads(batch["paths"][0])]

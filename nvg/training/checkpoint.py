@@ -196,7 +196,7 @@ def _moments(saved: Saved, prefix: str, parameter: Tensor) -> dict[str, Tensor]:
 
 
 def checked_metadata(url: str) -> dict[str, Any]:
-    """metadata.json of a training checkpoint whose files are all there and as they were written.
+    """metadata.json of a training checkpoint whose files are complete and as they were written.
 
     Raises CheckpointError naming the file that is missing, cut short or altered.
     """

@@ -1,4 +1,4 @@
-"""Distillation of the generators as a `Task`: a frozen teacher, and students that begin as the teacher."""
+"""Distillation of the generators as a `Task`: a frozen teacher, and students that start as the teacher."""
 
 from __future__ import annotations
 

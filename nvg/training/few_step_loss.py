@@ -25,7 +25,7 @@ from nvg.granularity import structure_embedding
 
 
 class FewStep(nn.Module):
-    """The student, called with what its loss needs."""
+    """The student with its loss: a module that is called with the loss's inputs."""
 
     def __init__(
         self,
@@ -87,14 +87,14 @@ class FewStep(nn.Module):
 
 def draw_steps(rows: int, flow_share: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Step sizes d and times t, (N,) each on the CPU. The first share of rows has d = 0 and t in [0, 1]; the others
-    have d = 1 ... 1/16, each equally often but for chance, and t at the begin of a step of that size."""
+    have d = 1 ... 1/16, each equally often but for chance, and t at the start of a step of that size."""
     flows = round(rows * flow_share)
     counts = torch.tensor(STEP_COUNTS, dtype=torch.float32)
     counts = counts[torch.randint(len(STEP_COUNTS), (rows,), generator=rng)]
-    place = torch.rand(rows, generator=rng)
-    time = 1 - (place * counts).floor() / counts
+    position = torch.rand(rows, generator=rng)
+    time = 1 - (position * counts).floor() / counts
     size = 1 / counts
-    size[:flows], time[:flows] = 0.0, place[:flows]
+    size[:flows], time[:flows] = 0.0, position[:flows]
     order = torch.randperm(rows, generator=rng)
     return size[order], time[order]
 

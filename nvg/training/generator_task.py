@@ -1,4 +1,4 @@
-"""Training of the generators as a `Task`: content, structure or both, from token batches."""
+"""The training of the generators as a `Task`: content, structure or both, from token batches."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from nvg.granularity import structure_map
 
 
 class GuidedContent(nn.Module):
-    """The student, called with what its loss needs."""
+    """The student with its loss: a module that is called with the loss's inputs."""
 
     def __init__(self, student: ContentGenerator, teacher: ContentGenerator, config: DistillConfig) -> None:
         """teacher: frozen."""
@@ -56,9 +56,9 @@ class GuidedContent(nn.Module):
                 continue
             labelled = (canvas[some], structure_map(codes[some], i), i)
             with torch.no_grad():
-                wanted = teacher.logits(target[some], *labelled).float().log_softmax(dim=-1)
-            found = self.student.logits(estimate[some], *labelled).float().log_softmax(dim=-1)
-            mean = F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1).mean()
+                expected = teacher.logits(target[some], *labelled).float().log_softmax(dim=-1)
+            predicted = self.student.logits(estimate[some], *labelled).float().log_softmax(dim=-1)
+            mean = F.kl_div(predicted, expected, reduction="none", log_target=True).sum(dim=-1).mean()
             divergence = divergence + mean * (some.shape[0] / rows)
         terms = {"divergence": divergence, "estimate": F.mse_loss(estimate, target)}
         return terms["divergence"] + terms["estimate"], terms

@@ -35,7 +35,7 @@ from nvg.training.distill_task import DistillTask
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import LoopSettings, Place, train
 from nvg.training.parallel import Wrap, alone
-from nvg.training.task import Batch
+from nvg.training.task import Batch, Task
 from nvg.training.tokenizer_task import TokenizerTask
 
 TrainingConfig = TokenizerTrainConfig | TrainConfig | DistillConfig
@@ -57,15 +57,8 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
     task = TokenizerTask(config, stream, total_steps, steps_per_epoch, device=place.device, wrap=wrap)
     data = {key: value for key, value in configuration.to_dict(config.data).items() if key not in ("test", "views")}
     identity = configuration.digest("tokenizer", data, config.tokenizer, _weights_only(settings), config.seed)
-    run = _Tracking(config, "train_tokenizer", folder, {"data_fingerprint": source.fingerprint()})
-    figures = train(
-        task,
-        _settings("train_tokenizer", settings, config, total_steps, identity),
-        config,
-        storage.join(folder, "checkpoints"),
-        place=place,
-        start_tracking=run.start,
-    )
+    job = _Job("train_tokenizer", config, place, folder, {"data_fingerprint": source.fingerprint()})
+    figures = job.train(task, settings, total_steps, identity)
     if place.rank == 0:
         metadata = write_tokenizer(
             folder,
@@ -76,10 +69,10 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
                 "data_fingerprint": source.fingerprint(),
                 "images": images,
                 "training": figures,
-                "run_id": run.id,
+                "run_id": job.run_id,
             },
         )
-        run.finish(metadata)
+        job.finish_run(metadata)
         finish_folder(folder, metadata)
     return figures
 
@@ -120,17 +113,10 @@ def train_generators(
     identity = configuration.digest(
         "generators", mark, config.content, config.structure, _weights_only(settings), config.repa, config.seed
     )
-    job = "train_" + ("generators" if len(settings.parts) == 2 else settings.parts[0])
-    run = _Tracking(config, job, folder, {"tokenizer": mark, "data_fingerprint": token_set.get("data_fingerprint", "")})
-    checkpoints = storage.join(folder, _checkpoints_name(settings.parts))
-    figures = train(
-        task,
-        _settings(job, settings, config, total_steps, identity),
-        config,
-        checkpoints,
-        place=place,
-        start_tracking=run.start,
-    )
+    name = "train_" + ("generators" if len(settings.parts) == 2 else settings.parts[0])
+    tags = {"tokenizer": mark, "data_fingerprint": token_set.get("data_fingerprint", "")}
+    job = _Job(name, config, place, folder, tags)
+    figures = job.train(task, settings, total_steps, identity, _checkpoints_name(settings.parts))
     averaged = task.averaged()
     if place.rank == 0:
         metadata = write_sampler(
@@ -139,12 +125,12 @@ def train_generators(
             parts=averaged,
             config=config,
             class_names=class_names,
-            metadata={"training": figures, "run_id": run.id, "steps_per_epoch": steps_per_epoch},
+            metadata={"training": figures, "run_id": job.run_id, "steps_per_epoch": steps_per_epoch},
         )
-        run.finish(metadata)
+        job.finish_run(metadata)
         if not finish_folder(folder, metadata):
             missing = next(part for part in PARTS if part not in metadata["parts"])
-            print(f"{job}: now train the {missing} generator, with train.parts=[{missing}]", flush=True)
+            print(f"{name}: now train the {missing} generator, with train.parts=[{missing}]", flush=True)
     return figures
 
 
@@ -187,17 +173,8 @@ def distill_generators(
     stream = _token_stream(tokens, config, settings, place, steps_per_epoch)
     task = DistillTask(config, teacher, stream, settings.steps, device=place.device, wrap=wrap)
     identity = configuration.digest("distill", marks, _weights_only(settings), config.seed)
-    job = "distill"
-    run = _Tracking(config, job, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
-    checkpoints = storage.join(folder, "checkpoints")
-    figures = train(
-        task,
-        _settings(job, settings, config, settings.steps, identity),
-        config,
-        checkpoints,
-        place=place,
-        start_tracking=run.start,
-    )
+    job = _Job("distill", config, place, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
+    figures = job.train(task, settings, settings.steps, identity)
     if place.rank == 0:
         students = task.averaged()
         metadata = write_sampler(
@@ -208,11 +185,11 @@ def distill_generators(
             class_names=token_set["class_names"],
             metadata={
                 "training": figures,
-                "run_id": run.id,
+                "run_id": job.run_id,
                 "teacher": {"folder": settings.teacher or generators, **marks},
             },
         )
-        run.finish(metadata)
+        job.finish_run(metadata)
         finish_folder(folder, metadata)
     return figures
 
@@ -341,30 +318,50 @@ def _rows(config: Config, section: TrainingConfig, place: Place) -> slice:
     return slice(share.start * size, share.stop * size)
 
 
-# ---- the run and the loop ----
+# ---- the loop and the run ----
 
 
-class _Tracking:
-    """The MLflow run of a job: it is the same after a restart, and gets the job's figures at the end."""
+class _Job:
+    """A training job: its loop, and its MLflow run, which is the same after a restart."""
 
-    def __init__(self, config: Config, job: str, folder: str, tags: dict[str, str]) -> None:
-        self.config, self.job, self.folder = config, job, folder
+    def __init__(self, name: str, config: Config, place: Place, folder: str, tags: dict[str, str]) -> None:
+        self.name, self.config, self.place, self.folder = name, config, place, folder
         self.tags = {**tags, "artifact": folder}
         self.run: tracking.Run | None = None
 
     @property
-    def id(self) -> str | None:
+    def run_id(self) -> str | None:
         """The run's id, once it has started."""
         return self.run.id if self.run is not None else None
 
-    def start(self, run_id: str | None) -> tracking.Run:
+    def train(
+        self, task: Task, section: TrainingConfig, total_steps: int, identity: str, checkpoints: str = "checkpoints"
+    ) -> dict[str, Any]:
+        """Train to the last step, going on from the checkpoints in the artifact's folder; returns figures."""
+        settings = LoopSettings(
+            job=self.name,
+            total_steps=total_steps,
+            batch_size=section.batch_size,
+            slices=_slices(self.config, section),
+            clip_norm=section.clip_norm,
+            checkpoint_every=section.checkpoint_every,
+            log_every=self.config.tracking.log_every,
+            preview_every=0 if isinstance(section, TokenizerTrainConfig) else section.preview_every,
+            precision=section.precision,
+            seed=self.config.seed,
+            identity=identity,
+        )
+        folder = storage.join(self.folder, checkpoints)
+        return train(task, settings, self.config, folder, place=self.place, start_tracking=self._start_run)
+
+    def _start_run(self, run_id: str | None) -> tracking.Run:
         """Start a run, or go on with the checkpoint's run, or with one that never came to a checkpoint."""
-        self.run = tracking.start(self.config, self.job, run_id, self.folder)
+        self.run = tracking.start(self.config, self.name, run_id, self.folder)
         self.run.set_tags(self.tags)
         return self.run
 
-    def finish(self, metadata: dict[str, Any]) -> None:
-        """Add the job's figures, register a whole sampler when asked to, and close the run. May be done twice.
+    def finish_run(self, metadata: dict[str, Any]) -> None:
+        """Add the job's figures, register a complete sampler when asked to, and close the run. May be done twice.
 
         metadata: the content of the folder's metadata.json, which is written after this.
         """
@@ -379,24 +376,8 @@ class _Tracking:
             data = self.config.data
             mlmodel = pyfunc.describe((data.image_size, data.image_size, data.channels))
             version = self.run.register(name, storage.local_folder(self.folder), metadata, mlmodel)
-            print(f"{self.job}: registered as models:/{name}/{version}, alias champion", flush=True)
+            print(f"{self.name}: registered as models:/{name}/{version}, alias champion", flush=True)
         self.run.end()
-
-
-def _settings(job: str, section: TrainingConfig, config: Config, total_steps: int, identity: str) -> LoopSettings:
-    return LoopSettings(
-        job=job,
-        total_steps=total_steps,
-        batch_size=section.batch_size,
-        slices=_slices(config, section),
-        clip_norm=section.clip_norm,
-        checkpoint_every=section.checkpoint_every,
-        log_every=config.tracking.log_every,
-        preview_every=0 if isinstance(section, TokenizerTrainConfig) else section.preview_every,
-        precision=section.precision,
-        seed=config.seed,
-        identity=identity,
-    )
 
 
 def _weights_only(section: TrainingConfig) -> dict[str, Any]:
@@ -407,9 +388,9 @@ def _weights_only(section: TrainingConfig) -> dict[str, Any]:
     return plain
 
 
-def _steps_per_epoch(rows: int, batch_size: int, what: str, section: str) -> int:
+def _steps_per_epoch(rows: int, batch_size: int, kind: str, section: str) -> int:
     if rows < batch_size:
-        raise ConfigError(f"{section}.batch_size={batch_size} is more than the {rows} {what}: lower it")
+        raise ConfigError(f"{section}.batch_size={batch_size} is more than the {rows} {kind}: lower it")
     return rows // batch_size
 
 

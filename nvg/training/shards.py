@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nvg import storage
-from nvg.training.parallel import is_split, local, own_rows
+from nvg.training.parallel import is_split, local, local_rows
 
 
 def file_name(name: str, shard: int, shards: int) -> str:
@@ -78,7 +78,7 @@ class Saved:
 
     def read(self, name: str, like: Tensor) -> Tensor:
         """A tensor, or this worker's rows of it where `like` is split over workers."""
-        rows, slices, shape = own_rows(like), self._slices[name], self.shape(name)
+        rows, slices, shape = local_rows(like), self._slices[name], self.shape(name)
         if not shape:
             return next(file for file in self._files if name in set(file.keys())).get_tensor(name)
         rows = range(shape[0]) if rows is None else rows

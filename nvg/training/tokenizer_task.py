@@ -1,4 +1,4 @@
-"""Training of the tokenizer as a `Task`: reconstruction, codebook upkeep, and the discriminator if asked for."""
+"""The training of the tokenizer as a `Task`: reconstruction, codebook upkeep, and the discriminator if asked for."""
 
 from __future__ import annotations
 
