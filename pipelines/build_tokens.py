@@ -37,7 +37,6 @@ MOST_CLASSES = 2**15  # a label is an int16
 CLUSTER_DISTANCES = 2**18  # of latents that are clustered together: 1,024 images of 16 positions, 4 of 256
 # The keys of the data section that decide on the rows of a part, besides the images themselves.
 PIXEL_KEYS = ("image_size", "channels", "crop_scale", "flip", "unit_images", "limit")
-Row = dict[str, Any]
 
 
 def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def written_parts(
     tokenizer_folder: str,
     output_folder: str,
     form: TokenFormat,
-) -> Iterator[Row]:
+) -> Iterator[dict[str, Any]]:
     """Make the missing parts on the running Ray; gives a row of figures per part (see `Write`)."""
     cluster, data = config.cluster, config.data
     # A reading task holds the images of a piece, and their copy as bytes. Where the CPUs of readers and encoders are
@@ -111,7 +110,7 @@ class Read:
         # row: of 1.28 million names in 10 views the driver would hold half a gigabyte.
         self.units = ray.put(pa.array([json.dumps(unit) for unit in source.units], pa.large_string()))
 
-    def __call__(self, row: Row) -> Iterator[Row]:
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         import ray
 
         unit = json.loads(ray.get(self.units)[row["unit"]].as_py())
@@ -150,7 +149,7 @@ class Encode:
             self.features = load_dinov2(config.repa.weights, feature_width=config.repa.feature_width).to(self.device)
 
     @torch.inference_mode()
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         size, channels = self.tokenizer.config.image_size, self.tokenizer.config.channels
         images = np.frombuffer(row.pop("images"), np.uint8).reshape(-1, size, size, channels)
         seconds = dict.fromkeys(("encoder", "clustering", "quantization", "features"), 0.0)
@@ -209,7 +208,7 @@ class Write:
     def __init__(self, folder: str, form: TokenFormat) -> None:
         self.folder, self.form = folder, form
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write a part; returns its encoder's node, counts, and the seconds of each part of the work."""
         form, records = self.form, json.loads(row["records"])
         count = len(records["ids"])
@@ -239,7 +238,7 @@ class Totals:
         self.images_by_node: dict[str, int] = defaultdict(int)
         self.seconds: dict[str, float] = defaultdict(float)  # by part of the work, summed over tasks
 
-    def add(self, row: Row) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         """Add a row of `Write`."""
         self.images_by_node[row["node"]] += row["images"]
         for name, value in row.items():

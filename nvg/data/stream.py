@@ -25,7 +25,7 @@ from nvg.data.tokens import part_files, read_metadata, read_part, to_arrays
 from nvg.errors import DataError
 
 Arrays = dict[str, np.ndarray]
-Read = Callable[[dict[str, Any]], Any]  # what Ray Data's map_batches calls: a batch to a table, or to several
+ReadBatch = Callable[[dict[str, Any]], Any]  # what Ray Data's map_batches calls: a batch to a table, or to several
 BUFFER_BYTES = 256 * 2**20  # of images that are shuffled together
 BUFFER_ROWS = 8192
 ITEM_BYTES = 32 * 2**20  # of token parts that one task reads: starting a task costs more than reading a small part
@@ -132,7 +132,7 @@ def image_batches(
     yield from _tensors(batches(), skip)
 
 
-def _image_reader(source: ImageSource, data: DataConfig, view: int, seed: int) -> Read:
+def _image_reader(source: ImageSource, data: DataConfig, view: int, seed: int) -> ReadBatch:
     """The function of a task that reads one unit: its pieces, each a table of images and labels."""
     reader = source.reader()
     size = data.image_size * data.image_size * data.channels
@@ -191,7 +191,7 @@ def token_batches(
         yield share
 
 
-def _token_reader(fingerprint: str) -> Read:
+def _token_reader(fingerprint: str) -> ReadBatch:
     """The function of a task that reads some token parts: one table of them all, with the columns of training."""
 
     def read(batch: dict[str, Any]) -> pa.Table:
@@ -214,7 +214,7 @@ def parts_together(metadata: dict[str, Any], rows: int) -> int:
 # ---- both ----
 
 
-def _in_order(items: list[dict[str, Any]], read: Read, rows: int, reader: Mapping[str, Any]) -> Iterator[pa.Table]:
+def _in_order(items: list[dict[str, Any]], read: ReadBatch, rows: int, reader: Mapping[str, Any]) -> Iterator[pa.Table]:
     """Items read by Ray Data tasks, one block per item, as tables of exactly `rows` rows in the items' order."""
     if not items:
         raise DataError("nothing to read: the data set has no parts")

@@ -57,8 +57,8 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
     task = TokenizerTask(config, stream, total_steps, steps_per_epoch, device=place.device, wrap=wrap)
     data = {key: value for key, value in configuration.to_dict(config.data).items() if key not in ("test", "views")}
     identity = configuration.digest("tokenizer", data, config.tokenizer, _weights_only(settings), config.seed)
-    job = _Job("train_tokenizer", config, place, folder, {"data_fingerprint": source.fingerprint()})
-    figures = job.train(task, settings, total_steps, identity)
+    training = _Training("train_tokenizer", config, place, folder, {"data_fingerprint": source.fingerprint()})
+    figures = training.train(task, settings, total_steps, identity)
     if place.rank == 0:
         metadata = write_tokenizer(
             folder,
@@ -69,10 +69,10 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
                 "data_fingerprint": source.fingerprint(),
                 "images": images,
                 "training": figures,
-                "run_id": job.run_id,
+                "run_id": training.run_id,
             },
         )
-        job.finish_run(metadata)
+        training.finish_run(metadata)
         finish_folder(folder, metadata)
     return figures
 
@@ -115,8 +115,8 @@ def train_generators(
     )
     name = "train_" + ("generators" if len(settings.parts) == 2 else settings.parts[0])
     tags = {"tokenizer": mark, "data_fingerprint": token_set.get("data_fingerprint", "")}
-    job = _Job(name, config, place, folder, tags)
-    figures = job.train(task, settings, total_steps, identity, _checkpoints_name(settings.parts))
+    training = _Training(name, config, place, folder, tags)
+    figures = training.train(task, settings, total_steps, identity, _checkpoints_name(settings.parts))
     averaged = task.averaged()
     if place.rank == 0:
         metadata = write_sampler(
@@ -125,9 +125,9 @@ def train_generators(
             parts=averaged,
             config=config,
             class_names=class_names,
-            metadata={"training": figures, "run_id": job.run_id, "steps_per_epoch": steps_per_epoch},
+            metadata={"training": figures, "run_id": training.run_id, "steps_per_epoch": steps_per_epoch},
         )
-        job.finish_run(metadata)
+        training.finish_run(metadata)
         if not finish_folder(folder, metadata):
             missing = next(part for part in PARTS if part not in metadata["parts"])
             print(f"{name}: now train the {missing} generator, with train.parts=[{missing}]", flush=True)
@@ -173,8 +173,8 @@ def distill_generators(
     stream = _token_stream(tokens, config, settings, place, steps_per_epoch)
     task = DistillTask(config, teacher, stream, settings.steps, device=place.device, wrap=wrap)
     identity = configuration.digest("distill", marks, _weights_only(settings), config.seed)
-    job = _Job("distill", config, place, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
-    figures = job.train(task, settings, settings.steps, identity)
+    training = _Training("distill", config, place, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
+    figures = training.train(task, settings, settings.steps, identity)
     if place.rank == 0:
         students = task.averaged()
         metadata = write_sampler(
@@ -185,11 +185,11 @@ def distill_generators(
             class_names=token_set["class_names"],
             metadata={
                 "training": figures,
-                "run_id": job.run_id,
+                "run_id": training.run_id,
                 "teacher": {"folder": settings.teacher or generators, **marks},
             },
         )
-        job.finish_run(metadata)
+        training.finish_run(metadata)
         finish_folder(folder, metadata)
     return figures
 
@@ -321,7 +321,7 @@ def _rows(config: Config, section: TrainingConfig, place: Place) -> slice:
 # ---- the loop and the run ----
 
 
-class _Job:
+class _Training:
     """A training job: its loop, and its MLflow run, which is the same after a restart."""
 
     def __init__(self, name: str, config: Config, place: Place, folder: str, tags: dict[str, str]) -> None:

@@ -19,12 +19,12 @@ def chunks_of(sizes):
     return [{"labels": np.arange(a, b)} for a, b in zip(starts[:-1], starts[1:], strict=True)]
 
 
-def drain(generator):
+def drain(batches):
     """(what it yields, what it returns)"""
     given = []
     while True:
         try:
-            given.append(next(generator))
+            given.append(next(batches))
         except StopIteration as end:
             return given, end.value
 
@@ -82,12 +82,12 @@ def test_odd_files_among_good_ones_are_read_by_what_they_are_or_named_with_a_rea
 
 
 def columns(count, seed=0):
-    generator = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     return {
         "image_id": [f"{n}.png" for n in range(count)],
         "label": [n % 2 for n in range(count)],
-        "content": generator.integers(0, 300, (count, 7)),
-        "structure": generator.integers(0, 4, (count, 4)),
+        "content": rng.integers(0, 300, (count, 7)),
+        "structure": rng.integers(0, 4, (count, 4)),
     }
 
 
