@@ -125,7 +125,7 @@ class TokenChecks:
         return f"tokenizer {form.fingerprint}, K={form.last_stage}, V={form.codebook_size}, {self.about['views']} views"
 
     def _parts(self) -> str:
-        self.there = tokens.parts(self.folder)
+        self.there = tokens.part_files(self.folder)
         units = len(self.images[0].units) if self.images else 1 + max((unit for unit, _ in self.there), default=-1)
         wanted = {(unit, view) for unit in range(units) for view in range(self.about["views"])}
         used = {path for paths in self.there.values() for path in paths}
@@ -369,7 +369,7 @@ def finite(folder: str, *names: str) -> str:
 def check_folder(folder: str) -> Iterator[Check]:
     """The checks of any artifact that need nothing but its folder (path or URL)."""
     path = storage.join(folder, storage.LAST_FILE)
-    if tokens.parts(folder):
+    if tokens.part_files(folder):
         yield from TokenChecks(folder).run()
         return
     about = storage.read_json(path) if storage.exists(path) else None

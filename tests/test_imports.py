@@ -52,7 +52,7 @@ SCIENCE = ("nvg.errors", "nvg.config", "nvg.granularity", "nvg.autoencoder", "nv
 INTERFACE = {
     "forward",  # torch.nn.Module
     *("read", "count", "fingerprint"),  # nvg.data.records.ImageSource
-    *("lr", "batches", "loss", "begin", "before_optimizers", "after_step", "preview"),  # nvg.training.loop.Task
+    *("lr", "batches", "loss", "begin", "before_optimizers", "after_step", "preview"),  # nvg.training.task.Task
 }
 
 

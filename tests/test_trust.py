@@ -382,7 +382,7 @@ def test_an_odd_quarantine_is_a_data_error(artifacts, tmp_path, raw):
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / PART)
     form = token_parts.part_format(table.schema, PART)
     with pytest.raises(DataError, match=f"{PART}: the quarantine"):
-        token_parts.look([str(tmp_path / PART)], form, str(tmp_path))
+        token_parts.read_footers([str(tmp_path / PART)], form, str(tmp_path))
 
 
 def test_columns_of_another_type_or_with_gaps_are_a_data_error(artifacts, tmp_path):

@@ -53,19 +53,41 @@ def save_tokenizer(
     *,
     class_names: list[str],
     metadata: Mapping[str, Any],
-    last: Callable[[dict[str, Any]], None] = lambda metadata: None,
 ) -> str:
-    """Write a finished tokenizer's (averaged) weights; returns their fingerprint.
+    """Write a finished tokenizer's (averaged) weights; returns their fingerprint."""
+    content = write_tokenizer(folder, state, config, class_names=class_names, metadata=metadata)
+    finish_folder(folder, content)
+    return content["fingerprint"]
 
-    last: called when only metadata.json is missing, with its content; that file says that nothing is left to do.
-    """
+
+def write_tokenizer(
+    folder: str,
+    state: Mapping[str, Tensor],
+    config: Config,
+    *,
+    class_names: list[str],
+    metadata: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write every file of a tokenizer but metadata.json; returns that file's content, for `finish_folder`."""
     mark = fingerprint(state)
     storage.write_bytes(storage.join(folder, "tokenizer.safetensors"), save(plain(state)))
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
-    whole = {"format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata}
-    last(whole)
-    storage.write_json(storage.join(folder, "metadata.json"), whole)
-    return mark
+    return {"format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata}
+
+
+def finish_folder(folder: str, metadata: Mapping[str, Any]) -> bool:
+    """Write a folder's metadata.json, which says that nothing is left to do; returns whether the folder is complete.
+
+    A sampler that lacks a generator gets half.json instead, until the other generator is exported into the folder.
+    """
+    half = storage.join(folder, HALF)
+    if metadata["kind"] == "sampler" and len(metadata["parts"]) < len(PARTS):
+        storage.write_json(half, metadata)
+        return False
+    storage.write_json(storage.join(folder, storage.LAST_FILE), metadata)
+    if storage.exists(half):
+        storage.remove(half)
+    return True
 
 
 def load_tokenizer(folder: str) -> Autoencoder:
@@ -106,14 +128,28 @@ def export_sampler(
     config: Config,
     class_names: list[str],
     metadata: Mapping[str, Any],
-    last: Callable[[dict[str, Any]], None] = lambda metadata: None,
 ) -> bool:
-    """Write what `nvg.load` reads; returns whether the sampler is whole.
+    """Write the folder that `nvg.load` reads; returns whether the sampler is complete."""
+    content = write_sampler(
+        folder, tokenizer=tokenizer, parts=parts, config=config, class_names=class_names, metadata=metadata
+    )
+    return finish_folder(folder, content)
 
-    parts: averaged weights of `content`, `structure` or both. One alone leaves half.json in the place of metadata.json,
-    until the other one is exported into the same folder. last: as in `save_tokenizer`.
+
+def write_sampler(
+    folder: str,
+    *,
+    tokenizer: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    config: Config,
+    class_names: list[str],
+    metadata: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write every file of a sampler but metadata.json; returns that file's content, for `finish_folder`.
+
+    parts: averaged weights of `content`, `structure` or both. One alone is added to the one that the folder holds.
     """
-    done = exported_parts(folder)
+    exported = exported_parts(folder)
     half = storage.join(folder, HALF)
     marks = dict(storage.read_json(half).get("weights", {})) if storage.exists(half) else {}
     for name, state in {"tokenizer": tokenizer, **parts}.items():
@@ -122,22 +158,15 @@ def export_sampler(
         marks[name] = fingerprint(state)
         storage.write_bytes(storage.join(folder, f"{name}.safetensors"), save(plain(state)))
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
-    done = [part for part in PARTS if part in done or part in parts]
-    whole = len(done) == len(PARTS)
-    about = {
+    return {
         "format": FORMAT,
         "kind": "sampler",
-        "parts": done,
+        "parts": [part for part in PARTS if part in exported or part in parts],
         "class_names": class_names,
         "tokenizer": marks["tokenizer"],
         "weights": marks,
         **metadata,
     }
-    last(about)
-    storage.write_json(storage.join(folder, "metadata.json") if whole else half, about)
-    if whole and storage.exists(half):
-        storage.remove(half)
-    return whole
 
 
 def exported_parts(folder: str) -> list[str]:

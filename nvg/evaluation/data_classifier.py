@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nvg import config as configuration
 from nvg import storage
+from nvg.cluster import device_of, progress, set_threads
 from nvg.config import Config
 from nvg.data import ImageSource, image_batches, open_source
 from nvg.evaluation.classifier import save_classifier, train_classifier
@@ -32,14 +31,12 @@ def classifier_place(config: Config, source: ImageSource) -> str:
 
 def train_data_classifier(config: Config, path: str) -> None:
     """Train the data set's classifier into a file (path or URL), in a Ray task."""
-    from ray.experimental import tqdm_ray
-
-    torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
+    set_threads(config.cluster)
     settings, data = config.evaluate, config.data
     source = open_source(data, "train")
     images = source.count()
     batch_size = min(BATCH, max(2, images // 4))
-    bar = tqdm_ray.tqdm(total=round(images * settings.classifier_epochs), desc="classifier", unit="image")
+    bar = progress(round(images * settings.classifier_epochs), "classifier", "image")
 
     def batches(epoch: int) -> Iterator[dict[str, Any]]:
         stream = image_batches(
@@ -61,7 +58,7 @@ def train_data_classifier(config: Config, path: str) -> None:
         size=settings.classifier_size,
         epochs=settings.classifier_epochs,
         seed=settings.seed,
-        device=torch.device("cuda" if config.cluster.use_gpu else "cpu"),
+        device=device_of(config.cluster),
         on_step=on_step,
     )
     bar.close()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from nvg import storage
-from nvg.cluster import actors, blocks
+from nvg.cluster import actors, blocks, device_of, progress, set_threads
 from nvg.config import Config
 from nvg.data import ImageSource
 from nvg.data.images import to_float, to_uint8
@@ -91,8 +91,6 @@ def measure(
 
     sources: of the splits that rows name. network: kind and path, as for nvg.evaluation.features.load_network.
     """
-    from ray.experimental import tqdm_ray
-
     readers = {split: source.reader() for split, source in sources.items()}
 
     cluster = config.cluster
@@ -117,7 +115,7 @@ def measure(
     )
     answers.context.execution_options.preserve_order = True
     answers.context.enable_progress_bars = False
-    bar = tqdm_ray.tqdm(total=total, desc="evaluation", unit="image")
+    bar = progress(total, "evaluation", "image")
     for answer in answers.iter_rows():
         bar.update(len(answer["labels"]))
         yield answer
@@ -130,8 +128,8 @@ class Measure:
     def __init__(self, config: Config, sampler_folder: str, network: tuple[str, str]) -> None:
         from nvg.artifacts.models import load_sampler
 
-        torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
-        device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
+        set_threads(config.cluster)
+        device = device_of(config.cluster)
         self.config = config
         self.sampler = load_sampler(sampler_folder, config.sampler).to(device)
         self.network = load_network(*network, device)

@@ -386,7 +386,7 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
         path = str(put("t/part-000000-view0.parquet", data))
         for read in (
             lambda: token_parts.to_arrays(token_parts.read_part(path, form.fingerprint)),
-            lambda: token_parts.look([path], form, str(place)),
+            lambda: token_parts.read_footers([path], form, str(place)),
         ):
             with contextlib.suppress(DataError):
                 read()

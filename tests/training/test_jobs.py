@@ -1,4 +1,4 @@
-"""What stands between the loop and Ray: epochs one after the other, elastic shares, storage of Ray's notes."""
+"""Between the loop and Ray: epochs one after the other, elastic shares, parts to train, storage of Ray's notes."""
 
 import itertools
 
@@ -55,12 +55,11 @@ def test_workers_share_the_rows_of_a_batch_whatever_their_number(world):
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 48 // 24 and all(size % 2 == 0 for size in sizes)
 
 
-def test_workers_that_leave_no_cpu_to_read_are_announced(capsys):
-    config = toy_config(cluster={"num_workers": 2})
-    ray_train._warn_of_too_few_cpus(3.0, config)
-    assert capsys.readouterr().out == ""
-    ray_train._warn_of_too_few_cpus(2.0, config)
-    assert "need 3 CPUs, the cluster has 2" in capsys.readouterr().out
+def test_parts_that_the_folder_holds_are_not_trained_again_and_the_configuration_stays_as_it_is(tmp_path):
+    config = toy_config()
+    (tmp_path / "half.json").write_text('{"parts": ["content"]}')
+    assert jobs._with_missing_parts(config, str(tmp_path)).train.parts == ["structure"]
+    assert config.train.parts == ["content", "structure"]
 
 
 def test_notes_of_ray_go_where_the_artifact_is(tmp_path):
