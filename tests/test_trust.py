@@ -32,7 +32,6 @@ from nvg.evaluation.classifier import load_classifier
 from nvg.evaluation.npz import read_images, read_moments
 from nvg.evaluation.reference import load_reference
 from nvg.frozen import convert as convert_weights
-from nvg.frozen import convert_inception
 from nvg.frozen.dinov2 import load_dinov2
 from nvg.frozen.inception import load_inception
 from nvg.frozen.lpips import load_lpips
@@ -196,7 +195,7 @@ LOADERS = {
     "lpips.safetensors": load_lpips,
     "inception.safetensors": load_inception,
     "vgg.pth": convert_weights.read_state,
-    "inception.pth": lambda path: convert_inception.convert_inception(Path(path), Path(path).with_suffix(".out")),
+    "inception.pth": lambda path: convert_weights.convert_inception(Path(path), Path(path).with_suffix(".out")),
     "images.npz": lambda path: list(read_images(io.BytesIO(Path(path).read_bytes()), 4)),
     "moments.npz": lambda path: read_moments(io.BytesIO(Path(path).read_bytes())),
     "config.yaml": configuration.load,
