@@ -96,7 +96,7 @@ class GranularityQuantizer(nn.Module):
         return tokens.view(vectors.shape[:-1])
 
     def _squared_distances(self, vectors: Tensor) -> Tensor:
-        """|vector - c|^2 - |vector|^2 for all entries c; the last term moves no argmin, no softmax: (..., e) -> (..., V)."""
+        """|vector - c|^2 for all entries c, less |vector|^2, which moves no argmin or softmax: (..., e) -> (..., V)."""
         norms = self.codebook.square().sum(dim=1)
         flat = vectors.reshape(-1, vectors.shape[-1])
         return torch.addmm(norms, flat, self.codebook.T, alpha=-2.0).view(*vectors.shape[:-1], -1)

@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def condition(self, labels: Tensor, stage: Tensor, time: Tensor | None, extra: Tensor | None) -> Tensor:
-        """The activated condition vector (B, w) of labels (B,), stage (B,), time (B,) or None, and extra (B, w) or None."""
+        """The activated condition vector (B, w): labels (B,), stage (B,), time (B,) or None, extra (B, w) or None."""
         vector = self.class_condition(labels) + self.stage_condition(stage)
         if self.time_condition is not None:
             assert time is not None

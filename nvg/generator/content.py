@@ -62,8 +62,8 @@ class ContentGenerator(nn.Module):
 
     @torch.no_grad()
     def begin(self, codebook: Tensor, canvas: Tensor) -> None:
-        """Set the weights before the first step: logits are -|r - c|^2 / T of the codebook (V, e), and canvases (N, L, e)
-        scale the inputs to one. T is twice the codebook's mean squared norm."""
+        """Set the weights before the first step: logits are -|r - c|^2 / T of the codebook (V, e), and canvases (N, L,
+        e) scale the inputs to one. T is twice the codebook's mean squared norm."""
         temperature = 2.0 * codebook.square().sum(dim=1).mean()
         self.to_logits.weight.copy_(2 * codebook / temperature)
         self.to_logits.bias.copy_(-codebook.square().sum(dim=1) / temperature)
