@@ -11,6 +11,7 @@ from nvg.config.schema import (
     DataConfig,
     DistillConfig,
     EvaluateConfig,
+    GeneratorTrainingConfig,
     RepaConfig,
     SamplerConfig,
     ServeConfig,
@@ -28,15 +29,16 @@ from nvg.config.schema import (
 from nvg.errors import ConfigError
 
 __all__ = [
+    "DERIVED",
+    "REQUIRED",
     "ClusterConfig",
     "Config",
     "ConfigError",
     "ContentConfig",
-    "DERIVED",
     "DataConfig",
     "DistillConfig",
     "EvaluateConfig",
-    "REQUIRED",
+    "GeneratorTrainingConfig",
     "RepaConfig",
     "SamplerConfig",
     "ServeConfig",

@@ -9,30 +9,8 @@ from nvg.config import ServeConfig
 from nvg.serving.api import create_app
 from nvg.serving.deployment import load_model
 from nvg.serving.engine import Engine
-<<<<<<< HEAD
-from tests.support.recorders import Recorded
-=======
 from nvg.serving.routes import Service
-
-
-class Recorded:
-    """The figures of an engine and of the routes, in lists."""
-
-    def __init__(self):
-        self.batches, self.stages, self.queues, self.requests = [], [], [], Counter()
-
-    def queue(self, images):
-        self.queues.append(images)
-
-    def batch(self, images):
-        self.batches.append(images)
-
-    def stage(self, stage, seconds):
-        self.stages.append(stage)
-
-    def request(self, route, status, seconds):
-        self.requests[route, status] += 1
->>>>>>> serving
+from tests.support.recorders import Recorded
 
 
 @pytest.fixture(scope="session")
