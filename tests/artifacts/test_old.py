@@ -71,7 +71,7 @@ def test_its_tokens_are_read() -> None:
     rows = [to_arrays(read_part(str(file))) for file in files]
     assert sum(len(row["labels"]) for row in rows) == about["rows"] == 96
     assert {int(label) for row in rows for label in row["labels"]} == {0, 1, 2}
-    assert rows[0]["content"].shape[1] == 31 and rows[0]["structure"].shape[1] == 16
+    assert rows[0]["content"].shape[1] == 31 and rows[0]["codes"].shape[1] == 16
 
 
 @pytest.mark.parametrize("folder", [SAMPLER, TOKENS, str(OLD / "checkpoint-content" / "step-00000008")])
