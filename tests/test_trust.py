@@ -306,6 +306,15 @@ def test_a_configuration_of_another_version_is_named_with_its_key(sampler, chang
         nvg.load(str(sampler))
 
 
+def test_an_artifacts_configuration_follows_no_base(sampler, tmp_path):
+    (tmp_path / "base.yaml").write_text("content: {depth: 10000}")
+    change_yaml(
+        sampler / "config.yaml", lambda c: c.update(base=str(tmp_path / "base.yaml")) or c["content"].pop("depth")
+    )
+    with pytest.raises(ConfigError, match="'content.depth' must be given"):
+        nvg.load(str(sampler))
+
+
 def test_ten_lines_of_aliases_are_refused_before_they_are_a_billion_values(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def identities(config: Config) -> dict[str, str]:
     }
 
 
+@functools.cache
 def fashion_mnist(*overrides: str) -> Config:
     return load(OLD / "configurations" / "fashion_mnist.yaml", ["distill.steps=9", *overrides])
 
