@@ -177,8 +177,8 @@ def test_a_share_has_wilsons_interval():
 
 
 def test_a_mean_has_its_normal_interval():
-    figure = metrics.mean(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    figure = metrics.mean(torch.tensor([1.0, 2.0, 3.0, 4.0]), limits=metrics.DISTANCE)
     half = 1.96 * np.std([1, 2, 3, 4], ddof=1) / 2
     assert figure.value == 2.5 and figure.high - 2.5 == pytest.approx(half)
     with pytest.raises(ValueError, match="no images"):
-        metrics.mean(torch.zeros(0))
+        metrics.mean(torch.zeros(0), limits=metrics.DISTANCE)
