@@ -144,7 +144,7 @@ def growing(idle_seconds: float = 10) -> Iterator[Growing]:
             | token
             | {
                 "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-                "RAY_num_workers_soft_limit": "8",  # pipelines/steps.py, keep_workers
+                "RAY_num_workers_soft_limit": "8",  # nvg/cluster.py, keep_workers
                 "RAY_FAKE_CLUSTER": "1",
                 "RAY_enable_autoscaler_v2": "1",  # the default of `ray up` and KubeRay
                 "RAY_CLOUD_INSTANCE_ID": HEAD,

@@ -46,10 +46,11 @@ from nvg import config as configuration
 from nvg import tracking
 from nvg.artifacts.lease import left_over
 from nvg.data.tokens import read_part
-from pipelines.steps import plan
+from pipelines import steps
+
 from tests.support.synthetic import write_images
 
-STEPS = ("tokenizer", "tokens", "generators", "distilled", "evaluation")
+STEPS = tuple(steps.STEPS)
 VICTIMS = {step: ("worker", "driver", "raylet", "all") for step in STEPS} | {
     step: ("data", "driver", "raylet", "all") for step in ("tokens", "evaluation")
 }
