@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -199,4 +198,4 @@ def rebalanced(given: Given) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

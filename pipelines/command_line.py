@@ -64,7 +64,8 @@ def one_line_errors(*also: type[Exception], end: Callable[[str], object] = exit_
 
     These are NvgError, FileNotFoundError and the types of `also`. end: what ends the program, given the message.
     """
+    mendable: tuple[type[Exception], ...] = (NvgError, FileNotFoundError, *also)
     try:
         yield
-    except (NvgError, FileNotFoundError, *also) as error:
+    except mendable as error:
         end(str(error))

@@ -47,7 +47,6 @@ from nvg import tracking
 from nvg.artifacts.lease import left_over
 from nvg.data.tokens import read_part
 from pipelines import steps
-
 from tests.support.synthetic import write_images
 
 STEPS = tuple(steps.STEPS)
@@ -82,7 +81,7 @@ class Run:
         self.arguments = ["--config", str(ROOT / "conf" / "smoke.yaml"), *settings]
         self.config = configuration.load(self.arguments[1], self.arguments[2:])
         self.output = Path(self.config.output)
-        self.artifacts = {step: Path(item.folder) for step, item in plan(self.config).items()}
+        self.artifacts = {step: Path(item.folder) for step, item in steps.plan(self.config).items()}
 
     def start(self, step: str) -> subprocess.Popen:
         """Begin the command, up to a step, in a session of its own."""
