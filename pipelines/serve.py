@@ -37,6 +37,7 @@ HAPROXY_PORTS = (  # fixed ones, by default: a second Serve on this machine woul
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
+PORTS = range(20_000, 32_000)
 
 
 def build(arguments: dict[str, Any]) -> Application:
@@ -80,19 +81,25 @@ def use_haproxy() -> None:
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     # How long a replica that leaves waits for HAProxy to know it, by default 30 s.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
+    for name, port in zip(HAPROXY_PORTS, free_ports(len(HAPROXY_PORTS)), strict=True):
+        os.environ.setdefault(name, str(port))
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of 127.0.0.1 that nobody listens on, none of which the kernel hands out by chance: it takes
+    higher ones, for Ray's processes too. Another program may take one before it is used."""
+    ports: list[int] = []
     with contextlib.ExitStack() as held:  # all at once, so that they differ
-        for name in HAPROXY_PORTS:
-            os.environ.setdefault(name, str(_free_port(held)))
-
-
-def _free_port(held: contextlib.ExitStack) -> int:
-    """A free port that nobody is given by chance: the kernel hands out higher ones, to Ray's processes too."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        probe = held.enter_context(socket.socket())
-        with contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no free port between 20000 and 32000 for HAProxy")
+        for port in random.sample(PORTS, 100):
+            if len(ports) == count:
+                break
+            probe = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+    if len(ports) < count:
+        raise RuntimeError(f"fewer than {count} free ports between {PORTS.start} and {PORTS.stop}")
+    return ports
 
 
 def check(config: ServeConfig) -> None:
