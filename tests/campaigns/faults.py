@@ -140,7 +140,8 @@ class Reader(threading.Thread):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
-        self.folder, self.faults, self.done, self.seen = folder, set(), threading.Event(), 0
+        self.folder, self.done, self.seen = folder, threading.Event(), 0
+        self.faults: set[str] = set()
 
     def run(self) -> None:
         """Until `done`."""
