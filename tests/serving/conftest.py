@@ -6,10 +6,9 @@ import httpx
 import pytest
 
 from nvg.config import ServeConfig
-from nvg.serving.api import create_app
+from nvg.serving.api import Service, create_app
 from nvg.serving.deployment import load_model
 from nvg.serving.engine import Engine
-from nvg.serving.routes import Service
 from tests.support.recorders import Recorded
 
 
