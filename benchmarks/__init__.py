@@ -1,1 +1,1 @@
-"""The benchmark suite: `python -m benchmarks` (docs/benchmarks.md)."""
+"""The measurements: the suite, `python -m benchmarks`, and programs that run alone (benchmarks/README.md)."""

@@ -1,9 +1,9 @@
 """The benchmark suite: every section in one run; JSON, Markdown tables and plots.
 
-    python -m benchmarks [--size smoke|full] [--only sampler,peers] [--threads 2] [--output runs/benchmarks]
-                         [--doc docs/benchmarks.md]
+    python -m benchmarks [--size smoke|full] [--only sampler,peers] [--threads 2] [--output runs/benchmarks] \\
+        [--doc docs/benchmarks.md]
 
-A section is one file beside this one: its docstring says what is measured, run(size) gives rows, and plot(rows, path)
+A section is one file in this folder: its docstring says what is measured, run(size) gives rows, and plot(rows, path)
 draws them where there is something to see. full takes 40 minutes on two cores, smoke one or two.
 """
 
@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write. argv: the command line without the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=("smoke", "full"), default="smoke")
-    parser.add_argument("--only", help="sections, with commas between them; default: all", default=",".join(SECTIONS))
+    parser.add_argument("--only", help="sections, separated by commas; default: all", default=",".join(SECTIONS))
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--doc", type=Path, help="a page whose tables are replaced, and its figures/ beside it")
+    parser.add_argument("--doc", type=Path, help="replace the tables of this page, and its plots in figures/")
     arguments = parser.parse_args(argv)
     names = arguments.only.split(",")
     if unknown := sorted(set(names) - set(SECTIONS)):
@@ -37,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from benchmarks import report
 
-    machine = report.machine(arguments.size, arguments.threads)  # before: the commit may change meanwhile
+    machine = report.machine(arguments.size, arguments.threads)  # now: the commit may change meanwhile
     results = []
     for name in names:
-        torch.set_num_threads(arguments.threads)  # the load test sets its own
+        torch.set_num_threads(arguments.threads)  # the load test sets another number
         section = importlib.import_module(f"benchmarks.{name}")
-        begun = time.perf_counter()
+        start = time.perf_counter()
         rows = section.run(arguments.size)
-        result = report.Result(section, rows, time.perf_counter() - begun, machine)
+        result = report.Result(section, rows, time.perf_counter() - start, machine)
         results.append(result)
         print(f"\n## {name}\n\n{report.markdown(result, '')}", flush=True)
         report.write(results, arguments.output)

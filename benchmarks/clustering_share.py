@@ -1,9 +1,9 @@
-"""What part of tokenizing an image are clustering and quantization? Random weights, random images, one process.
+"""How much of tokenizing an image are clustering and quantization? Random weights, random images, one process.
 
     python -m benchmarks.clustering_share [--config conf/imagenet_d16.yaml] [--images 8] [--threads 2] [--rounds 3]
     python -m benchmarks.clustering_share --config conf/fashion_mnist.yaml --images 1000 --threads 1 --rounds 7
 
-Runs the tokenizer actor of pipelines/build_tokens.py as Ray Data runs it, on a row of so many images. Prints the
+Runs the tokenizer actor of pipelines/build_tokens.py as Ray Data runs it, on a row of --images images. Prints the
 seconds of each part (the least of the rounds) and its share.
 """
 
@@ -22,9 +22,9 @@ from pipelines.build_tokens import Encode
 
 
 def seconds_by_part(path: str, images: int, threads: int, rounds: int) -> dict[str, float]:
-    """Seconds of encoder, clustering and quantization, each the least of the rounds, of so many images together.
+    """The seconds of encoder, clustering and quantization for all images together, each the least of the rounds.
 
-    path: the configuration's.
+    path: the configuration file.
     """
     config = configuration.load(path, ["repa.weights=null", "cluster.use_gpu=false"])
     config.cluster = replace(config.cluster, threads_per_worker=threads)
@@ -37,11 +37,12 @@ def seconds_by_part(path: str, images: int, threads: int, rounds: int) -> dict[s
         encode = Encode(config, f"{folder}/tokenizer")
     shape = (images, sizes.image_size, sizes.image_size, sizes.channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8).tobytes()
-    found = [encode({"images": pixels}) for _ in range(rounds)]
-    return {name: min(row[f"seconds_{name}"] for row in found) for name in ("encoder", "clustering", "quantization")}
+    rows = [encode({"images": pixels}) for _ in range(rounds)]
+    return {name: min(row[f"seconds_{name}"] for row in rows) for name in ("encoder", "clustering", "quantization")}
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="conf/imagenet_d16.yaml")
     parser.add_argument("--images", type=int, default=8)

@@ -1,7 +1,7 @@
-"""What every section shares: rows, timing in turns, time by part, operations without computing, peak memory.
+"""Shared by all sections: table rows, timing in turns, time by part, operations without computing, peak memory.
 
 A machine's speed drifts, so seconds of two runs are not compared: variants take turns within each round, after a
-warm-up, and what is quoted is the median of a run and ratios of medians within it.
+warm-up. Quote the median of a run, and ratios of medians within it.
 
 Models have random weights: what a pass costs does not depend on them.
 """
@@ -26,12 +26,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 Value = float | int | str | None
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 Target = tuple[Any, str]  # an object, and the name of one of its callables
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a section's table: values by column, the same columns in all rows of a section."""
 
     case: str
@@ -39,7 +39,7 @@ class Row:
 
 
 def text(value: Value) -> str:
-    """A number with three digits that say something."""
+    """A number rounded to three significant digits, a text as it is, nothing for None."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -48,7 +48,7 @@ def text(value: Value) -> str:
 
 
 def say(line: str) -> None:
-    """Progress, on standard error."""
+    """Write a line on progress to standard error."""
     print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
@@ -56,15 +56,15 @@ def say(line: str) -> None:
 
 
 def in_turns(
-    variants: Mapping[str, Callable[[], Result]], rounds: int, *, warmup: Iterable[str] | None = None
-) -> dict[str, list[Result]]:
-    """What each variant returns, over rounds in which each is called once, after one call that is left out.
+    variants: Mapping[str, Callable[[], Returned]], rounds: int, *, warmup: Iterable[str] | None = None
+) -> dict[str, list[Returned]]:
+    """The values that each variant returns, over rounds in which each is called once, after one call that is left out.
 
-    warmup: the variants that are called beforehand, where not all: those that are left share their kernels.
+    warmup: the variants that are called beforehand, where not all: those that are left out share their kernels.
     """
     for name in variants if warmup is None else warmup:
         variants[name]()
-    results: dict[str, list[Result]] = {name: [] for name in variants}
+    results: dict[str, list[Returned]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, call in variants.items():
             gc.collect()
@@ -73,14 +73,14 @@ def in_turns(
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Of one call."""
-    begun = time.perf_counter()
+    """The seconds that one call takes."""
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def median_seconds(variants: Mapping[str, Callable[[], object]], rounds: int, *, calls: int = 1) -> dict[str, float]:
-    """Of one call of each variant, in turns; calls: how many make one measurement."""
+    """The median seconds of one call of each variant, in turns; calls: how many make one measurement."""
 
     def measured(call: Callable[[], object]) -> Callable[[], float]:
         return lambda: seconds(lambda: [call() for _ in range(calls)]) / calls
@@ -94,7 +94,7 @@ def median_seconds(variants: Mapping[str, Callable[[], object]], rounds: int, *,
 
 @contextmanager
 def replaced(parts: Mapping[str, Iterable[Target]], wrap: Callable[[str, Callable], Callable]) -> Iterator[None]:
-    """Within the block each callable of a part is wrap(part, what it was): a module's `forward` can be replaced so."""
+    """Within the block each callable of a part is wrap(part, the callable before): also a module's `forward`."""
     before: list[tuple[Any, str, Callable | None]] = []
     for part, targets in parts.items():
         for owner, name in targets:
@@ -104,7 +104,7 @@ def replaced(parts: Mapping[str, Iterable[Target]], wrap: Callable[[str, Callabl
         yield
     finally:
         for owner, name, call in reversed(before):
-            delattr(owner, name)  # the class's own is seen again
+            delattr(owner, name)  # the class's is seen again
             if call is not None:
                 setattr(owner, name, call)
 
@@ -112,16 +112,16 @@ def replaced(parts: Mapping[str, Iterable[Target]], wrap: Callable[[str, Callabl
 @contextmanager
 def timed(parts: Mapping[str, Iterable[Target]]) -> Iterator[dict[str, list[float]]]:
     """Seconds of every call of a part's callables within the block, in order. Parts must not call each other."""
-    found: dict[str, list[float]] = {part: [] for part in parts}
-    with replaced(parts, lambda part, call: _watched(call, found[part])):
-        yield found
+    calls: dict[str, list[float]] = {part: [] for part in parts}
+    with replaced(parts, lambda part, call: _watched(call, calls[part])):
+        yield calls
 
 
-def _watched(call: Callable, found: list[float]) -> Callable:
+def _watched(call: Callable, calls: list[float]) -> Callable:
     def inner(*arguments: Any, **named: Any) -> Any:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         result = call(*arguments, **named)
-        found.append(time.perf_counter() - begun)
+        calls.append(time.perf_counter() - start)
         return result
 
     return inner
@@ -132,10 +132,10 @@ def counted(parts: Mapping[str, Iterable[Target]]) -> Iterator[dict[str, int]]:
     """Floating-point operations of a part's callables within the block, which are not computed.
 
     The callables' modules are on torch's meta device, which knows shapes and nothing else; their callers are not.
-    So a sampler runs its whole schedule on zeros, and what is counted is what it asks for, pass by pass. A
+    So a sampler runs its whole schedule on zeros, and every pass that it asks for is counted. A
     multiply-add is two operations; matrix products, convolutions and attention count (torch.utils.flop_counter).
     """
-    found = dict.fromkeys(parts, 0)
+    totals = dict.fromkeys(parts, 0)
     seen: dict[tuple, tuple[int, Any]] = {}  # a call with the same shapes has the same answer
 
     def wrap(part: str, call: Callable) -> Callable:
@@ -148,17 +148,17 @@ def counted(parts: Mapping[str, Iterable[Target]]) -> Iterator[dict[str, int]]:
                     result = call(*arguments, **named)
                 seen[key] = (counter.get_total_flops(), result)
             flops, result = seen[key]
-            found[part] += flops
+            totals[part] += flops
             return tree_map(lambda x: torch.zeros(x.shape, dtype=x.dtype) if isinstance(x, Tensor) else x, result)
 
         return inner
 
     with replaced(parts, wrap):
-        yield found
+        yield totals
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's counter, which also knows the CPU's fused attention: by itself it counts that as nothing."""
+    """torch's counter with formulas for the CPU's fused attention, which it would count as nothing."""
     aten = torch.ops.aten
     fused = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
@@ -170,7 +170,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def flops(call: Callable[[], object]) -> int:
-    """Floating-point operations of a call, which is made."""
+    """The floating-point operations of a call, which is made."""
     with flop_counter() as counter:
         call()
     return counter.get_total_flops()
@@ -179,11 +179,11 @@ def flops(call: Callable[[], object]) -> int:
 # ---- memory ----
 
 
-def peak_memory(call: Callable[[], Result]) -> tuple[Result, float | None]:
-    """What a call returns, and the most MB that this process held during it above what it held before.
+def peak_memory(call: Callable[[], Returned]) -> tuple[Returned, float | None]:
+    """The value that a call returns, and the most MB that this process held during it above its size before.
 
-    The kernel's own high-water mark of resident memory, set back before the call; what the allocator keeps of earlier
-    calls is given back first. None where there is no /proc (not Linux).
+    The kernel's high-water mark of resident memory, set back before the call; memory that the allocator keeps of
+    earlier calls is given back first. None where there is no /proc (not Linux).
     """
     gc.collect()
     try:
@@ -197,10 +197,10 @@ def peak_memory(call: Callable[[], Result]) -> tuple[Result, float | None]:
 
 
 def _status_mb(field: str) -> float:
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if match is None:
         raise OSError(f"/proc/self/status has no {field}")
-    return int(found[1]) / 1024
+    return int(match[1]) / 1024
 
 
 # ---- models ----
@@ -216,5 +216,5 @@ def randomized(module: nn.Module) -> nn.Module:
 
 
 def weights_mb(*modules: nn.Module) -> float:
-    """MB of all parameters."""
+    """The MB (2^20 bytes) of all parameters."""
     return sum(item.numel() * item.element_size() for module in modules for item in module.parameters()) / 2**20

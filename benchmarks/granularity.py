@@ -1,9 +1,9 @@
 """Building granularity sequences, by positions L and batch, against a sequential scan.
 
-Milliseconds an image, medians over rounds in turns, of random latents: structure is the clustering
+Milliseconds per image, medians over rounds in turns, of random latents: structure is the clustering
 (`nvg.granularity.structure_codes`), content the residual quantization along it, at V = 4096, e = 32 for L = 256 and
 V = 512, e = 16 below. sequential: the greedy matching as the method's sentence says it, a pair at a time in Python
-(`tests/support/reference.py`), one image; it gives the same codes, or the section fails. times: sequential by structure.
+(`tests/support/reference.py`), one image; the section fails if its codes differ. times: sequential by structure.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Row, median_seconds, say
+from benchmarks.common import TableRow, median_seconds, say
 from nvg.autoencoder import GranularityQuantizer
 from nvg.config import TokenizerConfig
 from nvg.granularity import structure_codes
 from tests.support.reference import sequential_codes
 
 
-def run(size: str) -> list[Row]:
-    """Rows of every L and batch."""
+def run(size: str) -> list[TableRow]:
+    """The rows of every L and batch."""
     grids, rounds = ((4, 8, 16), 5) if size == "full" else ((4, 8), 1)
     return [row for grid in grids for row in compare(grid, rounds)]
 
 
-def compare(grid: int, rounds: int) -> list[Row]:
-    """Batches of 1, 8 and 64 images of grid * grid positions."""
+def compare(grid: int, rounds: int) -> list[TableRow]:
+    """The rows of batches of 1, 8 and 64 images of grid * grid positions."""
     positions = grid**2
     say(f"granularity: L = {positions}")
-    width, codes_in_book = (32, 4096) if positions >= 256 else (16, 512)
+    width, entries = (32, 4096) if positions >= 256 else (16, 512)
     torch.manual_seed(0)
-    config = TokenizerConfig(image_size=grid, channels=3, widths=[width], code_width=width, codebook_size=codes_in_book)
+    config = TokenizerConfig(image_size=grid, channels=3, widths=[width], code_width=width, codebook_size=entries)
     quantizer = GranularityQuantizer(config).eval().requires_grad_(False)
     latents = torch.randn(64, positions, width)
     codes = structure_codes(latents)
@@ -56,12 +56,12 @@ def compare(grid: int, rounds: int) -> list[Row]:
             "sequential, ms": 1000 * seconds["sequential"],
             "times": seconds["sequential"] / structure,
         }
-        rows.append(Row(f"L = {positions}, batch {images}", values))
+        rows.append(TableRow(f"L = {positions}, batch {images}", values))
     return rows
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Milliseconds an image of both, on a logarithmic scale."""
+def plot(rows: Sequence[TableRow], path: Path) -> None:
+    """Draw the milliseconds per image, on a logarithmic scale."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")

@@ -1,10 +1,10 @@
-"""What HTTP costs: the sampler called in this process, and through Ray Serve on loopback, in one run.
+"""The cost of HTTP: the sampler called in this process, and through Ray Serve on loopback, in one run.
 
     python -m benchmarks.load_test [--model fashion-mnist] [--batch 16] [--seconds 45] [--rounds 15]
 
-Both with the same weights, number of torch threads, allocator settings and images a batch, in turns within each of some
-rounds, so that changes of the machine's speed meet both. Prints a Markdown table, images a second and percentiles of
-latency, and the median over the rounds of what each round had in process and served.
+Both have the same weights, torch threads, allocator settings and images per batch, and take turns within each round, so
+that changes of the machine's speed meet both. Prints a Markdown table (images per second, percentiles of latency) and
+medians over the rounds: the milliseconds that HTTP adds, and the throughput served against that in process.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass
 class Figures:
-    """Latencies (s) of calls, and images a second over all of them."""
+    """Latencies (s) of calls, and images per second over all of them."""
 
     seconds: list[float]
-    images_a_second: float
+    images_per_second: float
 
     def row(self, name: str) -> str:
         """A row of the table."""
         cuts = statistics.quantiles(self.seconds, n=100, method="inclusive")
         p50, p95, p99 = (1000 * cuts[index] for index in (49, 94, 98))
-        return f"| {name} | {len(self.seconds)} | {self.images_a_second:.1f} | {p50:.1f} | {p95:.1f} | {p99:.1f} |"
+        return f"| {name} | {len(self.seconds)} | {self.images_per_second:.1f} | {p50:.1f} | {p95:.1f} | {p99:.1f} |"
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median latency in seconds."""
         return statistics.median(self.seconds)
 
 
 def measure(call: Callable[[int], None], *, images: int, seconds: float, callers: int = 1) -> Figures:
-    """Call one after another in each of some threads for some seconds. call(number) makes `images` images."""
+    """Call again and again in each of `callers` threads for some seconds. call(number) makes `images` images."""
     latencies: list[float] = []
-    begun = time.perf_counter()
-    until = begun + seconds
+    start = time.perf_counter()
+    until = start + seconds
 
     def work(caller: int) -> None:
         number = caller
-        while (start := time.perf_counter()) < until:
+        while (before := time.perf_counter()) < until:
             call(number)
-            latencies.append(time.perf_counter() - start)
+            latencies.append(time.perf_counter() - before)
             number += callers
 
     threads = [threading.Thread(target=work, args=(caller,)) for caller in range(callers)]
@@ -65,23 +65,23 @@ def measure(call: Callable[[int], None], *, images: int, seconds: float, callers
         thread.start()
     for thread in threads:
         thread.join()
-    return Figures(latencies, images * len(latencies) / (time.perf_counter() - begun))
+    return Figures(latencies, images * len(latencies) / (time.perf_counter() - start))
 
 
 def together(rounds: list[Figures]) -> Figures:
-    """All calls of some rounds."""
+    """The calls of all rounds together."""
     seconds = [value for figures in rounds for value in figures.seconds]
-    return Figures(seconds, statistics.mean(figures.images_a_second for figures in rounds))
+    return Figures(seconds, statistics.mean(figures.images_per_second for figures in rounds))
 
 
 class Client:
-    """Keeps a connection a thread."""
+    """A client that keeps one connection per thread."""
 
     def __init__(self, port: int, images: int) -> None:
         self.port, self.images, self.local = port, images, threading.local()
 
     def __call__(self, number: int) -> None:
-        """One request: of `images` images, or for 0 of /healthz. Raises RuntimeError for an answer other than 200."""
+        """Make one request: of `images` images, or for 0 of /healthz. Raises RuntimeError unless the answer is 200."""
         connection = getattr(self.local, "connection", None)
         if connection is None:
             connection = self.local.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
@@ -104,12 +104,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=45, help="of each measurement, over all rounds")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--port", type=int, help="of a Serve that runs here already; else a free one")
+    parser.add_argument(
+        "--port", type=int, help="of a running Serve on this machine; default: start one on a free port"
+    )
     return parser.parse_args(argv)
 
 
 def run_rounds(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
-    """Start what is measured, and measure it: what `in_turns` gives."""
+    """Start the server and load the sampler, and measure both: see `in_turns`."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
@@ -143,17 +145,15 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     from nvg.serving.deployment import ALLOCATOR
 
-    if not ALLOCATOR.keys() <= os.environ.keys():  # glibc reads them where a process begins
-        os.execve(
-            sys.executable,
-            [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)],
-            os.environ | ALLOCATOR,
-        )
+    if not ALLOCATOR.keys() <= os.environ.keys():  # glibc reads them where a process starts: start again
+        given = sys.argv[1:] if argv is None else argv
+        command = [sys.executable, "-m", "benchmarks.load_test", *given]
+        os.execve(sys.executable, command, os.environ | ALLOCATOR)
     report(arguments, run_rounds(arguments))
 
 
 def serve(arguments: argparse.Namespace, port: int) -> subprocess.Popen:
-    """The serving job, as a user starts it, in a process of its own: this one is the client alone."""
+    """Start the serving job as a user does, in another process: this one is the client alone."""
     settings = {
         "model": arguments.model,
         "port": port,
@@ -169,13 +169,13 @@ def serve(arguments: argparse.Namespace, port: int) -> subprocess.Popen:
 
 
 def wait_until_ready(port: int, job: subprocess.Popen | None, seconds: float = 180) -> None:
-    """Returns when images are being drawn. Raises RuntimeError when the job has ended, and TimeoutError."""
+    """Return when images are being drawn. Raises RuntimeError when the job has ended, and TimeoutError."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
                 return
-        except OSError:  # not there yet, or an answer that says so
+        except OSError:  # it does not listen yet, or answers that it is not ready
             if job is not None and job.poll() is not None:
                 raise RuntimeError(f"the serving job ended with {job.returncode}; its message is above") from None
             time.sleep(0.5)
@@ -185,7 +185,7 @@ def wait_until_ready(port: int, job: subprocess.Popen | None, seconds: float = 1
 def in_turns(
     arguments: argparse.Namespace, port: int, in_process: Callable[[int, float], Figures]
 ) -> dict[str, list[Figures]]:
-    """Every measurement once a round."""
+    """Every measurement once per round."""
     batch, seconds = arguments.batch, arguments.seconds / arguments.rounds
     measured: dict[str, list[Figures]] = {}
     for _ in range(arguments.rounds):
@@ -202,7 +202,7 @@ def in_turns(
 
 
 def report(arguments: argparse.Namespace, measured: dict[str, list[Figures]]) -> None:
-    """Print the table of all calls, and the medians of what was compared within a round."""
+    """Print the table of all calls, and the medians of the comparisons within rounds."""
     way, single, one, whole, many, singles = (together(rounds) for rounds in measured.values())
     batch = arguments.batch
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {date.today()}; {arguments}\n")
@@ -218,7 +218,7 @@ def report(arguments: argparse.Namespace, measured: dict[str, list[Figures]]) ->
     print(f"\nadded to the median of a single request: {1000 * added:.1f} ms")
     for text, name in ((f"{batch} images a request", "many"), ("1 image a request", "singles")):
         pairs = zip(measured[name], measured["whole"], strict=True)
-        ratio = statistics.median(served.images_a_second / here.images_a_second for served, here in pairs)
+        ratio = statistics.median(served.images_per_second / local.images_per_second for served, local in pairs)
         print(f"served throughput against in-process at batch {batch}, {text}: {ratio:.0%}")
 
 

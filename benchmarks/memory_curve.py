@@ -1,18 +1,19 @@
-"""Memory of build_tokens over time, by number of images: is it flat?
+"""Is the memory of build_tokens flat over time, whatever the number of images?
 
     python -m benchmarks.memory_curve [--images 2000 20000] [--slow 1500] [--out docs/figures/memory_curve.png]
 
 Makes folders of JPEGs of 500x375 (300 distinct pictures of 75 to 100 kB under many names), and runs
 pipelines/build_tokens.py on each, 256x256 and two views, with a small untrained tokenizer, on a Ray of its own with an
-object store of 300 MB. --slow: one more run, of so many images, with a tokenizer slower than the reading. Twice a
-second it adds up the memory of all processes of that Ray: Pss, in which a shared page counts once, and of it the shared
-memory, which is the object store; and what was spilled to disk. Writes a plot, its numbers beside it as JSON, and
-prints a Markdown table. Linux.
+object store of 300 MB. --slow: the number of images of one more run, with a tokenizer slower than the reading. Twice
+per second it adds up the memory of all processes of that Ray: Pss, in which a shared page counts once, and of it the
+shared memory, which is the object store; and the bytes spilled to disk. Writes a plot, its numbers as JSON in the same
+folder, and prints a Markdown table. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -34,6 +35,8 @@ from nvg.artifacts.models import save_tokenizer
 from nvg.autoencoder import Autoencoder
 from pipelines.steps import plan
 
+ROOT = Path(__file__).parent.parent
+CONFIG = str(ROOT / "conf" / "smoke.yaml")
 DISTINCT, CLASSES, STORE_GB = 300, 10, 0.3
 SETTINGS = [
     "data.image_size=256",
@@ -50,16 +53,26 @@ SLOW = ["tokenizer.patch=4", "tokenizer.widths=[32,64,64,64]"]  # 8x8 latents to
 
 
 @dataclass
-class Run:
-    """Samples of a run: seconds since its start, and MB (10^6 bytes)."""
+class MemoryRun:
+    """Samples of a run of build_tokens: seconds since its start, and MB (10^6 bytes)."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
     total: list[int] = field(default_factory=list)  # Pss of all processes
     store: list[int] = field(default_factory=list)  # of it shared memory
-    driver: list[int] = field(default_factory=list)  # of it the driver's own
+    driver: list[int] = field(default_factory=list)  # of it the driver's, without shared memory
     spilled: float = 0.0  # the most
     images_per_second: float = 0.0
+
+    def sample(self, driver: psutil.Process, seconds: float, scratch: str) -> None:
+        """Add a sample of a driver and all that it has started. Raises psutil.NoSuchProcess when it has ended."""
+        parts = [memory(process) for process in (driver, *driver.children(recursive=True))]
+        self.seconds.append(round(seconds, 1))
+        self.total.append(round(sum(part.get("Pss", 0.0) for part in parts)))
+        self.store.append(round(sum(part.get("Pss_Shmem", 0.0) for part in parts)))
+        self.driver.append(round(parts[0].get("Pss_Anon", 0.0)))
+        spilled = [path.stat().st_size for path in Path(scratch).glob("**/ray_spilled_objects*/*")]
+        self.spilled = max(self.spilled, sum(spilled) / 1e6)
 
     def level(self, first: float, last: float) -> float:
         """The median of `total` between two shares of the run's time, while images are read: MB."""
@@ -69,10 +82,10 @@ class Run:
 
 def jpegs(count: int) -> Iterator[bytes]:
     """JPEGs of 500x375, smooth colours and noise, of 75 to 100 kB."""
-    generator = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for _ in range(count):
-        colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8)).resize((500, 375))
-        noise = generator.normal(0, generator.uniform(8, 20), (375, 500, 1))
+        colours = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((500, 375))
+        noise = rng.normal(0, rng.uniform(8, 20), (375, 500, 1))
         buffer = io.BytesIO()
         Image.fromarray((np.asarray(colours) + noise).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
         yield buffer.getvalue()
@@ -99,55 +112,45 @@ def memory(process: psutil.Process) -> dict[str, float]:
     return {name: int(value.split()[0]) / 1e3 for name, value in (line.split(":") for line in lines)}
 
 
-def measure(name: str, images: Path, tokenizer: list[str]) -> Run:
+def measure(name: str, images: Path, tokenizer: list[str]) -> MemoryRun:
     """One run of build_tokens, from its command to its end."""
     with tempfile.TemporaryDirectory(prefix="nvg") as scratch:
         settings = [*SETTINGS, *tokenizer, f"data.train={images}", f"output={scratch}/run"]
-        config = configuration.load("conf/smoke.yaml", settings)
+        config = configuration.load(CONFIG, settings)
         artifacts = plan(config)
         torch.manual_seed(0)
         names = [f"class{number}" for number in range(CLASSES)]
         state = Autoencoder(config.tokenizer).state_dict()
         save_tokenizer(artifacts["tokenizer"].folder, state, config, class_names=names, metadata={})
-        run, begun = Run(name), time.time()
-        command = [sys.executable, "pipelines/build_tokens.py", "--config", "conf/smoke.yaml", *settings]
-        child = subprocess.Popen(
-            command,
-            env=os.environ | {"RAY_TMPDIR": scratch, "PYTHONPATH": os.getcwd()},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        run, start = MemoryRun(name), time.monotonic()
+        command = [sys.executable, "pipelines/build_tokens.py", "--config", CONFIG, *settings]
+        environment = os.environ | {"RAY_TMPDIR": scratch, "PYTHONPATH": str(ROOT)}
+        log = Path(scratch, "log")
+        with log.open("w") as file:
+            child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
         driver = psutil.Process(child.pid)
-        while child.poll() is None:
-            try:
-                found = [memory(process) for process in (driver, *driver.children(recursive=True))]
-            except psutil.NoSuchProcess:
-                break
-            run.seconds.append(round(time.time() - begun, 1))
-            run.total.append(round(sum(item.get("Pss", 0.0) for item in found)))
-            run.store.append(round(sum(item.get("Pss_Shmem", 0.0) for item in found)))
-            run.driver.append(round(found[0].get("Pss_Anon", 0.0)))
-            spilled = [path.stat().st_size for path in Path(scratch).glob("**/ray_spilled_objects*/*")]
-            run.spilled = max(run.spilled, sum(spilled) / 1e6)
-            time.sleep(0.5)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while child.poll() is None:
+                run.sample(driver, time.monotonic() - start, scratch)
+                time.sleep(0.5)
         if child.wait():
-            raise SystemExit(f"build_tokens failed: {' '.join(command)}")
-        about = json.loads(Path(artifacts["tokens"].folder, "metadata.json").read_text())
-        run.images_per_second = about["images_per_second"]
+            raise SystemExit(f"error: build_tokens failed: {' '.join(command)}\n{log.read_text()[-2000:]}")
+        metadata = json.loads(Path(artifacts["tokens"].folder, "metadata.json").read_text())
+        run.images_per_second = metadata["images_per_second"]
     return run
 
 
-def table(runs: list[Run]) -> str:
-    """Markdown: a line a run."""
+def table(runs: list[MemoryRun]) -> str:
+    """The runs as Markdown, one per line."""
     head = (
         "run",
         "peak, MB",
         "level in the first third, MB",
         "in the last third, MB",
         "object store at most, MB",
-        "driver's own at most, MB",
+        "driver at most, MB",
         "spilled, MB",
-        "views a second",
+        "views per second",
     )
     rows = [head, ("---",) * len(head)]
     for run in runs:
@@ -164,8 +167,8 @@ def table(runs: list[Run]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
-def plot(runs: list[Run], out: Path) -> None:
-    """Memory of all processes, and of it the object store, over the share of the run that is done."""
+def plot(runs: list[MemoryRun], out: Path) -> None:
+    """Draw the memory of all processes, and of it the object store, over time."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -9,17 +9,17 @@ four (`nvg/generator/sampler.py`, `in_fours`).
 
 from __future__ import annotations
 
-from benchmarks.common import Row
+from benchmarks.common import TableRow
 from benchmarks.schedules import BATCHES, DEPTHS, PARTS, SCHEDULES, operations
 
 
-def run(size: str) -> list[Row]:
-    """Every depth, batch and schedule. smoke: the tests' configuration and d16, for whose ratios there are aims."""
+def run(size: str) -> list[TableRow]:
+    """The rows of every depth, batch and schedule. smoke: the tests' configuration, and d16, whose ratios have aims."""
     depths = [depth for depth in DEPTHS if size == "full" or depth in ("smoke", "d16")]
     return [row for depth in depths for images in BATCHES for row in _schedules(depth, images)]
 
 
-def _schedules(depth: str, images: int) -> list[Row]:
+def _schedules(depth: str, images: int) -> list[TableRow]:
     counts = {schedule: operations(depth, schedule, images) for schedule in SCHEDULES}
     rows = []
     for schedule, count in counts.items():
@@ -29,5 +29,5 @@ def _schedules(depth: str, images: int) -> list[Row]:
             "of the paper's, %": 100 * total / sum(counts["paper"].values()),
             "structure, %": 100 * count["structure"] / total,
         }
-        rows.append(Row(f"{depth}, batch {images}, {schedule}", values))
+        rows.append(TableRow(f"{depth}, batch {images}, {schedule}", values))
     return rows

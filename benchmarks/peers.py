@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import (
-    Row,
+    TableRow,
     Target,
     Value,
     flops,
@@ -41,7 +41,7 @@ from benchmarks.schedules import BATCHES, build, configured, draw, operations, p
 
 @dataclass(frozen=True)
 class Peer:
-    """A pipeline of diffusers: sample(images, steps) runs it; how many steps a picture has, where that is a choice."""
+    """A pipeline of diffusers: sample(images, steps) runs it; steps: the numbers of steps of a whole picture."""
 
     network: Any
     decoder: Any
@@ -50,7 +50,7 @@ class Peer:
 
     @property
     def parts(self) -> dict[str, list[Target]]:
-        """What is watched."""
+        """The callables that are timed, by part."""
         return {"denoiser": [(self.network, "forward")], "decode": [(self.decoder, "decode")]}
 
 
@@ -140,24 +140,24 @@ def amused(size: str) -> Peer:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a batch: the generator's networks, the decoder, and all else."""
+    """The seconds of a batch: the generator's networks, the decoder, and all else."""
 
     generator: float
     decode: float
     rest: float
 
     def scaled(self, factor: float) -> Times:
-        """With so many times the steps; the picture is decoded once."""
+        """The same with `factor` times the steps; the picture is decoded once."""
         return Times(factor * self.generator, self.decode, factor * self.rest)
 
     @property
     def total(self) -> float:
-        """Seconds."""
+        """The seconds of all three."""
         return self.generator + self.decode + self.rest
 
 
-def run(size: str) -> list[Row]:
-    """Rows of every batch and generator."""
+def run(size: str) -> list[TableRow]:
+    """The rows of every batch and generator."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched: sizes are written here, weights are random
     depth = "d16" if size == "full" else "smoke"
     torch.manual_seed(0)
@@ -169,24 +169,24 @@ def run(size: str) -> list[Row]:
 
 def counted_step(peer: Peer) -> dict[str, int]:
     """Operations of one step and of decoding, of one image with guidance; it is also the peer's warm-up."""
-    found: dict[str, int] = {}
+    operations_of: dict[str, int] = {}
 
     def wrap(part: str, call: Callable) -> Callable:
         def inner(*arguments: Any, **named: Any) -> Any:
             results = []
-            found[part] = flops(lambda: results.append(call(*arguments, **named)))
+            operations_of[part] = flops(lambda: results.append(call(*arguments, **named)))
             return results[0]
 
         return inner
 
     with replaced(peer.parts, wrap):
         peer.sample(1, 1)
-    return found
+    return operations_of
 
 
 def compare(
     size: str, depth: str, peers: Mapping[str, Peer], counts: Mapping[str, Mapping[str, int]], images: int
-) -> list[Row]:
+) -> list[TableRow]:
     """Ours and the peers in turns."""
     full = size == "full"
     rounds, steps = (2, 2) if not full or images == 1 else (1, 1)  # a step at batch 8 takes half a minute
@@ -194,28 +194,28 @@ def compare(
     sampler = build(configured(depth), "guided")
 
     def ours() -> Times:
-        with timed(parts_of(sampler)) as found:
+        with timed(parts_of(sampler)) as calls:
             total = seconds(lambda: draw(sampler, "guided", images, 1))
-        decode = sum(found["decode"])
-        generator = sum(found["structure"]) + sum(found["content"])
+        decode = sum(calls["decode"])
+        generator = sum(calls["structure"]) + sum(calls["content"])
         return Times(generator, decode, total - generator - decode)
 
     def theirs(peer: Peer) -> Times:
-        with timed(peer.parts) as found:
+        with timed(peer.parts) as calls:
             total = seconds(lambda: peer.sample(images, steps))
-        generator, decode = sum(found["denoiser"]), sum(found["decode"])
+        generator, decode = sum(calls["denoiser"]), sum(calls["decode"])
         return Times(generator, decode, total - generator - decode)
 
     nvg = f"nvg {depth}, guided"
     variants: dict[str, Callable[[], tuple[Times, float | None]]] = {nvg: partial(peak_memory, ours)}
     for name, peer in peers.items():
         variants[name] = partial(peak_memory, partial(theirs, peer))
-    found = in_turns(variants, rounds, warmup=() if full and images > 1 else variants)
-    reference = _median([times for times, _ in found[nvg]])
+    measured = in_turns(variants, rounds, warmup=() if full and images > 1 else variants)
+    reference = _median([times for times, _ in measured[nvg]])
 
-    def row(name: str, case: str, flop: int, factor: float, weights: float, scaled: str) -> Row:
-        times = _median([times for times, _ in found[name]]).scaled(factor)
-        peaks = [peak for _, peak in found[name] if peak is not None]
+    def row(name: str, case: str, flop: int, factor: float, weights: float, scaled: str) -> TableRow:
+        times = _median([times for times, _ in measured[name]]).scaled(factor)
+        peaks = [peak for _, peak in measured[name] if peak is not None]
         values: dict[str, Value] = {
             "TFLOP": flop / 1e12,
             "rounds": rounds,
@@ -228,10 +228,10 @@ def compare(
             "MB at the peak": max(peaks, default=None),
             "MB of weights": weights,
         }
-        return Row(f"batch {images}, {case}", values)
+        return TableRow(f"batch {images}, {case}", values)
 
-    own = weights_mb(sampler.content, sampler.structure, sampler.tokenizer.decoder)
-    rows = [row(nvg, nvg, sum(operations(depth, "guided", images).values()), 1, own, "no")]
+    ours_mb = weights_mb(sampler.content, sampler.structure, sampler.tokenizer.decoder)
+    rows = [row(nvg, nvg, sum(operations(depth, "guided", images).values()), 1, ours_mb, "no")]
     for name, peer in peers.items():
         weights = weights_mb(peer.network, peer.decoder.decoder)
         for whole in peer.steps:
@@ -248,8 +248,8 @@ def _median(times: Sequence[Times]) -> Times:
     return Times(middle("generator"), middle("decode"), middle("rest"))
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Seconds an image, on a logarithmic scale."""
+def plot(rows: Sequence[TableRow], path: Path) -> None:
+    """Draw the seconds per image, on a logarithmic scale."""
     from matplotlib import pyplot
 
     shown = list(reversed(rows))

@@ -1,4 +1,4 @@
-"""How fast tokens are read: rows a second, of Parquet parts of random tokens on the local disk.
+"""How fast tokens are read: rows per second, of Parquet parts of random tokens on the local disk.
 
 A row is an image: 1.3 kB at L = 256 (ImageNet), 81 bytes at L = 16 (the demo) before compression, in parts of 512
 rows, read many times, so from the page cache. parts: `read_part` and `to_arrays` alone, in one thread. stream: the
@@ -12,7 +12,7 @@ import tempfile
 
 import numpy as np
 
-from benchmarks.common import Row, median_seconds, say
+from benchmarks.common import TableRow, median_seconds, say
 from nvg.cluster import start_ray
 from nvg.config import ClusterConfig
 from nvg.data.stream import token_batches
@@ -22,8 +22,8 @@ PART_ROWS = 512
 FINGERPRINT = "benchmark"
 
 
-def run(size: str) -> list[Row]:
-    """Rows of both kinds of tokens."""
+def run(size: str) -> list[TableRow]:
+    """The rows of both kinds of tokens."""
     import ray
 
     started = not ray.is_initialized()
@@ -36,17 +36,17 @@ def run(size: str) -> list[Row]:
             ray.shutdown()
 
 
-def measure(positions: int, units: int, rounds: int) -> Row:
-    """Tokens of L positions in so many parts."""
+def measure(positions: int, units: int, rounds: int) -> TableRow:
+    """The row of tokens of L positions, of `units` parts."""
     say(f"reading: L = {positions}")
-    last, codebook = int(np.log2(positions)), 4096 if positions >= 256 else 512
-    form = TokenFormat(FINGERPRINT, last, positions, codebook, ["one", "two"])
-    numbers = np.random.default_rng(0)
+    last_stage, entries = int(np.log2(positions)), 4096 if positions >= 256 else 512
+    form = TokenFormat(FINGERPRINT, last_stage, positions, entries, ["one", "two"])
+    rng = np.random.default_rng(0)
     columns = {
         "image_id": [f"image-{index:06d}" for index in range(PART_ROWS)],
-        "label": numbers.integers(0, 2, PART_ROWS),
-        "content": numbers.integers(0, codebook, (PART_ROWS, 2 * positions - 1)),
-        "structure": np.stack([numbers.permutation(positions) for _ in range(PART_ROWS)]),
+        "label": rng.integers(0, 2, PART_ROWS),
+        "content": rng.integers(0, entries, (PART_ROWS, 2 * positions - 1)),
+        "structure": np.stack([rng.permutation(positions) for _ in range(PART_ROWS)]),
     }
     with tempfile.TemporaryDirectory() as folder:
         size = sum(write_part(folder, form, part_name(unit, 0), 0, columns, []) for unit in range(units))
@@ -66,4 +66,4 @@ def measure(positions: int, units: int, rounds: int) -> Row:
         seconds = median_seconds(variants, rounds)
     rows = units * PART_ROWS
     values = {"rows": rows, "bytes a row": size / rows, "rounds": rounds}
-    return Row(f"L = {positions}", values | {f"{name}, rows/s": rows / each for name, each in seconds.items()})
+    return TableRow(f"L = {positions}", values | {f"{name}, rows/s": rows / each for name, each in seconds.items()})

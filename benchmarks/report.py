@@ -14,33 +14,33 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks.common import Row, text
+from benchmarks.common import TableRow, text
 
 ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
 class Result:
-    """A section's rows, and what they were measured on."""
+    """A section's rows, and the machine that they were measured on."""
 
     section: ModuleType
-    rows: list[Row]
-    seconds: float  # that the section took
+    rows: list[TableRow]
+    seconds: float  # how long the section took
     machine: dict[str, str | int]
 
     @property
     def name(self) -> str:
-        """The section's."""
+        """The section's name."""
         return self.section.__name__.rpartition(".")[2]
 
     @property
     def figure(self) -> str | None:
-        """The file name of its plot."""
+        """The file name of the section's plot; None where it has none."""
         return f"benchmarks_{self.name}.png" if hasattr(self.section, "plot") else None
 
 
 def machine(size: str, threads: int) -> dict[str, str | int]:
-    """What a reader must know to compare."""
+    """The facts that a reader needs to compare: machine, versions, date, commit."""
     import psutil
     import torch
 
@@ -61,8 +61,8 @@ def machine(size: str, threads: int) -> dict[str, str | int]:
     }
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown. Raises ValueError where rows of a section have different columns."""
+def table(rows: Sequence[TableRow]) -> str:
+    """The rows as Markdown. Raises ValueError where rows of a section have different columns."""
     columns = list(rows[0].values)
     lines = ["| | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for row in rows:
@@ -73,21 +73,21 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def markdown(result: Result, figures: str) -> str:
-    """A section's table and plot with what they were measured on. figures: the folder of plots, as a link has it."""
-    about = result.machine
+    """A section's table and plot, and the machine they were measured on. figures: the link's way to the plots."""
+    on = result.machine
     where = (
-        f"{about['processor']} ({about['instructions']}), {about['cores']} cores, {about['memory_gb']} GB; "
-        f"{about['threads']} threads, torch {about['torch']}, commit {about['commit']}, {about['date']}; "
+        f"{on['processor']} ({on['instructions']}), {on['cores']} cores, {on['memory_gb']} GB; "
+        f"{on['threads']} threads, torch {on['torch']}, commit {on['commit']}, {on['date']}; "
         f"{result.seconds:.0f} s in all."
     )
-    parts = [table(result.rows), where]
+    blocks = [table(result.rows), where]
     if result.figure:
-        parts.append(f"![{result.name}]({figures}{result.figure})")
-    return "\n\n".join(parts)
+        blocks.append(f"![{result.name}]({figures}{result.figure})")
+    return "\n\n".join(blocks)
 
 
 def write(results: Sequence[Result], output: Path) -> None:
-    """results.json, results.md and the plots of what has been measured so far."""
+    """Write results.json, results.md and the plots of all sections measured so far."""
     output.mkdir(parents=True, exist_ok=True)
     sections = {
         result.name: {
@@ -107,7 +107,7 @@ def write(results: Sequence[Result], output: Path) -> None:
 
 
 def draw_plot(result: Result, path: Path) -> None:
-    """A section's own plot."""
+    """Draw a section's plot."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -120,7 +120,7 @@ def write_page(results: Sequence[Result], output: Path, page: Path) -> None:
     for result in results:
         begin, end = f"<!-- {result.name}: written by python -m benchmarks -->", f"<!-- end of {result.name} -->"
         if begin not in content or end not in content:
-            raise ValueError(f"{page} has no lines {begin!r} and {end!r} for the table to stand between")
+            raise ValueError(f"{page} has no lines {begin!r} and {end!r} around the place of its table")
         before, _, rest = content.partition(begin)
         content = f"{before}{begin}\n{markdown(result, 'figures/')}\n{end}{rest.partition(end)[2]}"
         if result.figure:

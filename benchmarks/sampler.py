@@ -2,9 +2,9 @@
 
 The schedules are those of `benchmarks/schedules.py`, in turns. seconds: medians over `rounds`, of the whole batch;
 structure, content and decode are the networks', rest is everything else (noise, sorting, halving, the quantizer's
-convolutions). scaled: all Euler steps do the same work, so where it says "structure x 25" one step a stage was run and
-its structure seconds multiplied; the row "all 25 steps" is not scaled, and shows whether that is right. MB: resident
-memory at the peak above the loaded models, and the weights that the schedule needs.
+convolutions). scaled: all Euler steps do the same work, so where it says "structure x 25" one step per stage was run
+and its structure seconds multiplied; the row "all 25 steps" is not scaled, and shows whether that is right. MB:
+resident memory at the peak above the loaded models, and the weights that the schedule needs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import Row, Value, in_turns, peak_memory, say, seconds, timed, weights_mb
+from benchmarks.common import TableRow, Value, in_turns, peak_memory, say, seconds, timed, weights_mb
 from benchmarks.schedules import BATCHES, PAPER_STEPS, PARTS, SCHEDULES, build, configured, draw, operations, parts_of
 from nvg.generator import Sampler
 
@@ -22,20 +22,20 @@ OF_PAPER = "of the paper's, %"
 
 def clocked(sampler: Sampler, schedule: str, images: int, flow_steps: int) -> dict[str, float]:
     """Seconds of one batch by part, and of the rest."""
-    with timed(parts_of(sampler)) as found:
+    with timed(parts_of(sampler)) as calls:
         total = seconds(lambda: draw(sampler, schedule, images, flow_steps))
-    parts = {part: sum(values) for part, values in found.items()}
+    parts = {part: sum(values) for part, values in calls.items()}
     return parts | {"rest": total - sum(parts.values())}
 
 
-def run(size: str) -> list[Row]:
-    """Rows of every depth, batch and schedule. smoke: the tests' configuration alone, which takes seconds."""
+def run(size: str) -> list[TableRow]:
+    """The rows of every depth, batch and schedule. smoke: the tests' configuration alone, which takes seconds."""
     depths = ("smoke", "d12", "d16") if size == "full" else ("smoke",)
     return [row for depth in depths for images in BATCHES for row in compare(depth, images, size)]
 
 
-def compare(depth: str, images: int, size: str) -> list[Row]:
-    """The three schedules in turns."""
+def compare(depth: str, images: int, size: str) -> list[TableRow]:
+    """The rows of a depth and batch: the three schedules in turns."""
     # A round of d16 takes a minute and a half at batch 1 and eight minutes at batch 8.
     rounds = 2 if size == "smoke" else 7 if depth == "smoke" else 2 if images == 1 else 1
     config, name = configured(depth), f"{depth}, batch {images}"
@@ -46,13 +46,13 @@ def compare(depth: str, images: int, size: str) -> list[Row]:
         return lambda: peak_memory(lambda: clocked(samplers[schedule], schedule, images, flow_steps))
 
     warmup = ["guided"] if rounds > 1 else []  # batch 8 comes after batch 1 of the same depth
-    found = in_turns({schedule: variant(schedule, 1) for schedule in SCHEDULES}, rounds, warmup=warmup)
+    measured = in_turns({schedule: variant(schedule, 1) for schedule in SCHEDULES}, rounds, warmup=warmup)
     if depth == "smoke" or (depth, images) == ("d16", 1):
         say(f"sampler: {name}, all {PAPER_STEPS} steps")
-        found["paper, all 25 steps"] = [variant("paper", PAPER_STEPS)()]
-    papers = sum(_medians(found["paper"], PAPER_STEPS).values())
+        measured["paper, all 25 steps"] = [variant("paper", PAPER_STEPS)()]
+    papers = sum(_medians(measured["paper"], PAPER_STEPS).values())
     rows = []
-    for case, runs in found.items():
+    for case, runs in measured.items():
         schedule, sampler = case.split(",")[0], samplers[case.split(",")[0]]
         scaled = case == "paper"
         parts = _medians(runs, PAPER_STEPS if scaled else 1)
@@ -69,18 +69,18 @@ def compare(depth: str, images: int, size: str) -> list[Row]:
             "MB at the peak": max(peaks, default=None),
             "MB of weights": weights_mb(sampler.content, sampler.structure, sampler.tokenizer.decoder),
         }
-        rows.append(Row(f"{name}, {case}", values))
+        rows.append(TableRow(f"{name}, {case}", values))
     return rows
 
 
 def _medians(runs: Sequence[tuple[dict[str, float], float | None]], structure: int) -> dict[str, float]:
-    """Seconds by part; structure: how often its seconds count."""
+    """The median seconds by part; structure: how often its seconds count."""
     middle = {part: statistics.median(parts[part] for parts, _ in runs) for part in (*PARTS, "rest")}
     return middle | {"structure": structure * middle["structure"]}
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Seconds an image by part, of the largest depth that was timed."""
+def plot(rows: Sequence[TableRow], path: Path) -> None:
+    """Draw the seconds per image by part, of the largest depth that was timed."""
     from matplotlib import pyplot
 
     depth = rows[-1].case.split(",")[0]

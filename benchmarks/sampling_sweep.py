@@ -1,16 +1,17 @@
-"""Which sampling settings are best? The shipped model under several, as a Markdown table.
+"""Which sampling settings are best? The figures of the shipped model under several, as a Markdown table.
 
     python -m benchmarks.sampling_sweep [--sampler fashion-mnist] [--samples 1500] [--threads 2]
     python -m benchmarks.sampling_sweep --settings flow_steps=25,structure_temperature=0.5 flow_steps=1
 
---sampler is one with the shipped model's classes. Measured with the classifier and the reference that ship with
-fashion-mnist, seeds 0, 1, ... under every setting.
+--sampler must have the shipped model's classes. Figures are those of the classifier and the reference that ship with
+fashion-mnist, with seeds 0, 1, ... under every setting.
 """
 
 from __future__ import annotations
 
 import argparse
 from datetime import date
+from typing import Any
 
 import torch
 
@@ -35,11 +36,11 @@ SETTINGS = [
 ]
 
 
-def read_setting(text: str) -> tuple[str, float]:
-    """name=value of one of COLUMNS. Ends the program for another."""
+def read_setting(text: str) -> tuple[str, Any]:
+    """Read name=value of one of COLUMNS. Ends the program for another name."""
     name, _, value = text.partition("=")
     if name not in COLUMNS:
-        raise SystemExit(f"error: --settings: no {name!r}; there are {', '.join(COLUMNS)}")
+        raise SystemExit(f"error: --settings: no setting {name!r}; choose from {', '.join(COLUMNS)}")
     return name, int(value) if name == "flow_steps" else float(value)
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="fashion-mnist")
     parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--settings", nargs="+", help="name=value,name=value a row; others are the sampler's own")
+    parser.add_argument("--settings", nargs="+", help="name=value,name=value per row; the sampler's own for others")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     folder = sampler_folder("fashion-mnist")
@@ -59,10 +60,10 @@ def main() -> None:
     labels = [number % len(sampler.class_names) for number in range(arguments.samples)]
     print(f"{arguments.sampler}, {arguments.samples} samples each, {date.today()}\n")
     print("| " + " | ".join((*COLUMNS, "Fréchet distance", "accuracy", "recall")) + " |\n" + "| --- " * 8 + "|")
-    rows = [dict(zip(COLUMNS, values, strict=True)) for values in SETTINGS]
+    rows: list[dict[str, Any]] = [dict(zip(COLUMNS, values, strict=True)) for values in SETTINGS]
     if arguments.settings:
-        own = {name: getattr(sampler.settings, name) for name in COLUMNS}
-        rows = [own | dict(read_setting(item) for item in text.split(",")) for text in arguments.settings]
+        default = {name: getattr(sampler.settings, name) for name in COLUMNS}
+        rows = [default | dict(read_setting(item) for item in text.split(",")) for text in arguments.settings]
     for settings in rows:
         images = [
             torch.from_numpy(sampler.generate(labels[first : first + BATCH], seed=first, **settings))

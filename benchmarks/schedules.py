@@ -1,12 +1,12 @@
-"""The schedules that are compared, as samplers with random weights; sections operations, sampler and peers share them.
+"""The compared schedules, as samplers with random weights; the sections operations, sampler and peers share them.
 
 All have full guidance (structure up to 2.5, content up to 3.5) and decode one picture an image.
 
-- paper: 25 Euler steps a stage of the plain structure flow, each of two passes for guidance, and two passes of the
+- paper: 25 Euler steps per stage of the plain structure flow, each of two passes for guidance, and two passes of the
   content generator at every stage. Our sampler leaves the second pass out where the scale is exactly 1 (the first stage
   of either ramp), and keeps the first stage's logits by class; here all of it is computed, as the paper's has it.
-- few-step: a few-step structure generator, one pass a stage, guidance an input; content of two passes.
-- guided: the same structure, and a content generator that has guidance as an input too: one pass a stage.
+- few-step: a few-step structure generator, one pass per stage, guidance an input; content of two passes.
+- guided: the same structure, and a content generator that has guidance as an input too: one pass per stage.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ PAPER_STEPS = 25
 SCHEDULES = ("paper", "few-step", "guided")
 PARTS = ("structure", "content", "decode")
 BATCHES = (1, 8)
-IMAGENET = "conf/imagenet_d{}.yaml"
 DEPTHS: Mapping[str, tuple[str, Sequence[str]]] = {
     "smoke": ("conf/smoke.yaml", ("data.num_classes=8",)),  # as many as the largest batch
     "d12": ("conf/imagenet_d16.yaml", ("content.depth=12", "structure.depth=12")),
@@ -73,7 +72,7 @@ def build_on_meta(config: Config, schedule: str) -> Sampler:
 
 
 def parts_of(sampler: Sampler) -> dict[str, list[Target]]:
-    """Which of a sampler's callables belong to which part."""
+    """The callables of a sampler by the part that they belong to."""
     return {
         "structure": [(sampler.structure, name) for name in ("forward", "rotary")],
         "content": [(sampler.content, name) for name in ("forward", "rotary", "logits")],
@@ -82,8 +81,8 @@ def parts_of(sampler: Sampler) -> dict[str, list[Target]]:
 
 
 def draw(sampler: Sampler, schedule: str, images: int, flow_steps: int) -> None:
-    """One batch by a schedule; flow_steps: Euler steps a stage."""
-    # A sampler of its own: one keeps what it has computed of a class, and here each picture is the first of its class.
+    """Draw one batch by a schedule; flow_steps: Euler steps per stage."""
+    # A new sampler: one keeps what it has computed of a class, and here each picture is the first of its class.
     fresh = Sampler(sampler.tokenizer, sampler.content, sampler.structure, sampler.settings, sampler.class_names)
     with ExitStack() as stack:
         if schedule == "paper":
@@ -113,6 +112,6 @@ def _twice_at_every_stage(sampler: Sampler, images: int) -> Iterator[None]:
 def operations(depth: str, schedule: str, images: int) -> Mapping[str, int]:
     """Floating-point operations of one batch by part, of the whole schedule: exact, without computing."""
     sampler = build_on_meta(configured(depth), schedule)
-    with counted(parts_of(sampler)) as found:
+    with counted(parts_of(sampler)) as totals:
         draw(sampler, schedule, images, PAPER_STEPS if schedule == "paper" else 1)
-    return found
+    return totals

@@ -1,4 +1,4 @@
-"""What makes a training step faster on this machine? Ratios to the plain step, tokenizer and generators.
+"""Which options make a training step faster on this machine? Ratios to the plain step, tokenizer and generators.
 
     python -m benchmarks.step_time [--config conf/fashion_mnist.yaml] [--threads 1] [--rounds 5]
 
@@ -40,10 +40,11 @@ def tokenizer_step(
         config.tokenizer_train.batch_size, config.tokenizer.channels, *[config.tokenizer.image_size] * 2
     )
     if channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
         images = images.contiguous(memory_format=torch.channels_last)
     if compiled:
-        model.encoder, model.decoder = torch.compile(model.encoder), torch.compile(model.decoder)
+        model.encoder.compile()
+        model.decoder.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -69,15 +70,16 @@ def generator_step(config: Config, *, bfloat16: bool = False, compiled: bool = F
     both = Generators(content, structure, quantizer, config.train)
     both.begin(sequence)
     if compiled:
-        content.backbone, structure.backbone = torch.compile(content.backbone), torch.compile(structure.backbone)
+        content.backbone.compile()
+        structure.backbone.compile()
     labels = torch.randint(config.data.num_classes, (count,))
     optimizer = torch.optim.AdamW([*content.parameters(), *structure.parameters()], lr=1e-4)
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss, _ = both(sequence, labels, generator)
+            loss, _ = both(sequence, labels, rng)
         loss.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
@@ -86,16 +88,16 @@ def generator_step(config: Config, *, bfloat16: bool = False, compiled: bool = F
 
 
 def measure(variants: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Median seconds a step."""
+    """The median seconds of a step of each variant."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for step in variants.values():
         step()  # compiles, allocates
     for _ in range(rounds):
         for name, step in variants.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             for _ in range(STEPS):
                 step()
-            seconds[name].append((time.perf_counter() - begun) / STEPS)
+            seconds[name].append((time.perf_counter() - start) / STEPS)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -111,7 +113,7 @@ def main() -> None:
     def config(*overrides: str) -> Config:
         return configuration.load(arguments.config, overrides)
 
-    parts = {
+    networks = {
         "tokenizer": {
             "plain": tokenizer_step(config()),
             "bfloat16": tokenizer_step(config(), bfloat16=True),
@@ -138,10 +140,10 @@ def main() -> None:
         f"torch {torch.__version__}, {date.today()}\n"
     )
     print("| step | variant | ms | times the plain one |\n| --- | --- | --- | --- |")
-    for part, variants in parts.items():
-        found = measure(variants, arguments.rounds)
-        for name, seconds in found.items():
-            print(f"| {part} | {name} | {1000 * seconds:.0f} | {seconds / found['plain']:.2f} |", flush=True)
+    for network, variants in networks.items():
+        medians = measure(variants, arguments.rounds)
+        for name, seconds in medians.items():
+            print(f"| {network} | {name} | {1000 * seconds:.0f} | {seconds / medians['plain']:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

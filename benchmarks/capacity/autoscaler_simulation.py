@@ -1,13 +1,13 @@
 """The autoscaler and the data feed with 64 and 256 GPU workers: a discrete-event simulation, the same for a seed.
 
-    python -m benchmarks.capacity.autoscaler_simulation [--config conf/imagenet_d16.yaml] [--workers 64 256] [key=value ...]
+    python -m benchmarks.capacity.autoscaler_simulation [--workers 64 256] [--plot FILE] [key=value ...]
 
 A cluster grows by Ray's rule towards the nodes that a job asks for. First `TokenBuild` makes the tokens: readers on the
 CPUs of each node feed its encoders through an object store, and wait while that is full. Then `ElasticTraining` trains
 the generators as nvg/training/ray_train.py does: it starts with min_workers, looks every cluster.resize_interval
 seconds whether there are more, and goes on from the newest checkpoint when its group starts anew. The seconds of a
-step, of a checkpoint and of a restart are those of benchmarks/capacity/training_cost.py. Prints the tables of docs/scale.md and
-draws the workers over time. No cluster was run for it.
+step, of a checkpoint and of a restart are those of benchmarks/capacity/training_cost.py. Prints the tables of
+docs/scale.md and draws the workers over time. No cluster was run for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Process = Generator[simpy.Event, Any, None]
 
 @dataclass(frozen=True)
 class Scenario:
-    """What the cluster is like beyond benchmarks/capacity/training_cost.py's assumptions."""
+    """The assumptions on the cluster, in addition to those of benchmarks/capacity/training_cost.py."""
 
     upscaling_speed: float = assumed(1.0, "nodes on their way at most, over those that run: Ray's default")
     autoscaler_s: float = assumed(5.0, "between two looks of the autoscaler: Ray's default")
@@ -124,7 +124,7 @@ class Cluster:
         self.free += 1
 
     def close(self) -> Process:
-        """The jobs are done: nodes go when they have been idle for so long."""
+        """The jobs are done: nodes go once they have been idle for idle_timeout_s."""
         self.demand = 0
         yield self.env.timeout(self.scenario.idle_timeout_s)
         self.closed.succeed()
@@ -243,7 +243,7 @@ class ElasticTraining:
         self.steps = self.on(self.workers).steps
 
     def on(self, workers: int) -> cost.Training:
-        """The training on so many workers, who share the slices of num_workers."""
+        """The training on a number of workers, who share the slices of num_workers."""
         train = self.config.train
         reading = cost.token_reading_seconds(self.counts, train.batch_size, workers, self.a)
         return cost.training(self.counts, train, workers, reading, self.a, self.workers * train.accumulate)
@@ -253,7 +253,7 @@ class ElasticTraining:
         return min(self.workers, len(self.cluster.nodes) * self.a.gpus_per_node)
 
     def run(self, least: int) -> Process:
-        """Train to the last step with at least so many workers."""
+        """Train to the last step, with at least `least` workers at any time."""
         while self.kept < self.steps:
             while self.available() < least:
                 yield self.cluster.change
@@ -266,12 +266,12 @@ class ElasticTraining:
 
     def _start(self, group: list[Node], one: cost.Training) -> Generator[simpy.Event, Any, bool]:
         """Whether the group came to its first step."""
-        begun = self.env.now
+        start = self.env.now
         seconds = cost.restart_seconds(self.counts, self.kept % self.steps_per_epoch, one.step.reading, self.a)
         ready = self.env.timeout(seconds)
         while not ready.processed and not self._broken(group):
             yield ready | self.cluster.change
-        self.spent["restarts"] += (self.env.now - begun) * one.gpus
+        self.spent["restarts"] += (self.env.now - start) * one.gpus
         self.failures += self._broken(group)
         return not self._broken(group)
 
@@ -281,10 +281,10 @@ class ElasticTraining:
         warned = {node for node in group if node.noticed}
         look = self.env.now + self.config.cluster.resize_interval
         while True:
-            begun = self.env.now
-            ends = begun + (self.steps - done) * pace
-            yield self.env.timeout(min(ends, look) - begun) | self.cluster.change
-            done = self.steps if self.env.now >= ends else done + (self.env.now - begun) / pace
+            start = self.env.now
+            ends = start + (self.steps - done) * pace
+            yield self.env.timeout(min(ends, look) - start) | self.cluster.change
+            done = self.steps if self.env.now >= ends else done + (self.env.now - start) / pace
             self._keep(done if done == self.steps else done // self.every * self.every, one)
             if done == self.steps:
                 return
@@ -328,7 +328,7 @@ class ElasticTraining:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a simulation. GPU seconds by use add up to those paid."""
+    """The result of a simulation. GPU seconds by use add up to those paid."""
 
     name: str
     all_workers: float  # seconds until the training had them, or inf

@@ -1,4 +1,4 @@
-"""What training d16, d20 and d24 takes on 8, 32 and 64 GPUs, in hours and dollars: a model, not a measurement.
+"""Hours and dollars of training d16, d20 and d24 on 8, 32 and 64 GPUs: a model, not a measurement.
 
     python -m benchmarks.capacity.training_cost [--gpus 8 32 64] [--utilization 0.4] [--network-gb-s 30] ...
 
@@ -108,7 +108,7 @@ class Counter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a training: per image where not said otherwise."""
+    """The operations, parameters and bytes of a training, per image where not said otherwise."""
 
     flops: float  # forward and backward
     backward: float  # the share of them that is backward
@@ -129,7 +129,7 @@ def _count(images: int, loss: Callable[[], torch.Tensor]) -> tuple[float, float,
 
 @functools.cache
 def generator_counts(path: str, *settings: str) -> Counts:
-    """Of both generators. 63 images: every stage comes equally often in both draws of stages (of nine and of seven)."""
+    """The counts of both generators. Of 63 images every stage comes equally often, of nine and of seven stages."""
     config, images = configuration.load(path, settings), 63
     positions, repa = config.tokenizer.positions, config.repa
     with torch.device("meta"):
@@ -150,7 +150,7 @@ def generator_counts(path: str, *settings: str) -> Counts:
 
 @functools.cache
 def tokenizer_counts(path: str, image_kb: float) -> Counts:
-    """Of the tokenizer with LPIPS and, from discriminator_start on, the adversarial loss: a mean over the training.
+    """The counts of the tokenizer with LPIPS and, from discriminator_start on, the adversarial loss, as a mean.
     Clustering is left out (it holds no matrix product), and so is the first epoch's soft assignment."""
     from transformers import ViTConfig, ViTModel
 
@@ -184,7 +184,7 @@ def tokenizer_counts(path: str, image_kb: float) -> Counts:
 
 @functools.cache
 def encoding_flops(path: str, *settings: str) -> tuple[float, float]:
-    """Of an image whose tokens are built: the encoder's, and DINOv2's where there are alignment features."""
+    """The operations of building an image's tokens: the encoder's, and DINOv2's where alignment features are made."""
     from transformers import Dinov2Config, Dinov2Model
 
     from nvg.frozen.dinov2 import DinoFeatures
@@ -204,7 +204,7 @@ def encoding_flops(path: str, *settings: str) -> tuple[float, float]:
 
 
 def compute_seconds(counts: Counts, images: float, a: Assumptions) -> float:
-    """Seconds of a GPU for the operations of so many images."""
+    """Seconds of a GPU for the operations of a number of images."""
     return images * counts.flops / (a.peak_tflops * 1e12 * a.utilization)
 
 
@@ -256,7 +256,7 @@ def readers_per_gpu(cpus_per_worker: float, a: Assumptions) -> float:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Seconds of an optimizer step by term."""
 
     compute: float
@@ -284,17 +284,17 @@ class Step:
         return "launches" if self.launches > self.compute + self.update else "compute"
 
 
-def step(counts: Counts, batch: int, gpus: int, reading: float, a: Assumptions, slices: int | None = None) -> Step:
-    """A step of `batch` images on so many workers of one GPU. slices: what the batch is cut into (default: one a
+def step(counts: Counts, batch: int, gpus: int, reading: float, a: Assumptions, slices: int | None = None) -> StepTime:
+    """A step of `batch` images on a number of workers of one GPU. slices: what the batch is cut into (default: one a
     worker). A worker that is lost leaves its slices to others: the step takes as long as the most that one has."""
     slices = slices or gpus
-    own = math.ceil(slices / gpus)
-    compute = compute_seconds(counts, own * batch / slices, a)
-    launches = launch_seconds(counts, own, a)
+    most = math.ceil(slices / gpus)  # of one worker
+    compute = compute_seconds(counts, most * batch / slices, a)
+    launches = launch_seconds(counts, most, a)
     all_reduce = all_reduce_seconds(counts, gpus, a)
-    backward = counts.backward * max(compute, launches) / own
+    backward = counts.backward * max(compute, launches) / most
     exposed = exposed_seconds(all_reduce, backward, a)
-    return Step(compute, update_seconds(counts, a), launches, all_reduce, exposed, reading)
+    return StepTime(compute, update_seconds(counts, a), launches, all_reduce, exposed, reading)
 
 
 # ---- a training ----
@@ -313,10 +313,10 @@ def restart_seconds(counts: Counts, replayed: float, reading: float, a: Assumpti
 
 @dataclass(frozen=True)
 class Training:
-    """One training on so many GPUs."""
+    """One training on a number of GPUs."""
 
     gpus: int
-    step: Step
+    step: StepTime
     steps: int
     batch: int
     checkpoint: float  # seconds a step, of which most make none
@@ -325,11 +325,11 @@ class Training:
 
     @property
     def hours(self) -> float:
-        """Without preemptions."""
+        """The hours without preemptions."""
         return self.steps * (self.step.total + self.checkpoint) / 3600
 
     def spot_hours(self, a: Assumptions) -> float:
-        """With a restart and lost work for every node that is taken; another one is there at once."""
+        """The hours with a restart and lost work for every node that is taken; another one joins at once."""
         rate = a.preemptions * math.ceil(self.gpus / a.gpus_per_node) / 3600  # preemptions a second
         share = rate * (self.restart + self.lost)
         return self.hours / (1 - share) if share < 1 else math.inf
@@ -350,13 +350,13 @@ def training(
 
 
 def train_generators(config: Config, counts: Counts, gpus: int, a: Assumptions) -> Training:
-    """Of both generators."""
+    """The training of both generators."""
     reading = token_reading_seconds(counts, config.train.batch_size, gpus, a)
     return training(counts, config.train, gpus, reading, a)
 
 
 def train_tokenizer(config: Config, counts: Counts, gpus: int, a: Assumptions) -> Training:
-    """Of the tokenizer."""
+    """The training of the tokenizer."""
     batch, cpus = config.tokenizer_train.batch_size, config.cluster.cpus_per_worker
     return training(counts, config.tokenizer_train, gpus, image_reading_seconds(counts, batch, gpus, cpus, a), a)
 
@@ -367,7 +367,7 @@ def encoding_seconds(encoder: float, features: float, a: Assumptions) -> float:
 
 
 def token_hours(images: float, encoding: float, cpus_per_worker: float, gpus: int, a: Assumptions) -> float:
-    """Hours to build tokens of so many images and views: encoders, or the CPUs that read for them."""
+    """Hours to build tokens of all images and views: encoders, or the CPUs that read for them."""
     reading = a.decode_ms * 1e-3 / readers_per_gpu(cpus_per_worker, a)
     return images * max(encoding, reading) / gpus / 3600
 
@@ -376,7 +376,7 @@ def token_hours(images: float, encoding: float, cpus_per_worker: float, gpus: in
 
 
 def table(columns: str, rows: list[list[str]]) -> str:
-    """Markdown. columns: their names, between bars."""
+    """A Markdown table. columns: their names, separated by bars."""
     lines = [f"| {columns} |", "|" + " --- |" * (columns.count("|") + 1), *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines)
 
@@ -396,7 +396,7 @@ def _step_cells(one: Training) -> list[str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration, whole, on so many GPUs."""
+    """All three jobs of a configuration on a number of GPUs."""
 
     gpus: int
     tokenizer: Training
@@ -412,7 +412,7 @@ class Plan:
         return self.hours * self.gpus
 
     def spot_hours(self, a: Assumptions) -> float:
-        """With preemptions; the tokens' are left out, for they lose a part or two."""
+        """The hours with preemptions, but for the tokens, which lose a part or two."""
         return self.tokenizer.spot_hours(a) + self.token_hours + self.generators.spot_hours(a)
 
     def cells(self, smallest: Plan, a: Assumptions) -> list[str]:
@@ -430,7 +430,7 @@ class Plan:
 
 
 def plan(path: str, gpus: int, a: Assumptions, *settings: str) -> Plan:
-    """A configuration with key=value settings, on so many GPUs."""
+    """The plan of a configuration with key=value settings on a number of GPUs."""
     config = configuration.load(path, settings)
     tokenizer = train_tokenizer(config, tokenizer_counts(path, a.image_kb), gpus, a)
     encoding = encoding_seconds(*encoding_flops(path, *settings), a)
@@ -439,7 +439,7 @@ def plan(path: str, gpus: int, a: Assumptions, *settings: str) -> Plan:
 
 
 def _reading_cells(counts: Counts, one: Training, a: Assumptions) -> list[str]:
-    """What reading alone allows. one: on GPUs that fill their node."""
+    """The cells of what reading alone allows. one: on GPUs that fill their node."""
     reading = one.step.reading
     return [
         f"{counts.item_bytes:,}",
@@ -455,7 +455,7 @@ PLAIN = "repa.weights=null"  # tokens without alignment features
 
 
 def report(paths: list[str], gpus: list[int], a: Assumptions) -> str:
-    """All tables."""
+    """All tables as Markdown."""
     cases = {
         configuration.load(path).name + (", plain" if settings else ""): (path, *settings)
         for path in paths
@@ -468,8 +468,8 @@ def report(paths: list[str], gpus: list[int], a: Assumptions) -> str:
         [
             assumptions_table(a),
             table(
-                "counted | training GFLOP an image | of it backward | operations started | parameters, M | gradients, GB | "
-                "checkpoint, GB",
+                "counted | training GFLOP an image | of it backward | operations started | parameters, M | "
+                "gradients, GB | checkpoint, GB",
                 [
                     [
                         name,
@@ -509,11 +509,11 @@ def report(paths: list[str], gpus: list[int], a: Assumptions) -> str:
 def measured_stream_gb_s(config: Config, chunks: int = 6, rows: int = 512) -> float:
     """GB a second of CPU time in which one thread mixes rows with alignment features (nvg/data/stream.py)."""
     width = config.tokenizer.positions * config.repa.feature_width
-    chunk = {"labels": np.zeros(rows, np.int64), "features": np.ones((rows, width), np.float16)}
-    begun, given = time.process_time(), 0
+    chunk: dict[str, np.ndarray] = {"labels": np.zeros(rows, np.int64), "features": np.ones((rows, width), np.float16)}
+    start, given = time.process_time(), 0
     for batch in shuffled((chunk for _ in range(chunks)), rows // 2, rows, [0]):
         given += batch["features"].nbytes
-    return given / (time.process_time() - begun) / 1e9
+    return given / (time.process_time() - start) / 1e9
 
 
 def measured_checkpoint_gb_s(parameters: int = 2**24) -> float:
@@ -523,7 +523,7 @@ def measured_checkpoint_gb_s(parameters: int = 2**24) -> float:
     module.weight.grad = torch.zeros_like(module.weight)
     optimizer.step()
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         save_checkpoint(
             folder,
             1,
@@ -533,7 +533,7 @@ def measured_checkpoint_gb_s(parameters: int = 2**24) -> float:
             config=configuration.load(CONFIGS[0]),
             metadata={},
         )
-        return parameters * CHECKPOINT_BYTES / (time.perf_counter() - begun) / 1e9
+        return parameters * CHECKPOINT_BYTES / (time.perf_counter() - start) / 1e9
 
 
 def measure() -> None:

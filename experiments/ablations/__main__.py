@@ -2,10 +2,10 @@
 
     python -m experiments.ablations --config conf/fashion_mnist.yaml experiments/ablations/*.yaml [key=value ...]
 
-A file of experiments/ablations holds the keys that differ, under a comment that says what it asks; baseline.yaml holds what all
-share over the configuration. Steps that a change does not touch are shared (artifacts have keys), and a run that was
-stopped goes on. Writes ablations.json into the output folder, the table between the two markers of --doc, and the plot
-into figures/ beside it.
+A file of experiments/ablations holds the keys that differ, under a comment with its question; baseline.yaml holds the
+changes that all share. Steps that a change does not touch are shared (artifacts have keys), and a stopped run goes on.
+Writes ablations.json into the output folder, the table between the two markers of --doc, and the plot into the page's
+figures/.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m experiments.few_step_rivals [--steps 2500] [--samples 2500] [--threads 1] [--only euler bits ...]
 
-The teacher is the sampler that ships as fashion-mnist; tokenizer and content generator are its own throughout, and each
-rival takes the structure's place. With z(t) = t eps + (1 - t) se from t = 1 (noise) to 0, and v the guided velocity:
+The teacher is the sampler that ships as fashion-mnist. Every rival keeps its tokenizer and content generator, and takes
+the place of its structure generator. With z(t) = t eps + (1 - t) se from t = 1 (noise) to 0, and v the guided velocity:
 
     euler, midpoint, heun   the teacher itself, by another solver or at other times; nothing is trained
     shortcut                s(z, t, d, w), what pipelines/distill.py trains (nvg/training/few_step_loss.py), as it is
@@ -11,18 +11,18 @@ rival takes the structure's place. With z(t) = t eps + (1 - t) se from t = 1 (no
     reflow                  straight from a noise to what the teacher makes of that noise in 25 guided steps
     meanflow                u(z, t, d, w) = v - d du/dt, the mean velocity over a step by its derivative
 
-All begin at the teacher's weights and see the same images, as many steps with the same optimizer; CPU seconds (with the
-making of reflow's pairs) stand in the table, for a step costs more in some. Figures on images are those of
-benchmarks/sampling_sweep.py, seeds 0, 1, ... for all. The halving's Gumbel noise hides what a flow gets wrong on 4x4
-positions, so structure maps are compared with those of the test images too, at both structure temperatures:
+All start from the teacher's weights and see the same images, for as many steps with the same optimizer. The table has
+the CPU seconds of the training (with the making of reflow's pairs), since a step costs more in some. Figures on images
+are those of benchmarks/sampling_sweep.py, seeds 0, 1, ... for all. The halving's Gumbel noise hides a flow's errors on
+4x4 positions, so structure maps are compared with those of the test images too, at both structure temperatures:
 
     boundary   total variation distance of the distributions of boundary lengths (neighbours in different clusters), a
                mean over the stages with a flow
     edges      |p - q|, a mean over classes, stages and pairs of neighbours: p, q the shares of maps in which the two
                are in different clusters. It sees where boundaries lie.
 
-Both are above 0 for a sample of the truth: the first row has as many maps of training images. What is made (tokens,
-networks, rows) is kept under --work, and an interrupted run goes on from there: remove it to begin anew.
+Both are above 0 for a sample of the truth: the first row has as many maps of training images. Tokens, networks and rows
+are kept under --work, and an interrupted run goes on from there: remove the folder to start anew.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -43,13 +43,11 @@ from torch import Tensor
 from experiments.few_step_rivals.data import Tokens, encode
 from experiments.few_step_rivals.measures import drawn, structure_errors
 from experiments.few_step_rivals.samplers import Rival, bit_split, flow_split, flow_times
-from experiments.few_step_rivals.training import begun, trained
-from nvg import config as configuration
-from nvg.artifacts.models import load_sampler, sampler_folder
-from nvg.config import DataConfig
+from experiments.few_step_rivals.training import trained, untrained
+from nvg.artifacts.models import load_sampler, model_config, sampler_folder
 from nvg.evaluation import metrics
-from nvg.evaluation.features import load_network
-from nvg.evaluation.reference import load_reference
+from nvg.evaluation.features import FeatureNetwork, load_network
+from nvg.evaluation.reference import Reference, load_reference
 from nvg.generator import Sampler, StructureGenerator
 
 MAPS = 1500  # samples whose structure maps are compared
@@ -61,13 +59,17 @@ class Variant:
     """A row of the table."""
 
     name: str
-    network: str  # teacher, or what `trained` makes
+    network: str  # teacher, or a name that `trained` knows
     passes: int  # network passes a stage; a guided one counts two
     split: Callable[..., Tensor] | None  # of `Rival`; None: the sampler's own, for networks with few_step
     settings: dict[str, float] = field(default_factory=dict)  # of the sampler
 
+    def at(self, temperature: float) -> dict[str, float]:
+        """The sampler's settings at a temperature of the halving."""
+        return self.settings | {"structure_temperature": temperature}
+
     def steps(self, budget: int) -> int:
-        """Training steps behind it."""
+        """The training steps behind it, of a budget."""
         return 0 if self.network == "teacher" else budget
 
 
@@ -119,6 +121,106 @@ HEAD = [
 ]
 
 
+@dataclass(frozen=True)
+class Bench:
+    """All that the rows share: the teacher, the images' tokens, the networks of the figures, the folder of results."""
+
+    work: Path
+    steps: int  # of each training
+    samples: int  # of each row
+    teacher: Sampler
+    classifier: FeatureNetwork
+    reference: Reference
+    encoded: dict[str, dict[str, Tensor]]  # by split
+
+    @staticmethod
+    def open(work: Path, steps: int, samples: int, data_folder: str | None) -> Bench:
+        """The bench of the sampler that ships. data_folder: where Fashion-MNIST is; None: where the sampler had it."""
+        folder = sampler_folder("fashion-mnist")
+        teacher = load_sampler(folder)
+        data = model_config(folder).data
+        if data_folder:
+            train, test = (f"{data_folder}/{Path(str(path)).name}" for path in (data.train, data.test))
+            data = replace(data, train=train, test=test)
+        encoded = {split: encode(teacher, data, split, work / f"{split}.safetensors") for split in ("train", "test")}
+        classifier = load_network("classifier", f"{folder}/classifier.safetensors")
+        reference = load_reference(f"{folder}/reference.safetensors")
+        return Bench(work, steps, samples, teacher, classifier, reference, encoded)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The training images' tokens."""
+        return Tokens.of(self.teacher, **self.encoded["train"])
+
+    def errors(self, codes: Tensor, labels: Tensor) -> dict[str, float]:
+        """`structure_errors` against the test images."""
+        real = self.encoded["test"]
+        return structure_errors(codes, labels, real["codes"], real["labels"])
+
+    def network(self, name: str) -> tuple[StructureGenerator, float]:
+        """A rival's network and the CPU seconds of its training; trained once and kept."""
+        if name == "teacher":
+            return self.teacher.structure, 0.0
+        path = self.work / f"{name}-{self.steps}.safetensors"
+        if not path.exists():
+            start = time.process_time()
+            student = trained(name, self.teacher, self.tokens, self.steps)
+            state = {key: value.clone() for key, value in student.state_dict().items()}
+            save_file({"seconds": torch.tensor(time.process_time() - start)} | state, path)
+        state = load_file(path)
+        seconds = float(state.pop("seconds"))
+        student = untrained(name, self.teacher.structure)
+        student.load_state_dict(state)
+        return student, seconds
+
+    def row(self, variant: Variant) -> list[str]:
+        """The cells of a variant; measured once and kept."""
+        name = variant.name.replace(", ", "_").replace("/", "_")
+        path = self.work / f"{name}-{variant.steps(self.steps)}-{self.samples}.json"
+        if not path.exists():
+            path.write_text(json.dumps(self.measure(variant)))
+        cells: list[str] = json.loads(path.read_text())
+        return cells
+
+    def measure(self, variant: Variant) -> list[str]:
+        """The cells of a variant."""
+        structure, seconds = self.network(variant.network)
+        sampler = sampler_of(variant, self.teacher, structure)
+        classes = torch.arange(self.samples) % len(self.teacher.class_names)
+        images, codes = drawn(sampler, self.samples, images=True, **variant.at(TEMPERATURES[0]))
+        errors = [self.errors(codes[:MAPS], classes[:MAPS])]
+        for temperature in TEMPERATURES[1:]:
+            _, codes = drawn(sampler, min(self.samples, MAPS), images=False, **variant.at(temperature))
+            errors.append(self.errors(codes, classes[: len(codes)]))
+        features, logits = self.classifier(images)
+        distance = metrics.frechet(features, self.reference.moments, replicates=50)
+        _, recall = metrics.precision_and_recall(features, self.reference.features)
+        accuracy = int((logits.argmax(dim=1) == classes).sum()) / self.samples
+        return [
+            variant.name,
+            str(variant.passes),
+            str(variant.steps(self.steps)),
+            f"{seconds:.0f}",
+            f"{distance.value:.3f} [{distance.low:.3f}, {distance.high:.3f}]",
+            f"{accuracy:.3f}",
+            f"{recall.value:.3f}",
+            *(f"{error[name]:.3f}" for name in ("boundary", "edges") for error in errors),
+        ]
+
+    def floor(self) -> list[str]:
+        """The cells of as many maps of training images."""
+        codes, labels = self.encoded["train"]["codes"], self.encoded["train"]["labels"]
+        each = MAPS // len(self.teacher.class_names)
+        chosen = torch.cat([(labels == label).nonzero()[:each, 0] for label in labels.unique()])
+        errors = self.errors(codes[chosen], labels[chosen])
+        return ["training images", *[""] * 6, *(f"{errors[name]:.3f}" for name in errors for _ in TEMPERATURES)]
+
+
+def line(cells: list[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -126,86 +228,20 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2500)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/few_step_rivals"))
-    parser.add_argument("--data", help="folder of Fashion-MNIST's four files; the teacher's own without it")
-    parser.add_argument("--only", nargs="+", help="rows whose name contains one of these")
+    parser.add_argument("--data", help="folder of Fashion-MNIST's four files; default: where the teacher had them")
+    parser.add_argument("--only", nargs="+", help="rows whose name contains one of these words")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    work, steps, samples = arguments.work, arguments.steps, arguments.samples
-    folder = sampler_folder("fashion-mnist")
-    teacher = load_sampler(folder)
-    data = DataConfig(**configuration.read(f"{folder}/config.yaml")["data"])
-    if arguments.data:
-        train, test = (f"{arguments.data}/{Path(path).name}" for path in (data.train, data.test))
-        data = replace(data, train=train, test=test)
-    network_of_images = load_network("classifier", f"{folder}/classifier.safetensors")
-    reference = load_reference(f"{folder}/reference.safetensors")
-    encoded = {split: encode(teacher, data, split, work / f"{split}.safetensors") for split in ("train", "test")}
-    real, real_labels = encoded["test"]["codes"], encoded["test"]["labels"]
-    tokens = cache(lambda: Tokens.of(teacher, **encoded["train"]))
-
-    def errors(codes: Tensor, labels: Tensor) -> dict[str, float]:
-        return structure_errors(codes, labels, real, real_labels)
-
-    @cache
-    def network(name: str) -> tuple[StructureGenerator, float]:
-        """A rival and the CPU seconds of its training, kept."""
-        if name == "teacher":
-            return teacher.structure, 0.0
-        path = work / f"{name}-{steps}.safetensors"
-        if not path.exists():
-            started = time.process_time()
-            made = trained(name, teacher, tokens(), steps)
-            seconds = torch.tensor(time.process_time() - started)
-            save_file({"seconds": seconds} | {key: value.clone() for key, value in made.state_dict().items()}, path)
-        state = load_file(path)
-        seconds = float(state.pop("seconds"))
-        made = begun(name, teacher.structure)
-        made.load_state_dict(state)
-        return made, seconds
-
-    def measured(variant: Variant) -> list[str]:
-        """The row's cells."""
-        structure, seconds = network(variant.network)
-        sampler = sampler_of(variant, teacher, structure)
-        classes = torch.arange(samples) % len(teacher.class_names)
-        found = []
-        for temperature in TEMPERATURES:
-            first = temperature == TEMPERATURES[0]
-            count = samples if first else min(samples, MAPS)
-            settings = variant.settings | {"structure_temperature": temperature}
-            images, codes = drawn(sampler, count, images=first, **settings)
-            found.append(errors(codes[:MAPS], classes[: len(codes)][:MAPS]))
-            if first:
-                features, logits = network_of_images(images)
-        distance = metrics.frechet(features, reference.moments, replicates=50)
-        _, recall = metrics.precision_and_recall(features, reference.features)
-        right = int((logits.argmax(dim=1) == classes).sum())
-        return [
-            variant.name,
-            str(variant.passes),
-            str(variant.steps(steps)),
-            f"{seconds:.0f}",
-            f"{distance.value:.3f} [{distance.low:.3f}, {distance.high:.3f}]",
-            f"{right / samples:.3f}",
-            f"{recall.value:.3f}",
-            *(f"{one[name]:.3f}" for name in ("boundary", "edges") for one in found),
-        ]
-
-    each = MAPS // len(teacher.class_names)
-    some = torch.cat([(encoded["train"]["labels"] == label).nonzero()[:each, 0] for label in real_labels.unique()])
-    floor = errors(encoded["train"]["codes"][some], encoded["train"]["labels"][some])
-    rows = [["training images", *[""] * 6, *(f"{floor[name]:.3f}" for name in floor for _ in TEMPERATURES)]]
-    print("| " + " | ".join(HEAD) + " |\n" + "| --- " * len(HEAD) + "|\n| " + " | ".join(rows[0]) + " |", flush=True)
+    bench = Bench.open(arguments.work, arguments.steps, arguments.samples, arguments.data)
+    lines = [line(HEAD), "| --- " * len(HEAD) + "|", line(bench.floor())]
+    print("\n".join(lines), flush=True)
     for variant in variants():
-        if arguments.only and not any(part in variant.name for part in arguments.only):
+        if arguments.only and not any(word in variant.name for word in arguments.only):
             continue
-        path = work / f"{variant.name.replace(', ', '_').replace('/', '_')}-{variant.steps(steps)}-{samples}.json"
-        if not path.exists():
-            path.write_text(json.dumps(measured(variant)))
-        rows.append(json.loads(path.read_text()))
-        print("| " + " | ".join(rows[-1]) + " |", flush=True)
-    table = "\n".join("| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows))
-    (work / "table.md").write_text(f"{samples} samples, {steps} steps, {date.today()}\n\n{table}\n")
+        lines.append(line(bench.row(variant)))
+        print(lines[-1], flush=True)
+    title = f"{arguments.samples} samples, {arguments.steps} steps, {date.today()}"
+    (arguments.work / "table.md").write_text(title + "\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

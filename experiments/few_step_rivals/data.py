@@ -27,35 +27,35 @@ class Tokens:
 
     @staticmethod
     def of(sampler: Sampler, codes: Tensor, content: Tensor, labels: Tensor) -> Tokens:
-        """codes (N, L), content (N, 2L - 1), labels (N,)."""
+        """The tokens of codes (N, L), content (N, 2L - 1), labels (N,)."""
         sequence = GranularitySequence.from_flat(codes, content)
         with torch.no_grad():
-            parts = [
+            canvases = [
                 torch.stack(sampler.tokenizer.quantizer.canvases(sequence[rows]))
                 for rows in (slice(first, first + 1000) for first in range(0, len(codes), 1000))
             ]
-        return Tokens(sequence, labels, torch.cat(parts, dim=1))
+        return Tokens(sequence, labels, torch.cat(canvases, dim=1))
 
     def inputs(self, image: Tensor, stage: Tensor) -> Inputs:
-        """Of images (M,) and the stages to be made (M,)."""
+        """The inputs of the structure generator for images (M,) and the stages (M,) that it makes."""
         return self.canvases[stage, image], self.labels[image], stage, self.sequence.codes[image]
 
 
 @torch.no_grad()
 def encode(sampler: Sampler, data: DataConfig, split: str, path: Path) -> dict[str, Tensor]:
-    """codes (N, L), content (N, 2L - 1) and labels (N,) of a split's images; made once and kept at path."""
+    """Codes (N, L), content (N, 2L - 1) and labels (N,) of a split's images; made once and kept at path."""
     if not path.exists():
         source = open_source(data, split)
-        parts: dict[str, list[Tensor]] = {"codes": [], "content": [], "labels": []}
+        batches: dict[str, list[Tensor]] = {"codes": [], "content": [], "labels": []}
         for unit in source.units:
             records = [record for record in source.read(unit) if isinstance(record, ImageRecord)]
             pictures = [
                 make_view(decode_image(record.data, data.channels), data, 0, 0, record.image_id) for record in records
             ]
             sequence = sampler.tokenizer.encode(to_float(torch.stack([torch.from_numpy(p.copy()) for p in pictures])))
-            parts["codes"].append(sequence.codes)
-            parts["content"].append(sequence.flat_content())
-            parts["labels"].append(torch.tensor([record.label for record in records]))
+            batches["codes"].append(sequence.codes)
+            batches["content"].append(sequence.flat_content())
+            batches["labels"].append(torch.tensor([record.label for record in records]))
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: torch.cat(values) for name, values in parts.items()}, path)
+        save_file({name: torch.cat(values) for name, values in batches.items()}, path)
     return load_file(path)

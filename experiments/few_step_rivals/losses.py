@@ -1,7 +1,7 @@
-"""What each rival is trained on: a module with the student in it, called as loss(image, inputs, generator).
+"""The loss of each rival: a module with the student in it, called as loss(image, inputs, rng).
 
-image (N,) are the numbers of the training images, inputs what `samplers.Inputs` says, of N rows. Networks that are not
-trained stand in tuples: they are no part of a module's state.
+image (N,) are the numbers of the training images, inputs are `samplers.Inputs` of N rows. Networks that are not
+trained stand in tuples, so that they are no part of a module's state.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Shortcut(nn.Module):
         self.student = student
         self.frozen = (FewStep(student, average, teacher, DistillConfig()),)
 
-    def forward(self, image: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
-        return self.frozen[0](*inputs, generator)[0]
+    def forward(self, image: Tensor, inputs: Inputs, rng: torch.Generator) -> Tensor:
+        return self.frozen[0](*inputs, rng)[0]
 
 
 class Bits(nn.Module):
@@ -61,13 +61,13 @@ class Bits(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, image: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+    def forward(self, image: Tensor, inputs: Inputs, rng: torch.Generator) -> Tensor:
         canvas, labels, stage, codes = inputs
         rows, positions = codes.shape
-        dropped = torch.rand(rows, generator=generator) < CLASS_DROPOUT
+        dropped = torch.rand(rows, generator=rng) < CLASS_DROPOUT
         labels = torch.where(dropped, self.student.config.num_classes, labels)
-        undecided = (positions * (math.pi / 2 * torch.rand(rows, 1, generator=generator)).cos()).ceil()
-        decided = torch.rand(rows, positions, generator=generator).argsort(dim=1) >= undecided
+        undecided = (positions * (math.pi / 2 * torch.rand(rows, 1, generator=rng)).cos()).ceil()
+        decided = torch.rand(rows, positions, generator=rng).argsort(dim=1) >= undecided
         logits = bit_logits(labels, canvas, stage, codes, decided, network=self.student)[..., 0]
         bits = (codes >> (self.student.last_stage - stage[:, None])) & 1
         error = F.binary_cross_entropy_with_logits(logits, bits.float(), reduction="none")
@@ -84,10 +84,10 @@ class Reflow(nn.Module):
         self.pairs = (noise, made)
         self.images = len(noise)
 
-    def forward(self, image: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+    def forward(self, image: Tensor, inputs: Inputs, rng: torch.Generator) -> Tensor:
         canvas, labels, stage, codes = inputs
         noise, made = (some[image, stage - 1] for some in self.pairs)
-        time = torch.rand(len(stage), generator=generator)
+        time = torch.rand(len(stage), generator=rng)
         z = made + time[:, None, None] * (noise - made)  # known channels: the same in both
         velocity = self.student(z, time, canvas, labels, stage, self.student.rotary(codes, stage))
         return masked_mean((velocity - (noise - made)).square(), unknown_channels(stage, z.shape[2])).mean()
@@ -96,7 +96,7 @@ class Reflow(nn.Module):
 @torch.no_grad()
 def reflow_pairs(teacher: Sampler, tokens: Tokens, images: int, steps: int) -> tuple[Tensor, Tensor]:
     """Noise, with known channels clean, and z(0) of the first images: (images, K - 1, L, K) each."""
-    generator = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     last = teacher.last_stage
     noises, results = [], []
     for first in range(0, images, PAIR_BATCH):
@@ -104,7 +104,7 @@ def reflow_pairs(teacher: Sampler, tokens: Tokens, images: int, steps: int) -> t
         both = []
         for stage in range(1, last):  # the first stage's guidance is 1: one pass
             inputs = tokens.inputs(image, torch.full_like(image, stage))
-            noise = torch.randn(len(image), inputs[3].shape[1], last, generator=generator)
+            noise = torch.randn(len(image), inputs[3].shape[1], last, generator=rng)
             noise = torch.where(unknown_channels(inputs[2], last), noise, structure_embedding(inputs[3], stage - 1))
             scale = ramp(torch.full((len(image),), teacher.settings.structure_guidance), stage - 1, last - 2)
             velocity = velocity_of(teacher.structure, inputs, scale)
@@ -126,13 +126,13 @@ class MeanFlow(nn.Module):
         self.student = student
         self.frozen = (teacher,)
 
-    def forward(self, image: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+    def forward(self, image: Tensor, inputs: Inputs, rng: torch.Generator) -> Tensor:
         canvas, labels, stage, codes = inputs
         rows, last = len(stage), self.student.last_stage
         unknown, complete = unknown_channels(stage, last), structure_embedding(codes, last)
-        noise = torch.randn(complete.shape, generator=generator)
-        guidance = 1 + (MAX_GUIDANCE - 1) * torch.rand(rows, generator=generator)
-        begin, time = torch.rand(rows, 2, generator=generator).sort(dim=1).values.unbind(1)
+        noise = torch.randn(complete.shape, generator=rng)
+        guidance = 1 + (MAX_GUIDANCE - 1) * torch.rand(rows, generator=rng)
+        begin, time = torch.rand(rows, 2, generator=rng).sort(dim=1).values.unbind(1)
         size = torch.where(torch.arange(rows) % 2 == 0, time - begin, 0.0)
         z = torch.where(unknown, complete + time[:, None, None] * (noise - complete), complete)
         with torch.no_grad():

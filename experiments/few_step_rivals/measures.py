@@ -1,8 +1,9 @@
-"""What is measured of a rival's samples: their structure maps against real ones."""
+"""The structure maps of a rival's samples, compared with real ones."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from nvg.granularity import structure_map
 BATCH = 50  # images drawn at once: more fall out of the cache
 
 
-def drawn(sampler: Sampler, count: int, *, images: bool, **settings) -> tuple[Tensor, Tensor]:
-    """Seeds 0 ... count - 1, classes in turn: images uint8 (count, H, W, C), empty where not wanted, and codes."""
+def drawn(sampler: Sampler, count: int, *, images: bool, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Samples of seeds 0 ... count - 1, classes in turn: images uint8 (count, H, W, C) or empty, and codes."""
     pictures, codes = [], []
     for first in range(0, count, BATCH):
         seeds = list(range(first, min(first + BATCH, count)))

@@ -1,4 +1,4 @@
-"""The same training for all rivals, from the teacher's weights."""
+"""The training that all rivals share, from the teacher's weights."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from nvg.training.schedule import warmup_stable_decay
 
 IMAGES, LR, WARMUP, DECAY_SHARE, FINAL_LR, EMA_DECAY = 32, 1e-3, 100, 0.5, 0.02, 0.998  # conf/fashion_mnist_hour.yaml
 PAIRED = 6000  # images whose structure reflow's teacher makes, three stages each
-FOLDED = ("shortcut", "meanflow")  # told step size and guidance scale, as a few-step generator of nvg is
+FOLDED = ("shortcut", "meanflow")  # step size and guidance scale are inputs, as in a few-step generator of nvg
 
 
-def begun(name: str, teacher: StructureGenerator) -> StructureGenerator:
+def untrained(name: str, teacher: StructureGenerator) -> StructureGenerator:
     """A rival's network before its first step."""
     return begin_as(teacher, MAX_GUIDANCE) if name in FOLDED else copy.deepcopy(teacher).requires_grad_(True)
 
 
-def train(loss: nn.Module, average: EMA, tokens: Tokens, steps: int) -> None:
+def train(loss: Shortcut | Bits | Reflow | MeanFlow, average: EMA, tokens: Tokens, steps: int) -> None:
     """Train loss.student: IMAGES images a step, all their stages; `average` follows. The same draws for every loss."""
     torch.manual_seed(0)  # dropout
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     student = loss.student.train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
     images = getattr(loss, "images", len(tokens.labels))
     for step in range(steps):
         factor = warmup_stable_decay(step, steps, warmup=WARMUP, decay_share=DECAY_SHARE, final=FINAL_LR)
         optimizer.param_groups[0]["lr"] = LR * factor
-        stage, rows = rows_of_stages(IMAGES, 1, student.last_stage - 1, generator, all_stages=True)
-        image = torch.randint(images, (IMAGES,), generator=generator)[rows]
+        stage, rows = rows_of_stages(IMAGES, 1, student.last_stage - 1, rng, all_stages=True)
+        image = torch.randint(images, (IMAGES,), generator=rng)[rows]
         optimizer.zero_grad(set_to_none=True)
-        value = loss(image, tokens.inputs(image, stage), generator)
+        value = loss(image, tokens.inputs(image, stage), rng)
         value.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
@@ -49,12 +49,12 @@ def train(loss: nn.Module, average: EMA, tokens: Tokens, steps: int) -> None:
 
 
 def trained(name: str, teacher: Sampler, tokens: Tokens, steps: int, paired: int = PAIRED) -> StructureGenerator:
-    """A rival's network with averaged weights, which begins as the teacher's."""
-    student = begun(name, teacher.structure)
+    """A rival's network with averaged weights, trained from the teacher's."""
+    student = untrained(name, teacher.structure)
     average = EMA(student, EMA_DECAY)
     follower = copy.deepcopy(student).eval().requires_grad_(False)
     follower.load_state_dict(average.shadow, assign=True)  # the very tensors: it follows
-    losses: dict[str, Callable[[], nn.Module]] = {
+    losses: dict[str, Callable[[], Shortcut | Bits | Reflow | MeanFlow]] = {
         "shortcut": lambda: Shortcut(student, follower, teacher.structure),
         "bits": lambda: Bits(student),
         "reflow": lambda: Reflow(student, *reflow_pairs(teacher, tokens, paired, steps=25)),

@@ -26,7 +26,7 @@ OPERATIONAL = {"operational": True}  # metadata of a field on which no result de
 class DataConfig:
     """Where the images are and how they become square pixel arrays."""
 
-    source: str = REQUIRED  # idx | folder | ilsvrc | parquet | webdataset  (nvg/data/sources.py)
+    source: str = REQUIRED  # idx | folder | ilsvrc | parquet | webdataset  (nvg/data/sources)
     train: str = REQUIRED  # path or URL of the training images
     test: str | None = None  # the held-out images; without them evaluation uses training images and says so
     image_size: int = REQUIRED  # pixels a side, after resize and crop

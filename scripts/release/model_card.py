@@ -3,7 +3,7 @@
     python -m scripts.release.model_card fashion-mnist --commit COMMIT --machine "2 cores of an AMD EPYC, no GPU" \\
         --tokenizer runs/fashion_mnist_hour/tokenizer-KEY --evaluation runs/fashion_mnist_hour/evaluation-KEY
 
-Without --tokenizer where the sampler was distilled: its card says of what.
+Leave --tokenizer out for a distilled sampler: its card names its teacher.
 
 The evaluation is that of the packaged weights (evaluate.py --sampler fashion-mnist): its evaluation.json is copied into
 the asset, and the figures are read from it, never typed.
@@ -82,7 +82,7 @@ def main() -> None:
         f"| `{name}` | {_number(result['figures'][name])} | {_number(low)} ... {_number(high)} |"
         for name, (low, high) in result["intervals"].items()
     ]
-    weights = [folder / f"{part}.safetensors" for part in ("tokenizer", "content", "structure")]
+    weights = [folder / f"{network}.safetensors" for network in ("tokenizer", "content", "structure")]
     card = CARD.format(
         name=arguments.name,
         commit=arguments.commit,

@@ -27,7 +27,7 @@ from nvg.evaluation.reference import load_reference
 
 ASSETS = Path(__file__).resolve().parents[2] / "nvg" / "assets"
 MOST_BYTES = 15_000_000
-PARTS = ("tokenizer", "content", "structure")
+NETWORKS = ("tokenizer", "content", "structure")
 REFERENCE_FEATURES = 2000
 
 
@@ -37,13 +37,13 @@ def package(sampler: str, name: str, classifier: str, reference: str) -> Path:
     source = Path(storage.local_folder(sampler))
     target = ASSETS / name
     target.mkdir(parents=True, exist_ok=True)
-    for part in PARTS:
-        state = {key: value.to(torch.float16) for key, value in load_file(source / f"{part}.safetensors").items()}
+    for network in NETWORKS:
+        state = {key: value.to(torch.float16) for key, value in load_file(source / f"{network}.safetensors").items()}
         worst = max(float(value.abs().max()) for value in state.values())
         if not worst < float("inf"):
-            raise ValueError(f"{source}/{part}.safetensors holds values beyond float16")
-        save_file(state, target / f"{part}.safetensors")
-        metadata["weights"] = metadata.get("weights", {}) | {part: fingerprint(state)}
+            raise ValueError(f"{source}/{network}.safetensors holds values beyond float16")
+        save_file(state, target / f"{network}.safetensors")
+        metadata["weights"] = metadata.get("weights", {}) | {network: fingerprint(state)}
     metadata["tokenizer"] = metadata["weights"]["tokenizer"]
     shutil.copy(source / "config.yaml", target / "config.yaml")
     shutil.copy(classifier, target / "classifier.safetensors")

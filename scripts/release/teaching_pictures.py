@@ -47,19 +47,19 @@ def some_classes(sampler: Sampler) -> list[int]:
 def real_images(config: Config, classes: list[int], number: int = 0) -> np.ndarray:
     """One held-out image of each class, the `number`-th in reading order: uint8 (N, H, W, C)."""
     source = open_source(config.data, "test" if config.data.test is not None else "train")
-    found: dict[int, list[np.ndarray]] = {label: [] for label in classes}
+    by_class: dict[int, list[np.ndarray]] = {label: [] for label in classes}
     pieces = itertools.chain.from_iterable(read_pieces(source, unit, config.data, 0, 0) for unit in source.units)
     for piece in pieces:
         for image, label in zip(piece.images, piece.labels, strict=True):
-            if label in found:
-                found[label].append(image)
-        if all(len(images) > number for images in found.values()):
-            return np.stack([images[number] for images in found.values()])
+            if label in by_class:
+                by_class[label].append(image)
+        if all(len(images) > number for images in by_class.values()):
+            return np.stack([images[number] for images in by_class.values()])
     raise SystemExit(f"error: fewer than {number + 1} held-out images of some class")
 
 
 def tiles(images: np.ndarray) -> list[Image.Image]:
-    """uint8 (N, H, W, C) as tiles of one size."""
+    """Images, uint8 (N, H, W, C), as tiles of one size."""
     colour = np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
     return [tile(image, STAGE_SIDES) for image in colour]
 
@@ -96,7 +96,7 @@ def drawing(sampler: Sampler, config: Config) -> Image.Image:
     """Drawn stage-1 structure by class: the drawing, the map it becomes, samples."""
     classes = some_classes(sampler)
     names = [sampler.class_names[label] for label in classes]
-    rows = []
+    rows: list[Row] = []
     for name, drawn in drawings().items():
         given = given_from_drawing(drawn[None], sampler.tokenizer.config.grid)
         images = tiles(sampler.generate(classes, seed=0, given=given))
@@ -113,7 +113,7 @@ def transfer(sampler: Sampler, config: Config) -> Image.Image:
     names = [sampler.class_names[label] for label in classes]
     images = real_images(config, classes)
     sequence = sampler.tokenizer.encode(to_float(images))
-    rows = []
+    rows: list[Row] = []
     for number, name in enumerate(names):
         given = one(sequence, number, structure_stages=sampler.last_stage)
         made = tiles(sampler.generate(classes, seed=0, given=given))

@@ -35,16 +35,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     folder = sampler_folder(arguments.sampler)
     sampler = load_sampler(folder)
-    network = load_network("classifier", f"{folder}/classifier.safetensors")
+    classifier = load_network("classifier", f"{folder}/classifier.safetensors")
     reference = load_reference(f"{folder}/reference.safetensors")
     labels = [number % len(sampler.class_names) for number in range(arguments.samples)]
     rows = []
     for path in sorted(arguments.checkpoints.glob("step-*")):
         state = load_file(path / "ema.safetensors")
-        for part in ("content", "structure"):
-            own = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
-            getattr(sampler, part).load_state_dict(own)
-        features, logits = network(torch.from_numpy(sampler.generate(labels, seed=0)))
+        for name, network in (("content", sampler.content), ("structure", sampler.structure)):
+            prefix = f"{name}."
+            network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        features, logits = classifier(torch.from_numpy(sampler.generate(labels, seed=0)))
         accuracy = float((logits.argmax(dim=1) == torch.tensor(labels)).float().mean())
         _, recall = metrics.precision_and_recall(features, reference.features)
         distance = metrics.frechet(features, reference.moments, replicates=50)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import report, schedules
 from benchmarks.__main__ import SECTIONS
-from benchmarks.common import Row, flops, peak_memory, timed
+from benchmarks.common import TableRow, flops, peak_memory, timed
 from nvg.config import load
 from nvg.generator.block import Block
 from nvg.generator.rope import HEAD_WIDTH
@@ -111,7 +111,7 @@ def test_a_page_gets_its_tables_between_its_markers(tmp_path):
     from benchmarks import reading
 
     page = tmp_path / "page.md"
-    result = report.Result(reading, [Row("one", {"rows": 2048})], 1.0, report.machine("smoke", 1))
+    result = report.Result(reading, [TableRow("one", {"rows": 2048})], 1.0, report.machine("smoke", 1))
     page.write_text("before\n<!-- reading: written by python -m benchmarks -->\nold\n<!-- end of reading -->\nafter\n")
     for _ in range(2):
         report.write_page([result], tmp_path, page)
@@ -125,4 +125,4 @@ def test_a_page_gets_its_tables_between_its_markers(tmp_path):
 
 def test_rows_of_a_section_have_the_same_columns():
     with pytest.raises(ValueError, match="two has columns"):
-        report.table([Row("one", {"a": 1}), Row("two", {"b": 1})])
+        report.table([TableRow("one", {"a": 1}), TableRow("two", {"b": 1})])

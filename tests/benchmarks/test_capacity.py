@@ -1,4 +1,4 @@
-"""benchmarks/capacity/training_cost.py term by term against values by hand; the laws of benchmarks/capacity/autoscaler_simulation.py."""
+"""benchmarks/capacity: the cost of training term by term against values by hand; the laws of the simulation."""
 
 from __future__ import annotations
 

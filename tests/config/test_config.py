@@ -1,4 +1,4 @@
-"""nvg/config.py: what loads, what is refused and in which words, and what a digest depends on."""
+"""nvg/config: what loads, what is refused and in which words, and what a digest depends on."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from experiments.few_step_rivals.samplers import (
     integrate,
     unknown_channels,
 )
-from experiments.few_step_rivals.training import begun, trained
+from experiments.few_step_rivals.training import trained, untrained
 from nvg.granularity import last_stage, structure_codes, structure_embedding, structure_map
 
 IMAGES, POSITIONS, LAST = 12, 16, 4
@@ -25,10 +25,10 @@ VARIANTS = {variant.name: variant for variant in table.variants()}
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Small batches, which threads only wait for one another in."""
-    own = torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(own)
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def tokens(teacher):
-    generator = torch.Generator().manual_seed(0)
-    codes = structure_codes(torch.randn(IMAGES, POSITIONS, 16, generator=generator))
-    content = torch.randint(1024, (IMAGES, 2 * POSITIONS - 1), generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    codes = structure_codes(torch.randn(IMAGES, POSITIONS, 16, generator=rng))
+    content = torch.randint(1024, (IMAGES, 2 * POSITIONS - 1), generator=rng)
     return Tokens.of(teacher, codes, content, torch.arange(IMAGES) % 10)
 
 
@@ -80,7 +80,7 @@ def test_solvers_have_their_order_and_leave_known_channels_alone(tokens, solver,
 
 @pytest.mark.parametrize("name", ["shortcut", "bits", "reflow", "meanflow"])
 def test_a_rival_trains_and_every_variant_of_it_draws(teacher, tokens, name):
-    before = begun(name, teacher.structure).state_dict()
+    before = untrained(name, teacher.structure).state_dict()
     network = trained(name, teacher, tokens, 2, paired=4)
     moved = [key for key, value in network.state_dict().items() if not value.equal(before[key])]
     assert any(key.startswith("backbone") for key in moved)
