@@ -45,11 +45,6 @@ def train_data_classifier(config: Config, path: str) -> None:
         # No more than the epoch holds: for one batch beyond it the stream would begin to read the images again.
         return itertools.islice(stream, max(1, images // batch_size))
 
-    def on_step(seen: int, loss: float) -> None:
-        bar.update(seen - on_step.before)  # type: ignore[attr-defined]
-        on_step.before = seen  # type: ignore[attr-defined]
-
-    on_step.before = 0  # type: ignore[attr-defined]
     classifier = train_classifier(
         batches,
         images_per_epoch=images,
@@ -59,7 +54,7 @@ def train_data_classifier(config: Config, path: str) -> None:
         epochs=settings.classifier_epochs,
         seed=settings.seed,
         device=device_of(config.cluster),
-        on_step=on_step,
+        on_step=lambda images, loss: bar.update(images),
     )
     bar.close()
     with tempfile.TemporaryDirectory() as scratch:
