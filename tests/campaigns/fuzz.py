@@ -45,6 +45,7 @@ from safetensors.torch import save
 import tests.support.toy_config as toy
 from nvg import config as configuration
 from nvg.artifacts import models
+from nvg.artifacts.files import checksum
 from nvg.autoencoder import Autoencoder
 from nvg.data import BrokenImageError, decode_image, make_view, open_source
 from nvg.data import tokens as token_parts
@@ -459,7 +460,7 @@ def weights_targets(folder: Path, place: Path, put: Callable[[str, bytes], Path]
                 path = put(f"{name}/{file.name}", data)
                 if kind == "training" and file.name != "metadata.json" and data[:1] < b"\x80":
                     metadata = json.loads((path.parent / "metadata.json").read_bytes())  # past the checksum, too
-                    metadata["files"][file.name] = models.checksum(path)
+                    metadata["files"][file.name] = checksum(path)
                     (path.parent / "metadata.json").write_text(json.dumps(metadata))
                 load(str(path.parent))
 
