@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nvg import storage
 from nvg.artifacts import models
+from nvg.artifacts.files import read_tensors
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config
 from nvg.data import ImageSource, tokens
@@ -347,7 +348,7 @@ def check_training(folder: str) -> Iterator[Check]:
         return require(name and int(name[1]) == step, f"{step}")
 
     def weights() -> str:
-        model, ema, moments = (models.read_tensors(folder, name) for name in ("model", "ema", "optimizer"))
+        model, ema, moments = (read_tensors(folder, name) for name in ("model", "ema", "optimizer"))
         unless((name for name, value in ema.items() if name not in model or model[name].shape != value.shape), "")
         unless(sorted({name.split("/")[1] for name in moments} - model.keys()), "")
         return finite(folder, "model", "ema", "optimizer")
@@ -360,7 +361,7 @@ def check_training(folder: str) -> Iterator[Check]:
 
 def finite(folder: str, *names: str) -> str:
     """How many numbers the files hold. Raises ValueError naming tensors with NaN or infinities."""
-    tensors = {f"{name}: {key}": v for name in names for key, v in models.read_tensors(folder, name).items()}
+    tensors = {f"{name}: {key}": v for name in names for key, v in read_tensors(folder, name).items()}
     bad = (f"{name} is not finite" for name, value in tensors.items() if not value.isfinite().all())
     numbers = sum(value.numel() for value in tensors.values())
     return unless(bad, f"{numbers:,} numbers in {len(tensors)} tensors, all finite")

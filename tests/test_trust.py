@@ -24,6 +24,7 @@ import nvg
 from nvg import config as configuration
 from nvg import storage
 from nvg.artifacts import models
+from nvg.artifacts.files import checksum
 from nvg.autoencoder import Autoencoder
 from nvg.data import BrokenImage, BrokenImageError, decode_image, open_source
 from nvg.data import tokens as token_parts
@@ -351,7 +352,7 @@ def test_moments_that_do_not_fit_are_refused_behind_a_right_checksum(artifacts, 
     name = next(key for key in state if key.endswith("exp_avg"))
     save_file(state | {name: torch.zeros(2)}, path)
     about = json.loads((tmp_path / "training" / "metadata.json").read_text())
-    about["files"][path.name] = models.checksum(path)
+    about["files"][path.name] = checksum(path)
     storage.write_json(str(tmp_path / "training" / "metadata.json"), about)
     with pytest.raises(CheckpointError, match="optimizer.safetensors: .* does not fit the model"):
         resume(str(tmp_path / "training"))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from nvg import config as configuration
 from nvg.artifacts import models
+from nvg.artifacts.files import checksum
 from nvg.autoencoder import Autoencoder
 from nvg.data import open_source
 from nvg.data.stream import read_view
@@ -337,7 +338,7 @@ def test_a_training_checkpoint_passes_and_its_faults_are_named(tmp_path, capsys)
     spoil(folder / "ema.safetensors")
     assert failed(capsys, [str(folder)]) == (1, {"files"})
     about = json.loads((folder / "metadata.json").read_text())
-    about["files"]["ema.safetensors"] = models.checksum(folder / "ema.safetensors")
+    about["files"]["ema.safetensors"] = checksum(folder / "ema.safetensors")
     (folder / "metadata.json").write_text(json.dumps(about))
     assert failed(capsys, [str(folder)]) == (1, {"weights"})
     folder.rename(tmp_path / "step-00000005")

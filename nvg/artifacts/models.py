@@ -9,38 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from nvg import config as configuration
 from nvg import storage, tracking
+from nvg.artifacts.files import FORMAT, checked_record, compare_shapes, fill, plain, read_tensors, shapes
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, SamplerConfig
 from nvg.errors import CheckpointError, ConfigError
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 
 Module = TypeVar("Module", bound=nn.Module)
-FORMAT = 1
 PARTS = ("content", "structure")
 # What of config.yaml decides how a sampler is built and used. The rest is on record there and not read again, so that a
 # later version of the training or evaluation settings still loads it.
 MODEL_SECTIONS = ("name", "output", "seed", "data", "tokenizer", "repa", "content", "structure", "sampler")
-# What metadata.json must hold to be used, by kind.
-FIELDS: dict[str, dict[str, type]] = {
-    "training": {"step": int, "files": dict, "identity": str, "ema_updates": dict},
-    "tokenizer": {"fingerprint": str, "class_names": list},
-    "sampler": {"tokenizer": str, "class_names": list, "parts": list},
-}
 HALF = "half.json"  # instead of metadata.json, of a sampler that lacks a generator
 ASSETS = Path(__file__).parents[1] / "assets"  # samplers that ship with the package
-_CHUNK = 1 << 22  # bytes read at once for a checksum
 
 
 # ---- the tokenizer's folder: tokenizer.safetensors, config.yaml, metadata.json ----
@@ -171,12 +162,12 @@ def write_sampler(
 
 def exported_parts(folder: str) -> list[str]:
     """Which generators a folder holds already: some of content, structure."""
-    for name in ("metadata.json", HALF):
+    for name in (storage.LAST_FILE, HALF):
         path = storage.join(folder, name)
         if storage.exists(path):
             try:
-                found = storage.read_json(path)["parts"]
-                return [part for part in PARTS if part in found]
+                exported = storage.read_json(path)["parts"]
+                return [part for part in PARTS if part in exported]
             except (ValueError, TypeError, KeyError) as error:
                 raise CheckpointError(f"{path} is damaged ({error!r}): export again") from None
     return []
@@ -188,11 +179,11 @@ def sampler_folder(name: str) -> str:
     name = str(name)
     if name.startswith("models:/"):
         return tracking.registered_folder(name)
-    if (ASSETS / name / "metadata.json").is_file():
+    if (ASSETS / name / storage.LAST_FILE).is_file():
         return str(ASSETS / name)
     if storage.is_url(name) or Path(name).is_dir():
         return name
-    shipped = sorted(path.parent.name for path in ASSETS.glob("*/metadata.json"))
+    shipped = sorted(path.parent.name for path in ASSETS.glob(f"*/{storage.LAST_FILE}"))
     raise CheckpointError(
         f"no sampler {name!r}: neither a folder nor one of those that ship with nvg "
         f"({', '.join(shipped) or 'none'}): give a folder or URL that pipelines/train.py made, or "
@@ -224,9 +215,9 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
 
     Raises CheckpointError when the folder is unfinished, a part was never trained, or weights do not fit.
     """
-    there = [] if storage.exists(storage.join(folder, "metadata.json")) else exported_parts(folder)
-    if len(there) == 1:
-        (part,) = there
+    exported = [] if storage.exists(storage.join(folder, storage.LAST_FILE)) else exported_parts(folder)
+    if len(exported) == 1:
+        (part,) = exported
         missing = next(name for name in PARTS if name != part)
         name = model_config(folder).name
         raise CheckpointError(
@@ -241,7 +232,7 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
             f"data.num_classes={config.data.num_classes}: one of the two files is of another sampler"
         )
     config.content.repa_block = None  # its projection is not exported
-    marks = metadata.get("weights", {})  # samplers of earlier versions have none
+    marks = metadata.get("weights", {})  # the first samplers have none
     content = _load_part(folder, "content", lambda: ContentGenerator(config.content), marks.get("content"))
     structure = _load_part(folder, "structure", lambda: StructureGenerator(config.structure), marks.get("structure"))
     return Sampler(load_tokenizer(folder), content, structure, settings or config.sampler, metadata["class_names"])
@@ -274,34 +265,6 @@ def read_metadata(folder: str) -> dict[str, Any]:
     return checked_record(folder, "tokenizer", "sampler")
 
 
-# ---- reading and writing ----
-
-
-def fill(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a complete state into a module. Raises CheckpointError naming the tensors that do not fit."""
-    compare_shapes(shapes(module.state_dict()), shapes(state), where)
-    module.load_state_dict(dict(state))
-
-
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """The shape of each tensor by its name."""
-    return {name: value.shape for name, value in tensors.items()}
-
-
-def compare_shapes(own: Mapping[str, torch.Size], saved: Mapping[str, torch.Size], where: str) -> None:
-    """Raises CheckpointError naming the tensors of file `where` that are missing, foreign or of another shape."""
-    faults = [f"{name} is missing" for name in own if name not in saved]
-    faults += [f"{name} is not part of the model" for name in saved if name not in own]
-    faults += [
-        f"{name} has shape {tuple(saved[name])}, the model {tuple(own[name])}"
-        for name in own
-        if name in saved and saved[name] != own[name]
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise CheckpointError(f"{where} does not fit the configuration: {'; '.join(faults[:3])}{more}")
-
-
 def _load_part(folder: str, name: str, build: Callable[[], Module], mark: str | None) -> Module:
     """A module with the weights of a file, for use. mark: their fingerprint, where it is known."""
     state = read_tensors(folder, name)
@@ -314,61 +277,3 @@ def _load_part(folder: str, name: str, build: Callable[[], Module], mark: str | 
     fill(module, state, where)
     module.eval().requires_grad_(False)
     return module
-
-
-def checked_record(folder: str, *kinds: str) -> dict[str, Any]:
-    """metadata.json of a folder of one of the kinds (FIELDS). Raises CheckpointError naming what is wrong with it."""
-    path = storage.join(folder, "metadata.json")
-    if not storage.exists(path):
-        raise CheckpointError(
-            f"{folder} has no metadata.json: it is no folder of this project, or its job has not finished"
-        )
-    try:
-        metadata = storage.read_json(path)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not isinstance(metadata, dict) or metadata.get("kind") not in kinds:
-        kind = metadata.get("kind") if isinstance(metadata, dict) else None
-        raise CheckpointError(f"{folder} holds a {kind or 'thing of unknown kind'}, expected a {' or '.join(kinds)}")
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {metadata.get('format')}, this version of nvg reads {FORMAT}: make it again"
-        )
-    for name, kind in FIELDS[metadata["kind"]].items():
-        if type(metadata.get(name)) is not kind:
-            found = f"{metadata.get(name)!r:.80}"
-            raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {found}")
-    if not isinstance(metadata.get("weights", {}), dict):
-        raise CheckpointError(f"{path} is damaged: weights must be fingerprints by name")
-    names = metadata.get("class_names", [])
-    if not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{path} is damaged: class_names must be strings, not {names!r:.80}")
-    return metadata
-
-
-def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
-    """The tensors of `folder`/`name`.safetensors. Raises CheckpointError when it is not there or damaged."""
-    return _tensors(Path(storage.local_folder(folder)) / f"{name}.safetensors", folder)
-
-
-def _tensors(path: Path, where: str) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{where} has no {path.name}") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{where}/{path.name} is damaged ({error}): make it again") from None
-
-
-def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU, contiguous and each in its own memory, as safetensors wants them."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-
-
-def checksum(path: Path) -> dict[str, int]:
-    """Size and CRC-32 of a file."""
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return {"size": path.stat().st_size, "crc32": crc}

@@ -33,13 +33,13 @@ class DataConfig:
     channels: int = 3  # 3 = RGB, 1 = grey
     num_classes: int = REQUIRED  # checked against what the source holds
     class_names: list[str] | None = None  # for a source that has none; else the source's own
-    views: int = 1  # tokens an image: view 0 is the centre crop, the others are random
+    views: int = 1  # tokens per image: view 0 is the centre crop, the others are random
     crop_scale: float = 1.0  # random views resize the shorter side to image_size * U(1, crop_scale), then crop
     flip: bool = True  # random views are mirrored with probability 1/2
-    unit_images: int = 512  # images a read unit: the size of a token part and of what a restart repeats
+    unit_images: int = 512  # images per read unit: the size of a token part, and what a restart repeats
     image_column: str = "image"  # parquet: a struct {bytes, path} or plain bytes
     label_column: str = "label"  # parquet
-    limit: int | None = None  # only so many training images (a shortened trial)
+    limit: int | None = None  # at most this number of training images, for a trial
 
 
 @dataclass
@@ -49,8 +49,8 @@ class TokenizerConfig:
     image_size: int = REQUIRED  # derived from data
     channels: int = REQUIRED  # derived from data
     patch: int = 1  # space-to-depth factor of the stem: 1 = the VQGAN's 3x3 convolution at full resolution
-    widths: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])  # one a resolution, fine to coarse
-    blocks: int = 2  # residual blocks a resolution
+    widths: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])  # one per resolution, fine to coarse
+    blocks: int = 2  # residual blocks per resolution
     attention: bool = True  # self-attention at the lowest resolution
     code_width: int = 32  # e, the width of a latent and of a codebook entry
     codebook_size: int = 4096  # V
@@ -58,12 +58,12 @@ class TokenizerConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels a latent position, a side."""
+        """Pixels per latent position, on a side."""
         return self.patch * 2 ** (len(self.widths) - 1)
 
     @property
     def grid(self) -> int:
-        """Latent positions a side, h = w."""
+        """Latent positions on a side, h = w."""
         return self.image_size // self.downsampling
 
     @property
@@ -144,7 +144,7 @@ class ContentConfig:
     """The content generator f_c. The depth d is the one dial: width 64 d, d heads."""
 
     depth: int = REQUIRED
-    grid: int = REQUIRED  # derived: latent positions a side
+    grid: int = REQUIRED  # derived: latent positions on a side
     code_width: int = REQUIRED  # derived: e
     codebook_size: int = REQUIRED  # derived: V
     num_classes: int = REQUIRED  # derived
@@ -235,7 +235,7 @@ class ClusterConfig:
     """What a job asks of Ray. One file serves a laptop and a cluster: only this section differs."""
 
     num_workers: int = 1  # training workers
-    min_workers: int | None = None  # elastic training: go on with so few; None = exactly num_workers
+    min_workers: int | None = None  # elastic training: go on with this number; None = exactly num_workers
     use_gpu: bool = False
     cpus_per_worker: float = 1.0
     threads_per_worker: int | None = None  # torch threads; None = cpus_per_worker
@@ -276,7 +276,7 @@ class TrackingConfig:
 
 @dataclass
 class Config:
-    """One experiment, whole."""
+    """A whole experiment."""
 
     name: str = field(default=REQUIRED, metadata=OPERATIONAL)
     output: str = field(default=REQUIRED, metadata=OPERATIONAL)  # folder or URL that receives every artifact

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from nvg import config as configuration
 from nvg import storage
-from nvg.artifacts.models import FORMAT, checked_record, checksum, compare_shapes, plain, shapes
+from nvg.artifacts.files import FORMAT, checked_record, checksum, compare_shapes, plain, shapes
 from nvg.config import Config
 from nvg.errors import CheckpointError
 from nvg.training.ema import EMA

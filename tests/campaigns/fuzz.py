@@ -45,6 +45,7 @@ from safetensors.torch import save
 import tests.support.toy_config as toy
 from nvg import config as configuration
 from nvg.artifacts import models
+from nvg.artifacts.files import checksum
 from nvg.autoencoder import Autoencoder
 from nvg.data import BrokenImageError, decode_image, make_view, open_source
 from nvg.data import tokens as token_parts
@@ -514,7 +515,7 @@ def resume(path: str) -> None:
 def trust_checksum(path: Path) -> None:
     """Write a file's present checksum into its checkpoint's metadata, so that the reader gets past it."""
     metadata = json.loads((path.parent / "metadata.json").read_bytes())
-    metadata["files"][path.name] = models.checksum(path)
+    metadata["files"][path.name] = checksum(path)
     (path.parent / "metadata.json").write_text(json.dumps(metadata))
 
 

@@ -236,6 +236,28 @@ def test_values_that_do_not_fit_together_are_refused_by_name(overrides: list[str
         assert name in message
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("max_batch=0", "max_batch=0 must be at least 1"),
+        ("max_body_mb=0", "max_body_mb=0.0 must be above 0"),
+        ("precision=float16", "precision='float16' is none of float32, bfloat16"),
+        ("precision=auto", "precision='auto' is none of float32, bfloat16"),
+        ("port=65536", "port=65536 is none of 1 ... 65535"),
+        ("drain_seconds=-1", "drain_seconds=-1.0 must be at least 0"),
+        ("min_replicas=2", "max_replicas=1 is below min_replicas=2"),
+        (
+            "max_queue=3",
+            "max_queue=3 is below max_images=64: a request of so many images could never be taken",
+        ),
+    ],
+)
+def test_a_deployment_that_cannot_be_is_refused_by_name(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        configuration.serve_config({}, [override], where="here.yaml")
+    assert str(raised.value) == f"here.yaml: {words}"
+
+
 @pytest.mark.parametrize("override", ["train.lr", "=3", " = 3", "--verbose", "tokenizer.widths=[16", "name='open"])
 def test_an_override_of_another_form_is_quoted(override: str) -> None:
     message = refusal(MINIMAL, [override])
