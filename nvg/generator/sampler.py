@@ -52,7 +52,7 @@ class Step:
 
     @torch.inference_mode()
     def images(self, index: list[int]) -> np.ndarray:
-        """`preview` of some images alone, n of them: uint8 (n, H, W, C). Costs one pass of the decoder, each time."""
+        """The previews of n of the images: uint8 (n, H, W, C). Costs one pass of the decoder, each time."""
         return to_pixels(in_fours(self.tokenizer.decode_canvas, self.canvas[index]))
 
     @property
@@ -83,7 +83,7 @@ class Sampler:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.tokenizer.quantizer.codebook.device
 
     @property

@@ -24,7 +24,7 @@ logger = logging.getLogger("nvg.requests")
 
 
 class RequestObserver(Protocol):
-    """Where a request's figures go (nvg/serving/metrics.py)."""
+    """The receiver of a request's figures (nvg/serving/metrics.py)."""
 
     def request(self, route: str, status: int, seconds: float) -> None: ...
 

@@ -250,7 +250,7 @@ def test_given_structure_and_content_are_kept(sampler, reference, stages):
     for stage in range(stages):
         assert torch.equal(made.content[stage], reference.content[stage])
         assert torch.equal(made.structure_map(stage), reference.structure_map(stage))
-    if stages == 5:  # everything given: the reference's own reconstruction
+    if stages == 5:  # everything given: the reconstruction of the reference
         pixels = sampler.generate(["cat", "dog"], given=given)
         decoded = sampler.tokenizer.decode(reference)
         assert np.abs(pixels / 127.5 - 1 - decoded.permute(0, 2, 3, 1).numpy()).max() < 0.02
