@@ -14,12 +14,13 @@ from nvg import config as configuration
 from nvg.artifacts import models
 from nvg.artifacts.files import checksum
 from nvg.autoencoder import Autoencoder
-from nvg.data import open_source
+from nvg.data import open_source, tokens
 from nvg.data.stream import read_view
 from nvg.data.tokens import finish, part_name, read_part, write_part
-from nvg.errors import DataError
+from nvg.errors import DataError, StorageError
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.training.loop import train
+from nvg.verify import TokenChecks
 from pipelines import verify
 from pipelines.build_tokens import Encode, token_format
 from pipelines.steps import plan
@@ -260,6 +261,16 @@ def test_no_flipped_byte_changes_the_rows_that_a_part_gives(copy):
         except DataError:
             caught += 1
     assert caught > 30
+
+
+def test_a_store_that_cannot_be_listed_fails_the_checks_that_need_it(copy, monkeypatch):
+    def refuse(folder):
+        raise StorageError("the store is down")
+
+    monkeypatch.setattr(tokens, "parts", refuse)
+    checks = {check.name: check for check in TokenChecks(str(copy[0])).run()}
+    assert checks["metadata.json"].ok and "the store is down" in checks["parts"].detail
+    assert not checks["counts"].ok
 
 
 # ---- weights ----
