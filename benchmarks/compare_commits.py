@@ -24,7 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 READY = "ready"
 WORKER = f"""
-import sys, time, torch, nvg
+import os, sys, time, nvg
+assert os.path.abspath("nvg") == os.path.dirname(nvg.__file__), "the commit has no package nvg"
+import torch
 torch.set_num_threads(1)
 sampler = nvg.load("fashion-mnist")
 print("{READY}", flush=True)

@@ -16,6 +16,9 @@ from experiments.few_step_rivals.samplers import (
     unknown_channels,
 )
 from experiments.few_step_rivals.training import trained, untrained
+from nvg.artifacts.models import sampler_folder
+from nvg.evaluation.features import load_network
+from nvg.evaluation.reference import load_reference
 from nvg.granularity import last_stage, structure_codes, structure_embedding, structure_map
 
 IMAGES, POSITIONS, LAST = 12, 16, 4
@@ -128,3 +131,26 @@ def test_structure_errors_are_zero_for_the_same_maps_and_see_a_boundary_elsewher
     assert structure_errors(across, label, across, label) == {"boundary": 0.0, "edges": 0.0}
     found = structure_errors(across, label, down, label)
     assert found["boundary"] == 0.0 and found["edges"] == pytest.approx(8 / 24)
+
+
+def test_a_row_is_measured_once_and_kept(teacher, tmp_path):
+    folder = sampler_folder("fashion-mnist")
+    rng = torch.Generator().manual_seed(0)
+    codes = structure_codes(torch.randn(200, POSITIONS, 16, generator=rng))
+    content = torch.randint(1024, (200, 2 * POSITIONS - 1), generator=rng)
+    encoded = {"codes": codes, "content": content, "labels": torch.arange(200) % 10}
+    bench = table.Bench(
+        tmp_path,
+        steps=2,
+        samples=20,
+        teacher=teacher,
+        classifier=load_network("classifier", f"{folder}/classifier.safetensors"),
+        reference=load_reference(f"{folder}/reference.safetensors"),
+        encoded={"train": encoded, "test": encoded},
+    )
+    cells = bench.row(VARIANTS["shortcut, 1"])
+    assert len(cells) == len(table.HEAD) == len(bench.floor()) and cells[:3] == ["shortcut, 1", "1", "2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shortcut-2.safetensors", "shortcut_1-2-20.json"]
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    assert bench.row(VARIANTS["shortcut, 1"]) == cells

@@ -40,9 +40,10 @@ class Quoted:
 
 def quoted() -> list[Quoted]:
     """Every command of ours and of Ray and MLflow that a page or a docstring quotes."""
-    pages = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("*/**/README.md"))]
-    pages += [path for path in [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("nvg/assets/*/*.md"))] if path.exists()]
-    found = [item for page in dict.fromkeys(pages) for item in _of_page(_name(page), page.read_text())]
+    pages = sorted(
+        [*ROOT.glob("*.md"), *(page for tree in (*TREES, "docs", "infra") for page in ROOT.glob(f"{tree}/**/*.md"))]
+    )
+    found = [item for page in pages for item in _of_page(_name(page), page.read_text())]
     for path in sorted([*ROOT.glob("conf/**/*.yaml"), *ROOT.glob("infra/**/*.yaml"), ROOT / "Makefile"]):
         found += _of_comments(_name(path), path.read_text())
     for path in sorted(path for tree in TREES for path in ROOT.glob(f"{tree}/**/*.py")):
