@@ -102,7 +102,7 @@ def of_click(name: str, words: list[str]) -> str | None:
 
 def start(kind: str, name: str, arguments: list[str]) -> str | None:
     """Start a program; returns what is wrong with the arguments, or with the configuration that they name."""
-    incomplete = "..." in arguments or all(word.isidentifier() for word in arguments)
+    incomplete = "..." in arguments or all(re.fullmatch(r"[a-z][\w-]*", word) for word in arguments)
     pairs = zip(["", *arguments[:-1]], arguments, strict=True) if arguments else ()
     arguments = [word for before, word in pairs if word != "key=value" and (word != "..." or before.startswith("--"))]
     output, path = io.StringIO(), list(sys.path)
@@ -113,7 +113,7 @@ def start(kind: str, name: str, arguments: list[str]) -> str | None:
                 runpy.run_module(name, run_name="__main__", alter_sys=True)
             elif kind == "entry":
                 module, _, function = name.partition(":")
-                getattr(importlib.import_module(module), function)()
+                raise SystemExit(getattr(importlib.import_module(module), function)())
             else:
                 sys.path[0] = str((ROOT / name).parent)
                 runpy.run_path(str(ROOT / name), run_name="__main__")
