@@ -96,7 +96,7 @@ def drawing(sampler: Sampler, config: Config) -> Image.Image:
     """Drawn stage-1 structure by class: the drawing, the map it becomes, samples."""
     classes = some_classes(sampler)
     names = [sampler.class_names[label] for label in classes]
-    rows: list[Row] = []
+    rows: list[TileRow] = []
     for name, drawn in drawings().items():
         given = given_from_drawing(drawn[None], sampler.tokenizer.config.grid)
         images = tiles(sampler.generate(classes, seed=0, given=given))
@@ -113,7 +113,7 @@ def transfer(sampler: Sampler, config: Config) -> Image.Image:
     names = [sampler.class_names[label] for label in classes]
     images = real_images(config, classes)
     sequence = sampler.tokenizer.encode(to_float(images))
-    rows: list[Row] = []
+    rows: list[TileRow] = []
     for number, name in enumerate(names):
         given = one(sequence, number, structure_stages=sampler.last_stage)
         made = tiles(sampler.generate(classes, seed=0, given=given))
