@@ -1,4 +1,4 @@
-"""The classifier of a data set as a job: trained once on the training images, kept under their fingerprint."""
+"""The classifier of a data set as a job: trained once on the training images, kept under a key made of their fingerprint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from nvg import config as configuration
 from nvg import storage
+from nvg.cluster import progress
 from nvg.config import Config
 from nvg.data import ImageSource, image_batches, open_source
 from nvg.evaluation.classifier import save_classifier, train_classifier
@@ -32,14 +33,12 @@ def classifier_place(config: Config, source: ImageSource) -> str:
 
 def train_data_classifier(config: Config, path: str) -> None:
     """Train the data set's classifier into a file (path or URL), in a Ray task."""
-    from ray.experimental import tqdm_ray
-
     torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
     settings, data = config.evaluate, config.data
     source = open_source(data, "train")
     images = source.count()
     batch_size = min(BATCH, max(2, images // 4))
-    bar = tqdm_ray.tqdm(total=round(images * settings.classifier_epochs), desc="classifier", unit="image")
+    bar = progress(round(images * settings.classifier_epochs), "classifier", "image")
 
     def batches(epoch: int) -> Iterator[dict[str, Any]]:
         stream = image_batches(
