@@ -190,7 +190,10 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """What `save_classifier` wrote (path or URL), in evaluation mode. Raises DataError when it is no classifier."""
+    """The classifier that `save_classifier` wrote (path or URL), in evaluation mode.
+
+    Raises DataError when the file is no classifier.
+    """
     try:
         metadata, tensors = storage.read_safetensors(str(path))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The classifier of a data set as a job: trained once on the training images, kept under their fingerprint."""
+"""The classifier of a data set as a job: trained once on the training images, and kept in a file named by them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nvg.evaluation.classifier import save_classifier, train_classifier
 BATCH = 128
 
 
-def classifier_place(config: Config, source: ImageSource) -> str:
+def classifier_file(config: Config, source: ImageSource) -> str:
     """The file of a data set's classifier, `<output>/classifier-<key>.safetensors`. source: the training images."""
     settings, data = config.evaluate, copy.copy(config.data)
     data.train, data.test, data.views = "", None, 1  # the fingerprint tells the images, wherever they are

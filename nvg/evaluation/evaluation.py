@@ -16,7 +16,7 @@ from nvg import storage
 from nvg.artifacts.models import read_metadata
 from nvg.config import Config
 from nvg.evaluation.collect import Collector
-from nvg.evaluation.data_classifier import classifier_place, train_data_classifier
+from nvg.evaluation.data_classifier import classifier_file, train_data_classifier
 from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.figures import Figures, bound_figures, reconstruction_figures, sample_figures
 from nvg.evaluation.measure import measure
@@ -81,7 +81,7 @@ class Evaluation:
 
             load_inception(weights)  # a wrong file is reported before anything is drawn
             return NetworkFile("inception", weights)
-        path = classifier_place(config, self._split("train").source)
+        path = classifier_file(config, self._split("train").source)
         if not storage.exists(path):
             ray.get(ray.remote(train_data_classifier).options(**config.cluster.actor).remote(config, path))
         return NetworkFile("classifier", path)

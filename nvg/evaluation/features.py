@@ -1,4 +1,4 @@
-"""The network whose features figures are taken on: Inception-v3 as published, else a data set's own classifier."""
+"""The network whose features figures are taken on: Inception-v3 as published, else a classifier of the data set."""
 
 from __future__ import annotations
 

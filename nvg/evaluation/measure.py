@@ -30,7 +30,7 @@ def measure(
     """
     import ray
 
-    # Work and results are Python objects in columns of their own: this says that it is meant, else Ray warns of it.
+    # Work and results travel as Python objects. Ray falls back to them anyway, and warns unless this asks for it.
     ray.data.DataContext.get_current().enable_fallback_to_arrow_object_ext_type = True
     cluster = config.cluster
 

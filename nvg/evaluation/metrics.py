@@ -44,7 +44,7 @@ SHARE: Limits = (0.0, 1.0)
 def interval(value: float, half: float, limits: Limits) -> Figure:
     """A value with the interval of `half` to either side, as far as it lies within the limits.
 
-    A value of its own beyond them, as an unbiased estimate may have it, bounds the interval.
+    A value that itself lies beyond them, as an unbiased estimate may, bounds the interval.
     """
     least, greatest = limits
     return Figure(value, min(value, max(value - half, least)), max(value, min(value + half, greatest)))

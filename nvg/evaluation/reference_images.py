@@ -19,7 +19,7 @@ from nvg.evaluation.work import ReadUnit, Reconstruct, TakeFeatures
 
 
 class ReferenceImages(ABC):
-    """A set of real images. Their features are kept in a file, which is found again by the images and the network."""
+    """A set of real images. Their features are kept in a file whose name follows from the images and the network."""
 
     name: str  # as evaluate.reference has it: train, test, or the file
     description: str  # in the name of the reference: "10000 test images"

@@ -72,7 +72,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Real images after the tokenizer's way there and back."""
+    """Real images, encoded and decoded."""
 
     images: np.ndarray  # the first of them, at most SHOWN: uint8 (n, H, W, C)
     reconstructions: np.ndarray  # of these
@@ -100,16 +100,20 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class DrawSamples:
-    """Samples to draw: the first has the seed `seed`, each next one the next."""
+class Draw:
+    """Samples to draw."""
 
-    labels: list[int]
-    seed: int
+    labels: list[int]  # their classes
+    seed: int  # of the first; each next one has the next
 
     @property
     def size(self) -> int:
         """The number of samples."""
         return len(self.labels)
+
+
+class DrawSamples(Draw):
+    """Samples to measure."""
 
     def do(self, networks: Networks) -> Samples:
         """The samples and their features."""
@@ -118,17 +122,8 @@ class DrawSamples:
         return Samples(images, self.labels, features.numpy(), logits.numpy())
 
 
-@dataclass(frozen=True)
-class DrawStages:
-    """Samples to draw and to keep at every stage."""
-
-    labels: list[int]
-    seed: int
-
-    @property
-    def size(self) -> int:
-        """The number of samples."""
-        return len(self.labels)
+class DrawStages(Draw):
+    """Samples to keep at every stage."""
 
     def do(self, networks: Networks) -> Stages:
         """The previews of all stages, and the structure that they share."""
@@ -138,10 +133,10 @@ class DrawStages:
 
 
 @dataclass(frozen=True)
-class TakeFeatures:
-    """Real images whose features are wanted as a reference."""
+class RealImages:
+    """Some images of a set."""
 
-    reference: str
+    name: str  # of the set: a split, or an .npz file
     images: np.ndarray  # uint8 (n, H, W, C)
     labels: list[int] | None = None  # where the set has any
 
@@ -150,27 +145,21 @@ class TakeFeatures:
         """The number of images."""
         return len(self.images)
 
+
+class TakeFeatures(RealImages):
+    """Real images whose features are taken, for a reference."""
+
     def do(self, networks: Networks) -> Features:
         """The features."""
         features, logits = networks.features(torch.from_numpy(self.images))
         right = 0
         if self.labels is not None:
             right = int((logits.argmax(dim=1) == torch.tensor(self.labels)).sum())
-        return Features(self.reference, features.numpy(), right)
+        return Features(self.name, features.numpy(), right)
 
 
-@dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(RealImages):
     """Real images to encode and to decode again."""
-
-    split: str
-    images: np.ndarray  # uint8 (n, H, W, C)
-    labels: list[int]
-
-    @property
-    def size(self) -> int:
-        """The number of images."""
-        return len(self.images)
 
     def do(self, networks: Networks) -> Reconstructions:
         """The reconstructions, with their errors and the tokens in use."""
@@ -213,7 +202,7 @@ class ReadUnit:
                 yield self.then(self.split, piece.images, piece.labels)
 
 
-# ---- what there is to draw ----
+# ---- lists of work ----
 
 
 def sample_work(config: Config, classes: int) -> list[DrawSamples]:

@@ -245,7 +245,7 @@ class Inception(nn.Module):
         return features, F.linear(features, self.fc.weight)
 
     def train(self, mode: bool = True) -> Inception:
-        """Stays in evaluation mode, whatever its owner does."""
+        """The network stays in evaluation mode, whatever mode is asked for."""
         return super().train(False)
 
 

@@ -88,7 +88,7 @@ class LPIPS(nn.Module):
         return taps
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in evaluation mode, whatever its owner does."""
+        """The network stays in evaluation mode, whatever mode is asked for."""
         return super().train(False)
 
 
