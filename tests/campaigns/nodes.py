@@ -1,16 +1,20 @@
-"""Training while nodes are lost, leave after a notice and come back; tokens on one, two and four nodes.
+"""Training and serving while nodes are lost and come back; tokens on one, two and four nodes.
 
     python -m tests.campaigns.nodes
 
 Nodes are raylets on this machine. tests/cluster/test_nodes.py has the short forms: one node leaves after a notice, and
-two nodes make tokens.
+two nodes make tokens. tests/cluster/test_serving.py kills a replica.
 """
 
 import sys
+import threading
 import time
 
+import httpx
 import pytest
 
+from nvg.config import ServeConfig
+from pipelines.serve import deploy
 from tests.support.cluster import alive, announce_loss, look_again
 from tests.support.smoke import smoke
 from tests.support.trainings import assert_bit_equal, curve, newest_checkpoint, train_in_process
@@ -84,6 +88,56 @@ def test_one_two_and_four_nodes_make_the_same_tokens(ray_cluster, add_node, imag
         assert len(metadata["images_by_node"]) == count
         made[count] = {path.name: path.read_bytes() for path in tmp_path.glob(f"{count}/*.parquet")}
     assert len(made[1]) == 97 and made[1] == made[2] == made[4]  # and quarantine.parquet
+
+
+def replica_nodes():
+    """The node of each replica that is alive."""
+    from ray._private.state import actors
+
+    return [
+        actor["Address"]["NodeID"]
+        for actor in actors().values()
+        if actor["State"] == "ALIVE" and actor["ActorClassName"].startswith("ServeReplica:nvg:")
+    ]
+
+
+def test_a_lost_node_takes_one_of_two_replicas_and_it_comes_back_on_another(ray_cluster, add_node, port):
+    from ray import serve
+
+    # Proxies of nodes with one address would take each other's port.
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    node = add_node()
+    deploy(ServeConfig(port=port, min_replicas=2, max_replicas=2, cpus_per_replica=1.2))
+    assert len(set(replica_nodes())) == 2
+    answers, stop = [], threading.Event()
+
+    def ask():
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.post("/v1/images/generations", json={"prompt": "Bag"})
+                    answers.append((time.monotonic(), answer.status_code))
+                except httpx.TransportError as error:
+                    answers.append((time.monotonic(), type(error).__name__))
+
+    clients = [threading.Thread(target=ask) for _ in range(2)]
+    for client in clients:
+        client.start()
+    until(lambda: len(answers) > 10, "answers of both")
+    lost = time.monotonic()
+    ray_cluster.remove_node(node, allow_graceful=False)
+    until(lambda: node.node_id not in replica_nodes(), "the loss to be seen")
+    seen = time.monotonic()
+    until(lambda: sum(when > seen + 5 for when, _ in answers) > 10, "answers of the one that is left")
+    add_node()
+    until(lambda: len(set(replica_nodes())) == 2, "a replica on another node")
+    stop.set()
+    for client in clients:
+        client.join()
+    failed = [(round(when - lost, 1), what) for when, what in answers if what != 200]
+    print("failed, seconds after the loss:", failed)
+    assert all(0 <= when <= seen + 5 - lost for when, _ in failed), failed
+    assert len(failed) <= 4, failed  # what was in hand there, and what was sent before the loss was seen
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """Several nodes on one machine, raylets beside the session's head: they are killed, leave after a notice, come back."""
 
-import threading
 import time
 from pathlib import Path
 
-import httpx
 import pyarrow.parquet as pq
 import pytest
 
 from nvg.cluster import OWN_RAY, actors
+<<<<<<< HEAD
 from nvg.config import ClusterConfig, ServeConfig
 from nvg.data.tokens import part_files
 from pipelines.serve import deploy
+=======
+from nvg.config import ClusterConfig
+from nvg.data.tokens import parts
+>>>>>>> habits
 from tests.support.cluster import alive, announce_loss, look_again
 from tests.support.smoke import smoke
 from tests.support.trainings import assert_bit_equal, curve, newest_checkpoint, train_in_process
@@ -105,53 +108,3 @@ def test_encoders_leave_a_reader_room_in_a_ray_of_our_own_and_bring_nodes_elsewh
     until(lambda: alive() == 2, "the node")
     assert [pool(count) for count in (7, 9)] == [7, 7]
     assert "cluster.encoders=9" in (said := capsys.readouterr().out) and "7 instead" in said
-
-
-def replica_nodes():
-    """The node of each replica that is alive."""
-    from ray._private.state import actors
-
-    return [
-        actor["Address"]["NodeID"]
-        for actor in actors().values()
-        if actor["State"] == "ALIVE" and actor["ActorClassName"].startswith("ServeReplica:nvg:")
-    ]
-
-
-def test_a_lost_node_takes_one_of_two_replicas_and_it_comes_back_on_another(ray_cluster, add_node, port):
-    from ray import serve
-
-    # Proxies of nodes with one address would take each other's port.
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    node = add_node()
-    deploy(ServeConfig(port=port, min_replicas=2, max_replicas=2, cpus_per_replica=1.2))
-    assert len(set(replica_nodes())) == 2
-    answers, stop = [], threading.Event()
-
-    def ask():
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            while not stop.is_set():
-                try:
-                    answer = client.post("/v1/images/generations", json={"prompt": "Bag"})
-                    answers.append((time.monotonic(), answer.status_code))
-                except httpx.TransportError as error:
-                    answers.append((time.monotonic(), type(error).__name__))
-
-    clients = [threading.Thread(target=ask) for _ in range(2)]
-    for client in clients:
-        client.start()
-    until(lambda: len(answers) > 10, "answers of both")
-    lost = time.monotonic()
-    ray_cluster.remove_node(node, allow_graceful=False)
-    until(lambda: node.node_id not in replica_nodes(), "the loss to be seen")
-    seen = time.monotonic()
-    until(lambda: sum(when > seen + 5 for when, _ in answers) > 10, "answers of the one that is left")
-    add_node()
-    until(lambda: len(set(replica_nodes())) == 2, "a replica on another node")
-    stop.set()
-    for client in clients:
-        client.join()
-    failed = [(round(when - lost, 1), what) for when, what in answers if what != 200]
-    print("failed, seconds after the loss:", failed)
-    assert all(0 <= when <= seen + 5 - lost for when, _ in failed), failed
-    assert len(failed) <= 4, failed  # what was in hand there, and what was sent before the loss was seen

@@ -1,7 +1,6 @@
 """Training on a real Ray: data parallelism, the loss of a worker, the loss of the whole job."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,12 @@ from nvg.artifacts.models import load_tokenizer
 from nvg.data.tokens import read_metadata
 from nvg.errors import DiskFull
 from nvg.training.checkpoint import list_checkpoints
-from tests.campaigns import faults
 from tests.support.disk import small_disk
-from tests.support.smoke import settings
-from tests.support.trainings import assert_bit_equal, curve, train_in_process, train_on_ray, weights
+from tests.support.processes import processes_named
+from tests.support.trainings import assert_bit_equal, curve, newest_checkpoint, train_in_process, train_on_ray, weights
+from tests.support.waiting import in_thread, until
 
 pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute, the first test makes three; more under load
-
-SECONDS = 15  # of a training of the generators, roughly
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,7 @@ def test_the_generator_job_leaves_a_sampler_and_one_run(unbroken, images):
     assert list(Path(images).parent.glob("mlartifacts/*/artifacts/previews/00000016-samples.png"))
 
 
-def test_two_workers_with_half_the_weights_equal_one_that_accumulates(unbroken, images, tokenizer, tokens, tmp_path):
+def test_two_workers_with_half_the_weights_equal_one_that_accumulates(images, tokenizer, tokens, tmp_path):
     one, one_folder = train_in_process(tmp_path / "one", images, tokenizer, tokens, "train.accumulate=2")
     split = ("cluster.num_workers=2", "train.parallel=fsdp")
     two, two_folder = train_on_ray(tmp_path / "two", images, tokenizer, tokens, *split)
@@ -60,22 +57,19 @@ def test_two_workers_with_half_the_weights_equal_one_that_accumulates(unbroken, 
         assert value == pytest.approx(points[step], rel=1e-3)
 
 
-def test_a_worker_that_is_killed_at_any_moment_goes_on_to_the_same_result(
-    unbroken, images, tokenizer, tokens, tmp_path
-):
-    """One round of tests/campaigns/faults.py: the user's command, SIGKILL, and what the command made in the end."""
-    folders = {"tokenizer": Path(tokenizer), "tokens": Path(tokens), "generators": unbroken[1]}
-    calm = faults.Run(*settings(unbroken[1].parent, images))
-    calm.artifacts |= folders
-    moment = faults.moment(random.Random(4))
-    for number in range(faults.TRIES):
-        round = faults.Round("generators", "worker", moment / 2**number)
-        run = faults.copied(calm, round.step, *settings(tmp_path / f"round-{number}", images))
-        faults.play(round, run, SECONDS, calm.result(round.step))
-        if round.killed:  # else it was over before, on a fast machine
-            break
-    assert round.faults == [], round
-    assert round.commands == 1
+def test_a_killed_worker_is_started_again_from_the_newest_checkpoint(images, tokenizer, tokens, tmp_path):
+    """tests/campaigns/faults.py kills everything else too, at any moment and in every step."""
+    length = ("train.steps=100",)
+    wait = in_thread(lambda: train_on_ray(tmp_path / "killed", images, tokenizer, tokens, *length))
+    folder = f"{tmp_path}/killed/generators"
+    step = until(lambda: newest_checkpoint(folder, lambda found: True), "a checkpoint")
+    (worker,) = processes_named("ray::RayTrainWorker")
+    worker.kill()
+    figures, _ = wait()
+    assert figures["resumed_from"] >= step > 0
+    _, unbroken = train_in_process(tmp_path / "unbroken", images, tokenizer, tokens, *length)
+    assert_bit_equal(folder, unbroken)
+    assert curve(tmp_path / "killed", images) == curve(tmp_path / "unbroken", images)
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, tokens, tmp_path):

@@ -22,6 +22,8 @@ def ray_cluster():
     """A running Ray (ray.cluster_utils.Cluster): a head with 2 CPUs and an object store of 500 MB."""
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # How often Ray Train looks at its workers: by default a job's end is seen up to two seconds late.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     # How long to wait for a node in vain that is gone, or was announced to leave, and is still counted as there.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")

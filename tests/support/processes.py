@@ -5,16 +5,19 @@ from contextlib import suppress
 import psutil
 
 
-def replicas():
-    """Process ids of the replicas that run below this process."""
+def processes_named(start):
+    """Processes below this one whose command line begins so: Ray's workers are named after what they run."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        try:
-            if " ".join(process.cmdline()).startswith("ray::ServeReplica:nvg:sampler"):
-                found.append(process.pid)
-        except psutil.NoSuchProcess:
-            continue
+        with suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith(start):
+                found.append(process)
     return found
+
+
+def replicas():
+    """Process ids of the replicas that run below this process."""
+    return [process.pid for process in processes_named("ray::ServeReplica:nvg:sampler")]
 
 
 def end(head: psutil.Popen) -> None:
