@@ -7,14 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nvg.cluster import OWN_RAY, actors
-<<<<<<< HEAD
-from nvg.config import ClusterConfig, ServeConfig
-from nvg.data.tokens import part_files
-from pipelines.serve import deploy
-=======
 from nvg.config import ClusterConfig
-from nvg.data.tokens import parts
->>>>>>> habits
+from nvg.data.tokens import part_files
 from tests.support.cluster import alive, announce_loss, look_again
 from tests.support.smoke import smoke
 from tests.support.trainings import assert_bit_equal, curve, newest_checkpoint, train_in_process
