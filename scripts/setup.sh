@@ -100,7 +100,7 @@ if [ "${1:-}" = lock ]; then lock; exit; fi
 if command -v flock >/dev/null; then exec 9<pyproject.toml; flock 9; fi
 
 # What the environment was made of: it is made anew or completed when this changes, also when the folder was moved.
-state="$(cat pyproject.toml requirements.lock | cksum) $("$python" -c 'import sys; print(sys.version, sys.base_prefix)') $PWD"
+state="$({ cat pyproject.toml requirements.lock; grep __version__ nvg/__init__.py; } | cksum) $("$python" -c 'import sys; print(sys.version, sys.base_prefix)') $PWD"
 if [ -x .venv/bin/python ] && [ "$(cat .venv/nvg-setup 2>/dev/null)" = "$state" ]; then exit 0; fi
 
 started=$SECONDS

@@ -1,35 +1,71 @@
 #!/usr/bin/env bash
-# Lint, types and all tests, each with its time; every one runs, whatever the others say. Arguments go to pytest.
+# Lint, types and tests, each with its time; every one runs, whatever the others say. Arguments go to pytest.
+#
+#   scripts/test.sh lint         ruff, its format, mypy
+#   scripts/test.sh unit [...]   lint, and the tests that need neither Ray nor programs from outside Python
+#   scripts/test.sh all [...]    lint, and all tests
+#
+# Two lanes run beside each other. The tests on Ray wait for a third of their time, which the others use.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-started=$SECONDS
+start=$SECONDS
 failed=()
+pytest=(.venv/bin/python -m pytest --durations=25)
 
-part() {  # name, command ...
-  local name=$1 begun=$SECONDS
+step() {  # name, command ...
+  local name=$1 start=$SECONDS
   shift
   printf '== %s: %s\n' "$name" "$*"
   "$@" </dev/null || failed+=("$name")
-  printf '== %s: %d s\n' "$name" $((SECONDS - begun))
+  printf '== %s: %d s\n' "$name" $((SECONDS - start))
 }
 
-part lint .venv/bin/ruff check .
-part types .venv/bin/mypy
-pytest=(.venv/bin/python -m pytest --durations=25)
-if [ $# -gt 0 ]; then
-  part tests "${pytest[@]}" "$@"
-else
-  # What runs on Ray waits for a third of its time, so the other tests run beside it. Its output comes when it has ended.
+lint() {
+  step lint .venv/bin/ruff check .
+  step format .venv/bin/ruff format --check .
+  step types .venv/bin/mypy
+}
+
+beside() {  # command ...: run it beside what comes next; `join` prints its output and takes its verdict
   log=$(mktemp)
   trap 'rm -f "$log"; kill $(jobs -p) 2>/dev/null' EXIT
-  (failed=(); part 'tests on Ray' "${pytest[@]}" tests/cluster; exit ${#failed[@]}) >"$log" 2>&1 &
-  part 'tests without Ray' "${pytest[@]}" --ignore tests/cluster
-  wait $! || failed+=('tests on Ray')
+  (failed=(); "$@"; exit ${#failed[@]}) >"$log" 2>&1 &
+}
+
+join() {  # what it was
+  wait $! || failed+=("$1")
   cat "$log"
-fi
+}
+
+tier=${1:-all}
+[ $# -eq 0 ] || shift
+case $tier in
+  lint)
+    lint
+    ;;
+  unit|all)
+    if [ $# -gt 0 ]; then
+      lint
+      step tests "${pytest[@]}" "$@"
+    elif [ "$tier" = unit ]; then
+      beside lint
+      step 'tests without Ray' "${pytest[@]}" --ignore tests/cluster
+      join lint
+    else
+      beside step 'tests on Ray' "${pytest[@]}" tests/cluster
+      lint
+      step 'tests without Ray' "${pytest[@]}" --ignore tests/cluster
+      join 'tests on Ray'
+    fi
+    ;;
+  *)
+    echo "usage: scripts/test.sh [lint | unit [pytest's arguments] | all [pytest's arguments]]" >&2
+    exit 2
+    ;;
+esac
 
 if [ ${#failed[@]} -gt 0 ]; then
-  printf 'FAILED: %s, after %d s\n' "${failed[*]}" $((SECONDS - started))
+  printf 'FAILED: %s, after %d s\n' "${failed[*]}" $((SECONDS - start))
   exit 1
 fi
-printf 'lint, types and tests passed in %d s\n' $((SECONDS - started))
+printf '%s passed in %d s\n' "$tier" $((SECONDS - start))

@@ -112,6 +112,15 @@ def test_no_circle_of_files() -> None:
         visit(name, ())
 
 
+def test_no_file_of_tests_is_imported() -> None:
+    """Tests share what stands in tests/support."""
+    for name, path in MODULES.items():
+        for line, module in imports(path):
+            last = module.split(".")[-1]
+            shared = module not in MODULES or not (last == "conftest" or last.startswith("test_"))
+            assert shared, f"{path}:{line}: {name} imports {module}; what tests share belongs into tests/support"
+
+
 def test_the_science_imports_torch_alone() -> None:
     known = {*sys.stdlib_module_names, "torch", "numpy"}
     for name, path in MODULES.items():

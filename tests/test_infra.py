@@ -110,9 +110,9 @@ def strict(schema):
     if schema.get("x-kubernetes-int-or-string"):
         result.pop("type", None)
         result["anyOf"] = [{"type": "integer"}, {"type": "string"}]
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
-        if not schema.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in schema:
-            result["additionalProperties"] = False
+    closed = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    if closed and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        result.setdefault("additionalProperties", False)
     return result
 
 

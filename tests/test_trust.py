@@ -197,8 +197,8 @@ LOADERS = {
     "inception.safetensors": load_inception,
     "vgg.pth": convert_weights.read_state,
     "inception.pth": lambda path: convert_inception.convert_inception(Path(path), Path(path).with_suffix(".out")),
-    "images.npz": lambda path: list(read_images(open(path, "rb"), 4)),
-    "moments.npz": lambda path: read_moments(open(path, "rb")),
+    "images.npz": lambda path: list(read_images(io.BytesIO(Path(path).read_bytes()), 4)),
+    "moments.npz": lambda path: read_moments(io.BytesIO(Path(path).read_bytes())),
     "config.yaml": configuration.load,
     "image.png": lambda path: decode_image(Path(path).read_bytes(), 3),
     "metadata.json": storage.read_json,
@@ -495,9 +495,11 @@ def test_a_zip_bomb_of_images_is_read_in_pieces(tmp_path):
     """4 GB of zeros in 4 MB: what is in memory is a batch."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**20, 4, 4, 3)})
-    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-            member.write(header.getvalue() + bytes(2**20))
+    with (
+        zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(header.getvalue() + bytes(2**20))
     with (tmp_path / "x.npz").open("rb") as file, pytest.raises(DataError, match="arr_0 ends after 21845"):
         for batch in read_images(file, 1000):
             assert batch.shape == (1000, 4, 4, 3)

@@ -51,9 +51,9 @@ def elsewhere(folder):
 def test_a_second_job_refuses_and_names_the_first(folder):
     with lease(folder):
         own = storage.read_json(f"{folder}.lease")
-        with pytest.raises(OutputBusy, match=f"tokens-1 is being made by another job \\(process {own['pid']} on "):
-            with lease(folder):
-                pass
+        refusal = f"tokens-1 is being made by another job \\(process {own['pid']} on "
+        with pytest.raises(OutputBusy, match=refusal), lease(folder):
+            pass
         with lease(folder + "-b"):
             assert storage.exists(f"{folder}-b.lease")
         assert storage.read_json(f"{folder}.lease")["id"] == own["id"]

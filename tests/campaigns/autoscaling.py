@@ -1,194 +1,83 @@
 """A job on a cluster that grows from no workers and shrinks again: Ray's own autoscaler, on this machine.
 
+    python -m tests.campaigns.autoscaling                                   the test below
     python -m tests.campaigns.autoscaling [--idle 10] -- pipelines/run.py --config ... key=value
 
-Starts a head without CPUs and Ray's autoscaler, whose provider starts raylets here in place of virtual machines; runs
-the command on it; waits until its nodes have gone. Prints what the job prints, and at the end what the autoscaler
-decided and when. Resources are pretended: all nodes share this machine's cores.
+With a job it runs that on such a cluster (tests/support/autoscaler.py) and waits until the nodes have gone. It prints
+the job's output, and at the end the autoscaler's decisions with their times. tests/cluster/test_autoscaling.py is the
+short form, in which encoders come for the tokens and go.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
-import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any
 
-import psutil
-import ray.util
-from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+import pytest
 
-from tests.support.ports import free_ports
+from nvg import config as configuration
+from nvg import storage
+from pipelines.steps import plan
+from tests.support import autoscaler
+from tests.support.smoke import ROOT, SMOKE
+from tests.support.synthetic import write_images
 
-ROOT = Path(__file__).parents[2]
-HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # the provider's name for it
-STORE = 150 * 10**6  # bytes of a node's object store
-MEMORY = 2 * 10**9  # bytes: what a node's type does not name the autoscaler takes for not there
-TYPES: dict[str, dict[str, float]] = {  # nodes that read and nodes that encode
-    "reader": {"CPU": 2, "reader": 2},
-    "encoder": {"CPU": 1, "encoder": 1},
-}
-AT_MOST = 2  # nodes of a type
-DECISION = re.compile(r"^(\S+ \S+?),\d+\tINFO event_logger.py:\d+ -- (.+)$")
-PATIENCE = 90  # seconds for a head to start
+pytestmark = pytest.mark.timeout(900)
+
+IDLE = 5  # seconds after which a node without work goes
 
 
-class LocalNodes(FakeMultiNodeProvider):
-    """Ray's provider that starts raylets on this machine, as ray.cluster_utils.AutoscalingCluster has it (which
-    does not run from Ray's wheels). A raylet counts its memory by itself."""
-
-    def _create_node_with_resources_and_labels(
-        self, node_config: Any, tags: Any, count: int, resources: dict[str, float], labels: Any
-    ) -> None:
-        given = {name: amount for name, amount in resources.items() if name != "memory"}
-        super()._create_node_with_resources_and_labels(node_config, tags, count, given, labels)
-
-
-@dataclass(frozen=True)
-class Growing:
-    """A running cluster that grows."""
-
-    environment: dict[str, str]  # of a job: RAY_ADDRESS and the cluster's token
-    folder: Path
-
-    def decisions(self) -> list[tuple[float, str]]:
-        """What the autoscaler decided, by its own log: time (Unix seconds) and line."""
-        log = self.folder / "session_latest" / "logs" / "monitor.log"
-        lines = log.read_text().splitlines() if log.exists() else []
-        found = (DECISION.match(line) for line in lines)
-        return [(datetime.fromisoformat(item[1]).timestamp(), item[2]) for item in found if item]
-
-    def nodes(self) -> int:
-        """How many nodes have joined, the head not counted."""
-        code = "import ray; ray.init(log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()) - 1)"
-        command = [sys.executable, "-c", code]
-        environment = os.environ | self.environment
-        return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
-
-
-def settings(idle_seconds: float, address: str) -> dict[str, Any]:
-    """The autoscaler's configuration, as for `ray up`, with the provider above."""
-    workers = {
-        name: {
-            "resources": {**resources, "memory": MEMORY, "object_store_memory": STORE},
-            "node_config": {},
-            "min_workers": 0,
-            "max_workers": AT_MOST,
-        }
-        for name, resources in TYPES.items()
-    }
-    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-    return {
-        "cluster_name": "nvg",
-        "max_workers": AT_MOST * len(TYPES),
-        "idle_timeout_minutes": idle_seconds / 60,
-        "upscaling_speed": 1.0,
-        "provider": {
-            "type": "external",  # "fake_multinode" wants a file that Ray's wheels do not hold
-            "module": "tests.campaigns.autoscaling.LocalNodes",
-            "gcs_address": address,
-            "head_node_id": HEAD,
-            "launch_multiple": True,
-            "use_node_id_as_ip": True,  # they all have one address
-            "disable_node_updaters": True,
-            "disable_launch_config_check": True,
-        },
-        "available_node_types": {"ray.head.default": head, **workers},
-        "head_node_type": "ray.head.default",
-        "auth": {},
-        "file_mounts": {},
-        "cluster_synced_files": [],
-        "file_mounts_sync_continuously": False,
-        "rsync_exclude": [],
-        "rsync_filter": [],
-        "initialization_commands": [],
-        "setup_commands": [],
-        "head_setup_commands": [],
-        "worker_setup_commands": [],
-        "head_start_ray_commands": [],
-        "worker_start_ray_commands": [],
-    }
-
-
-@contextmanager
-def growing(idle_seconds: float = 10) -> Iterator[Growing]:
-    """A head and Ray's autoscaler, alone at first. Everything that they started has ended afterwards, and no other Ray
-    of this machine is touched (AutoscalingCluster's `ray stop --force` ends them all)."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as scratch:  # short: a socket's path has 107 characters
-        folder = Path(scratch)
-        port, client, dashboard, metrics = free_ports(4)
-        host = ray.util.get_node_ip_address()
-        address = f"{host}:{port}"
-        (folder / "autoscaler.json").write_text(json.dumps(settings(idle_seconds, address)))
-        command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"),
-            *(f"--node-ip-address={host}", "--num-cpus=0", f"--object-store-memory={STORE}"),
-            *(f"--dashboard-port={dashboard}", f"--temp-dir={folder}", "--disable-usage-stats"),
-            *(f"--ray-client-server-port={client}", f"--autoscaling-config={folder}/autoscaler.json"),
-        ]
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        environment = (
-            os.environ
-            | token
-            | {
-                "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-                "RAY_num_workers_soft_limit": "8",  # pipelines/steps.py, keep_workers
-                "RAY_FAKE_CLUSTER": "1",
-                "RAY_enable_autoscaler_v2": "1",  # the default of `ray up` and KubeRay
-                "RAY_CLOUD_INSTANCE_ID": HEAD,
-                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
-                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-                "AUTOSCALER_METRIC_PORT": str(metrics),
-            }
+def test_nodes_come_for_readers_and_for_encoders_and_go_when_all_is_done(tmp_path):
+    images = write_images(tmp_path / "images")
+    settings = [
+        *(f"output={tmp_path}/run", f"data.train={images}", "data.unit_images=2", "cluster.cpus_per_worker=1"),
+        *("cluster.num_workers=2", "cluster.worker_resources={encoder: 1}"),
+        *("cluster.encoders=2", "cluster.reader_resources={reader: 0.5}"),
+    ]
+    command = [sys.executable, "pipelines/run.py", "--until", "tokens", "--config", str(SMOKE), *settings]
+    with autoscaler.growing(idle_seconds=IDLE) as cluster:
+        assert cluster.nodes() == 0
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | cluster.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
-        log = folder / "head.log"
-        with open(log, "w") as file:
-            head = psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-        try:
-            patience = time.monotonic() + PATIENCE
-            while "block forever" not in log.read_text():
-                if head.poll() is not None or time.monotonic() > patience:
-                    raise RuntimeError(f"the head does not start: {log.read_text()}")
-                time.sleep(0.2)
-            yield Growing({"RAY_ADDRESS": address, **token}, folder)
-        finally:
-            end(head)
-
-
-def end(head: psutil.Popen) -> None:
-    """End a `ray start --block` and all that it has started: an autoscaler's nodes too."""
-    if not head.is_running():
-        return
-    family = [head, *head.children(recursive=True)]
-    head.terminate()
-    psutil.wait_procs([head], timeout=5)
-    for process in family:  # what it did not wait for
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(family, timeout=15)
+        log = done.stdout + done.stderr
+        assert done.returncode == 0, log[-8000:]
+        patience = time.monotonic() + 120
+        while cluster.nodes():
+            assert time.monotonic() < patience, cluster.decisions()
+            time.sleep(1)
+        decisions = [what for _, what in cluster.decisions()]
+    # No node has both resources: that each was asked for is what brought nodes of its kind. Two workers need two.
+    assert "Adding 2 node(s) of type encoder." in decisions and "Adding 1 node(s) of type reader." in decisions
+    assert "Adding 2 node(s) of type encoder" in log  # the job's own log says so
+    removed = [what for what in decisions if what.startswith("Removing")]
+    assert removed and all("(idle)" in what for what in removed)
+    artifacts = plan(configuration.load(SMOKE, settings))
+    tokens = storage.read_json(f"{artifacts['tokens'].folder}/metadata.json")
+    assert tokens["rows"] == 96 and len(tokens["images_by_node"]) == 2
+    assert storage.read_json(f"{artifacts['tokenizer'].folder}/metadata.json")["training"]["workers"] == 2
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--idle", type=float, default=10, help="seconds after which a node without work goes")
-    parser.add_argument("job", nargs="+", help="the job's command, a script of pipelines/ and its arguments")
+    parser.add_argument("job", nargs="*", help="the job's command, a script of pipelines/ and its arguments")
     arguments = parser.parse_args()
+    if not arguments.job:
+        sys.exit(pytest.main([__file__]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the cluster is ended
-    with growing(arguments.idle) as cluster:
-        begun = time.time()
+    with autoscaler.growing(arguments.idle) as cluster:
+        start = time.time()
         code = subprocess.run([sys.executable, *arguments.job], env=os.environ | cluster.environment)
         done = time.time()
         while cluster.nodes() and time.time() < done + arguments.idle + 60:
@@ -196,8 +85,8 @@ def main() -> None:
         left = cluster.nodes()
         print("\n| seconds | the autoscaler |\n| --- | --- |")
         for when, what in cluster.decisions():
-            print(f"| {when - begun:.0f} | {what} |")
-        print(f"\nThe job took {done - begun:.0f} s; nodes left: {left}.")
+            print(f"| {when - start:.0f} | {what} |")
+        print(f"\nThe job took {done - start:.0f} s; nodes left: {left}.")
     sys.exit(code.returncode or bool(left))
 
 

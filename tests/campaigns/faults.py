@@ -40,8 +40,6 @@ from pathlib import Path
 import psutil
 from safetensors import safe_open
 
-ROOT = Path(__file__).resolve().parents[2]
-
 from nvg import config as configuration
 from nvg import tracking
 from nvg.artifacts.lease import left_over
@@ -49,6 +47,7 @@ from nvg.data.tokens import read_part
 from pipelines.steps import plan
 from tests.support.synthetic import write_images
 
+ROOT = Path(__file__).parents[2]
 STEPS = ("tokenizer", "tokens", "generators", "distilled", "evaluation")
 VICTIMS = {step: ("worker", "driver", "raylet", "all") for step in STEPS} | {
     step: ("data", "driver", "raylet", "all") for step in ("tokens", "evaluation")
@@ -141,7 +140,8 @@ class Reader(threading.Thread):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
-        self.folder, self.faults, self.done, self.seen = folder, set(), threading.Event(), 0
+        self.folder, self.done, self.seen = folder, threading.Event(), 0
+        self.faults: set[str] = set()
 
     def run(self) -> None:
         """Until `done`."""

@@ -30,7 +30,7 @@ import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ from tests.support.pictures import encode, pixels, write_folder, write_idx, writ
 SECONDS = 10  # of computing for one input; of waiting, on a machine with other work, twelve times that
 MEMORY = 2 * 2**30  # bytes above what the process had before
 TURN = 20.0  # seconds of a child
-ODD = (
+ODD: tuple[object, ...] = (
     None,
     True,
     -1,
@@ -128,7 +128,7 @@ class Target:
     seeds: list[bytes]
     run: Callable[[bytes], object]
     errors: tuple[type[Exception], ...]
-    mutate: list[Mutate] = field(default_factory=list)  # besides changes of bytes
+    mutate: Sequence[Mutate] = ()  # besides changes of bytes
 
 
 # ---- mutations ----
@@ -298,17 +298,45 @@ def read_source(source: str, path: Path, **changes: Any) -> None:
             pass
 
 
-def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
-    """All readers by name, their seed files made in an empty folder. only: those whose name begins so."""
-    result: dict[str, Target] = {}
-    place = folder / "input"
-    place.mkdir(parents=True)
+class Inputs:
+    """A folder into which a target writes the file that its reader opens."""
 
-    def put(name: str, data: bytes) -> Path:
-        path = place / name
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+
+    def put(self, name: str, data: bytes) -> Path:
+        """Write a file in place of the one before."""
+        path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         return path
+
+
+def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
+    """Make every reader's target by its name; `only` keeps those whose name begins with one of these words.
+
+    The folder must be empty: valid files are made in it first, from which the inputs are mutated.
+    """
+    inputs = Inputs(folder / "input")
+    every: dict[str, Target] = {}
+    for make in (
+        image_targets,
+        shard_targets,
+        idx_targets,
+        ilsvrc_targets,
+        token_targets,
+        config_targets,
+        artifact_targets,
+        evaluation_targets,
+        weights_targets,
+    ):
+        every |= make(folder, inputs)
+    return {name: target for name, target in every.items() if not only or name.startswith(tuple(only))}
+
+
+def image_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """An image of a data set, an uploaded one, a drawing."""
 
     def view(data: bytes) -> None:
         for channels in (1, 3):
@@ -318,61 +346,85 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
         open_upload(data, channels=3, max_pixels=2**20, field="image")
 
     images = image_seeds()
-    result["image"] = Target(images, view, (BrokenImageError,))
-    result["upload"] = Target(images, upload, (RequestError,))
-    result["drawing"] = Target(images, lambda d: open_drawing(d, max_pixels=2**20, field="mask"), (RequestError,))
+    return {
+        "image": Target(images, view, (BrokenImageError,)),
+        "upload": Target(images, upload, (RequestError,)),
+        "drawing": Target(images, lambda d: open_drawing(d, max_pixels=2**20, field="mask"), (RequestError,)),
+    }
 
+
+def shard_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """Archives and Parquet files of images."""
     members = [(f"{n}.{s}", d) for n in range(3) for s, d in (("png", encode(pixels(n))), ("cls", b"%d" % n))]
     members += [("4.jpg", encode(pixels(4), "JPEG")), ("4.json", b'{"label": 2}')]
     tar = Path(write_tar(folder / "seed.tar", members)).read_bytes()
-    packed = zlib.compressobj(wbits=31)
-    gz = packed.compress(tar) + packed.flush()
-    result["tar"] = Target([tar, gz], lambda d: list(read_members(str(put("a.tar", d)))), (), [])
-    result["webdataset"] = Target(
-        [tar], lambda d: read_source("webdataset", put("w/a.tar", d)), (DataError,), [change_tar]
-    )
-    kinds = ({}, {"names": ["a", "b", "c"]}, {"text": True})
-    sets = [write_parquet(folder / f"{number}.parquet", **options) for number, options in enumerate(kinds)]
-    result["parquet"] = Target(
-        [Path(name).read_bytes() for name in sets],
-        lambda d: read_source("parquet", put("p/a.parquet", d)),
-        (DataError,),
-        [change_part],
-    )
+    kinds: tuple[dict[str, Any], ...] = ({}, {"names": ["a", "b", "c"]}, {"text": True})
+    tables = [write_parquet(folder / f"{number}.parquet", **options) for number, options in enumerate(kinds)]
+    return {
+        "tar": Target([tar, gzipped(tar)], lambda d: list(read_members(str(inputs.put("a.tar", d)))), ()),
+        "webdataset": Target(
+            [tar], lambda d: read_source("webdataset", inputs.put("w/a.tar", d)), (DataError,), [change_tar]
+        ),
+        "parquet": Target(
+            [Path(name).read_bytes() for name in tables],
+            lambda d: read_source("parquet", inputs.put("p/a.parquet", d)),
+            (DataError,),
+            [change_part],
+        ),
+    }
+
+
+def gzipped(data: bytes) -> bytes:
+    """Data as gzip packs them, without a time stamp."""
+    packer = zlib.compressobj(wbits=31)
+    return packer.compress(data) + packer.flush()
+
+
+def idx_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """The images and the labels of an idx set, each beside its unchanged neighbour."""
+    from nvg.data.sources.idx import _images
+
+    result = {}
     idx = Path(write_idx(folder / "idx", pixels(0, (6, 8)), [0, 1, 2, 0, 1, 2])).parent
     names = sorted(path.name for path in idx.iterdir())
     for name in names:
-        shutil.copytree(idx, place / f"idx-{name}")
+        shutil.copytree(idx, inputs.folder / f"idx-{name}")
+        packed = (idx / name).read_bytes()
+        plain = zlib.decompressobj(wbits=31).decompress(packed)
 
-        def read_idx(data: bytes, name: str = name) -> None:
-            from nvg.data.sources.idx import _images
-
+        def read(data: bytes, name: str = name) -> None:
             _images.cache_clear()  # files of this name change here
-            put(f"idx-{name}/{name}", data)
-            read_source("idx", place / f"idx-{name}" / names[0], channels=1)
+            inputs.put(f"idx-{name}/{name}", data)
+            read_source("idx", inputs.folder / f"idx-{name}" / names[0], channels=1)
 
-        raw = (idx / name).read_bytes()
-        plain = zlib.decompressobj(wbits=31).decompress(raw)
+        def change_inside(rng: random.Random, data: bytes, plain: bytes = plain) -> bytes:
+            return gzipped(change_bytes(rng, plain))
 
-        def zipped(rng: random.Random, data: bytes, plain: bytes = plain) -> bytes:
-            packed = zlib.compressobj(wbits=31)
-            return packed.compress(change_bytes(rng, plain)) + packed.flush()
+        result["idx " + name.split("-")[1]] = Target([packed], read, (DataError,), [change_inside])
+    return result
 
-        result["idx " + name.split("-")[1]] = Target([raw], read_idx, (DataError,), [zipped])
+
+def ilsvrc_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """Each table of an ILSVRC folder, in a folder where it decides."""
+    result = {}
     write_ilsvrc(folder / "ilsvrc")
     for name in TABLES:
-        base = place / f"ilsvrc-{name}"
+        base = inputs.folder / f"ilsvrc-{name}"
         shutil.copytree(folder / "ilsvrc", base)
         if name in TABLES[2:]:
             (base / "LOC_val_solution.csv").unlink()
-            (base / {TABLES[2]: TABLES[3], TABLES[3]: TABLES[0]}[name]).unlink()  # so that this one decides
+            (base / {TABLES[2]: TABLES[3], TABLES[3]: TABLES[0]}[name]).unlink()
 
-        def read_ilsvrc(data: bytes, name: str = name) -> None:
-            put(f"ilsvrc-{name}/{name}", data)
-            open_source(image_config(source="ilsvrc", train=str(place / f"ilsvrc-{name}")), "train")
+        def read(data: bytes, name: str = name) -> None:
+            inputs.put(f"ilsvrc-{name}/{name}", data)
+            open_source(image_config(source="ilsvrc", train=str(inputs.folder / f"ilsvrc-{name}")), "train")
 
-        result[f"ilsvrc {name}"] = Target([(folder / "ilsvrc" / name).read_bytes()], read_ilsvrc, (DataError,))
+        result[f"ilsvrc {name}"] = Target([(folder / "ilsvrc" / name).read_bytes()], read, (DataError,))
+    return result
 
+
+def token_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """A part of the tokens, and their metadata.json."""
     form = token_parts.TokenFormat("0" * 16, 4, 16, 16, ["a", "b", "c"])
     columns = {
         "image_id": [str(n) for n in range(6)],
@@ -381,119 +433,160 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
         "structure": np.tile(np.arange(16), (6, 1)),
     }
     token_parts.write_part(str(folder / "tokens"), form, "part-000000-view0.parquet", 0, columns, [])
+    metadata = token_parts.finish(str(folder / "tokens"), form, {(0, 0)}, {"views": 1})
 
-    def read_tokens(data: bytes) -> None:
-        path = str(put("t/part-000000-view0.parquet", data))
+    def read_part(data: bytes) -> None:
+        path = str(inputs.put("t/part-000000-view0.parquet", data))
         for read in (
             lambda: token_parts.to_arrays(token_parts.read_part(path, form.fingerprint)),
-            lambda: token_parts.look([path], form, str(place)),
+            lambda: token_parts.look([path], form, str(inputs.folder)),
         ):
             with contextlib.suppress(DataError):
                 read()
 
+    def read_metadata(data: bytes) -> None:
+        token_parts.read_metadata(str(inputs.put("tm/metadata.json", data).parent))
+
     part = (folder / "tokens" / "part-000000-view0.parquet").read_bytes()
-    result["token part"] = Target([part], read_tokens, (), [change_part])
-    about = token_parts.finish(str(folder / "tokens"), form, {(0, 0)}, {"views": 1})
-    result["token metadata"] = Target(
-        [json.dumps(about).encode()],
-        lambda d: token_parts.read_metadata(str(put("tm/metadata.json", d).parent)),
-        (DataError,),
-        [change_json],
-    )
+    return {
+        "token part": Target([part], read_part, (), [change_part]),
+        "token metadata": Target([json.dumps(metadata).encode()], read_metadata, (DataError,), [change_json]),
+    }
+
+
+def config_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """A configuration file."""
     text = configuration.to_yaml(toy.toy_config()).encode()
-    result["config"] = Target([text], lambda d: configuration.load(put("c.yaml", d)), (ConfigError,), [change_yaml])
-    result |= weights_targets(folder, place, put)
-    return {name: target for name, target in result.items() if not only or name.startswith(tuple(only))}
+
+    def read(data: bytes) -> None:
+        configuration.load(inputs.put("c.yaml", data))
+
+    return {"config": Target([text], read, (ConfigError,), [change_yaml])}
 
 
-def weights_targets(folder: Path, place: Path, put: Callable[[str, bytes], Path]) -> dict[str, Target]:
-    """Folders with weights: each of their files is a target beside its unchanged neighbours."""
-    result: dict[str, Target] = {}
+def training_objects() -> dict[str, Any]:
+    """A module with its average and its optimizer, as a checkpoint takes them."""
+    modules = {"first": torch.nn.Linear(4, 3)}
+    return {
+        "modules": modules,
+        "averages": {"first": EMA(modules["first"], 0.9)},
+        "optimizers": {"first": torch.optim.AdamW(modules["first"].parameters())},
+    }
+
+
+def make_step(objects: dict[str, Any]) -> None:
+    """One step of training."""
+    objects["modules"]["first"](torch.ones(2, 4)).sum().backward()
+    objects["optimizers"]["first"].step()
+
+
+def write_artifacts(folder: Path) -> None:
+    """A tokenizer's folder, a sampler's, and a training checkpoint."""
     torch.manual_seed(0)
     config = toy.toy_config()
     autoencoder = Autoencoder(config.tokenizer)
     generators = {"content": ContentGenerator(config.content), "structure": StructureGenerator(config.structure)}
-    models.save_tokenizer(
-        str(folder / "tokenizer"), autoencoder.state_dict(), config, class_names=["a", "b"], metadata={}
-    )
+    tokenizer = autoencoder.state_dict()
+    models.save_tokenizer(str(folder / "tokenizer"), tokenizer, config, class_names=["a", "b"], metadata={})
     models.export_sampler(
         str(folder / "sampler"),
-        tokenizer=autoencoder.state_dict(),
+        tokenizer=tokenizer,
         config=config,
         class_names=["a", "b"],
         metadata={},
         parts={name: module.state_dict() for name, module in generators.items()},
     )
-
-    def objects() -> dict[str, Any]:
-        modules = {"first": torch.nn.Linear(4, 3)}
-        return {
-            "modules": modules,
-            "averages": {"first": EMA(modules["first"], 0.9)},
-            "optimizers": {"first": torch.optim.AdamW(modules["first"].parameters())},
-        }
-
-    state = objects()
-    state["modules"]["first"](torch.ones(2, 4)).sum().backward()
-    state["optimizers"]["first"].step()
-    saved = checkpoint.save_checkpoint(str(folder), 1, **state, config=config, metadata={"identity": "toy", "seed": 0})
+    objects = training_objects()
+    make_step(objects)
+    metadata = {"identity": "toy", "seed": 0}
+    saved = checkpoint.save_checkpoint(str(folder), 1, **objects, config=config, metadata=metadata)
     shutil.move(saved, folder / "training")
 
-    def resume(path: str) -> None:
-        checkpoint.latest_checkpoint(str(Path(path).parent))
-        objects_ = objects()
-        checkpoint.restore_checkpoint(path, **objects_, identity="toy")
-        objects_["modules"]["first"](torch.ones(2, 4)).sum().backward()
-        objects_["optimizers"]["first"].step()
 
-    for kind, load in (
-        ("tokenizer", models.load_tokenizer),
-        ("sampler", models.load_sampler),
-        ("training", resume),
-    ):
+def resume(path: str) -> None:
+    """Go on from a training checkpoint for a step."""
+    checkpoint.latest_checkpoint(str(Path(path).parent))
+    objects = training_objects()
+    checkpoint.restore_checkpoint(path, **objects, identity="toy")
+    make_step(objects)
+
+
+def trust_checksum(path: Path) -> None:
+    """Write a file's present checksum into its checkpoint's metadata, so that the reader gets past it."""
+    metadata = json.loads((path.parent / "metadata.json").read_bytes())
+    metadata["files"][path.name] = models.checksum(path)
+    (path.parent / "metadata.json").write_text(json.dumps(metadata))
+
+
+def artifact_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """Folders with weights: each of their files is a target beside its unchanged neighbours."""
+    write_artifacts(folder)
+    result = {}
+    loaders: dict[str, Callable[[str], object]] = {
+        "tokenizer": models.load_tokenizer,
+        "sampler": models.load_sampler,
+        "training": resume,
+    }
+    mutations = {".json": [change_json], ".yaml": [change_yaml], ".safetensors": [change_header, change_numbers]}
+    for kind, load in loaders.items():
         for file in sorted((folder / kind).iterdir()):
             name = f"{kind} {file.name}"
-            shutil.copytree(folder / kind, place / name)
+            shutil.copytree(folder / kind, inputs.folder / name)
 
-            def read(data: bytes, name: str = name, file: Path = file, load: Any = load, kind: str = kind) -> None:
-                path = put(f"{name}/{file.name}", data)
-                if kind == "training" and file.name != "metadata.json" and data[:1] < b"\x80":
-                    metadata = json.loads((path.parent / "metadata.json").read_bytes())  # past the checksum, too
-                    metadata["files"][file.name] = models.checksum(path)
-                    (path.parent / "metadata.json").write_text(json.dumps(metadata))
+            def read(
+                data: bytes,
+                name: str = name,
+                file: Path = file,
+                load: Callable[[str], object] = load,
+                sums: bool = kind == "training" and file.name != "metadata.json",
+            ) -> None:
+                path = inputs.put(f"{name}/{file.name}", data)
+                if sums and data[:1] < b"\x80":
+                    trust_checksum(path)
                 load(str(path.parent))
 
-            mutate = {".json": [change_json], ".yaml": [change_yaml]}.get(file.suffix, [change_header, change_numbers])
-            result[name] = Target([file.read_bytes()], read, (CheckpointError, ConfigError), mutate)
+            result[name] = Target([file.read_bytes()], read, (CheckpointError, ConfigError), mutations[file.suffix])
+    return result
 
+
+def evaluation_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """What an evaluation reads: a reference, a classifier, an .npz of the ADM suite."""
     moments = Moments(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
-    Reference("6 test images", "0", "classifier", 6, moments, torch.zeros(6, 3), 2).save(str(folder / "r.safetensors"))
-    raw = (folder / "r.safetensors").read_bytes()
-    result["reference"] = Target(
-        [raw], lambda d: load_reference(str(put("r.safetensors", d))), (DataError,), [change_header]
-    )
+    reference = Reference("6 test images", "0", "classifier", 6, moments, torch.zeros(6, 3), 2)
+    reference.save(str(folder / "r.safetensors"))
     save_classifier(Classifier(ClassifierConfig(channels=1, size=16, num_classes=2)), folder / "c.safetensors")
-    raw = (folder / "c.safetensors").read_bytes()
-    result["classifier"] = Target(
-        [raw], lambda d: load_classifier(put("cl.safetensors", d)), (DataError,), [change_header]
-    )
-    raw = save({"a": torch.ones(3)})
-    result["weights"] = Target(
-        [raw],
-        lambda d: read_tensors(str(put("v.safetensors", d)), key="x", expected="x", remedy="x"),
-        (WeightsError,),
-        [change_header],
-    )
-    buffer = io.BytesIO()
-    np.savez(buffer, arr_0=np.zeros((2, 4, 4, 3), np.uint8), mu=np.zeros(3), sigma=np.eye(3))
+    suite = io.BytesIO()
+    np.savez(suite, arr_0=np.zeros((2, 4, 4, 3), np.uint8), mu=np.zeros(3), sigma=np.eye(3))
 
     def read_npz(data: bytes) -> None:
         for read in (lambda: list(read_images(io.BytesIO(data), 2)), lambda: read_moments(io.BytesIO(data))):
             with contextlib.suppress(DataError):
                 read()
 
-    result["npz"] = Target([buffer.getvalue()], read_npz, ())
-    return result
+    return {
+        "reference": Target(
+            [(folder / "r.safetensors").read_bytes()],
+            lambda d: load_reference(str(inputs.put("r.safetensors", d))),
+            (DataError,),
+            [change_header],
+        ),
+        "classifier": Target(
+            [(folder / "c.safetensors").read_bytes()],
+            lambda d: load_classifier(inputs.put("cl.safetensors", d)),
+            (DataError,),
+            [change_header],
+        ),
+        "npz": Target([suite.getvalue()], read_npz, ()),
+    }
+
+
+def weights_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """Weights of a frozen network."""
+
+    def read(data: bytes) -> None:
+        read_tensors(str(inputs.put("v.safetensors", data)), key="x", expected="x", remedy="x")
+
+    return {"weights": Target([save({"a": torch.ones(3)})], read, (WeightsError,), [change_header])}
 
 
 def write_ilsvrc(root: Path) -> None:
@@ -526,8 +619,8 @@ def make_input(target: Target, key: str) -> bytes:
 
 def child(name: str, target: Target, key: str, seconds: float, most: int | None, out: Path, progress: int) -> None:
     """Run one target for a turn; findings go to `out`, the number of inputs so far to the file `progress`."""
-    for number in (signal.SIGALRM, signal.SIGPROF):
-        signal.signal(number, signal.SIG_DFL)  # ends the process, also inside native code
+    for death in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(death, signal.SIG_DFL)  # ends the process, also inside native code
     with open("/proc/self/statm") as file:
         size, resident = (int(value) * resource.getpagesize() for value in file.read().split()[:2])
     resource.setrlimit(resource.RLIMIT_AS, (size + 2 * MEMORY,) * 2)

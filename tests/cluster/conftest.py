@@ -1,109 +1,19 @@
-"""One Ray for all cluster tests, started once: a head of two CPUs, to which tests of several nodes add raylets; a small
-tokenizer and its tokens, made on it once; and Ray Serve on it, for the files that serve."""
+"""One Ray for all tests of this folder, started once, and what is made on it once."""
 
-import os
-from pathlib import Path
+from tests.support.cluster import add_node, address, deploy, images, port, ray_cluster, tokenizer, tokens
+from tests.support.network import network, ray_hosts
+from tests.support.store import store
 
-import pytest
-
-from nvg import config as configuration
-from nvg.cluster import keep_workers
-from nvg.config import ServeConfig
-from pipelines.serve import use_haproxy
-from tests.support.ports import free_ports
-from tests.support.synthetic import write_images
-
-ROOT = Path(__file__).parents[2]
-SMOKE = ROOT / "conf" / "smoke.yaml"
-
-
-@pytest.fixture(scope="session")
-def ray_cluster():
-    """A running Ray (ray.cluster_utils.Cluster): a head with 2 CPUs and an object store of 500 MB."""
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-    # How long to wait for a node in vain that is gone, or was announced to leave, and is still counted as there.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
-    use_haproxy()
-    keep_workers(2)
-    import ray
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 2, "object_store_memory": 500 * 10**6, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
-    ray.init(address=cluster.address, log_to_driver=True, runtime_env=environment)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
-def smoke(output, images, *overrides):
-    """conf/smoke.yaml on images that were drawn for the test; the runs of an output are an experiment.
-
-    The database is beside the images, one for all tests: making one takes MLflow seconds.
-    """
-    return configuration.load(SMOKE, [*settings(output, images), *overrides])
-
-
-def settings(output, images):
-    name = "-".join(Path(output).parts[-2:])
-    tracking = [f"tracking.uri={database(images)}", f"tracking.experiment={name}"]
-    return [f"output={output}", f"data.train={images}", *tracking]
-
-
-def database(images):
-    return f"sqlite:///{Path(images).parent}/mlflow.db"
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="session")
-def tokenizer(ray_cluster, images, tmp_path_factory):
-    """A folder with a tokenizer trained on Ray."""
-    from pipelines.train_tokenizer import train_tokenizer
-
-    output = tmp_path_factory.mktemp("tokenizer")
-    figures = train_tokenizer(smoke(output, images), f"{output}/tokenizer")
-    assert figures["steps"] == 16
-    return f"{output}/tokenizer"
-
-
-@pytest.fixture(scope="session")
-def tokens(tokenizer, images, tmp_path_factory):
-    """A folder with its tokens."""
-    from pipelines.build_tokens import build_tokens
-
-    output = tmp_path_factory.mktemp("tokens")
-    build_tokens(smoke(output, images), tokenizer, f"{output}/tokens")
-    return f"{output}/tokens"
-
-
-@pytest.fixture(scope="module")
-def port(ray_cluster):
-    from ray import serve
-
-    (free,) = free_ports(1)
-    yield free
-    serve.shutdown()
-
-
-@pytest.fixture(scope="module")
-def deploy(port):
-    """deploy(**settings): the application with these settings, replacing the one before; returns its address."""
-    from pipelines.serve import deploy
-
-    def run(**settings):
-        deploy(ServeConfig(port=port, cpus_per_replica=0.5, **settings))
-        return f"http://127.0.0.1:{port}"
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def address(deploy):
-    return deploy()
+__all__ = [
+    "add_node",
+    "address",
+    "deploy",
+    "images",
+    "network",
+    "port",
+    "ray_cluster",
+    "ray_hosts",
+    "store",
+    "tokenizer",
+    "tokens",
+]

@@ -9,17 +9,16 @@ import pytest
 import torch
 
 from nvg import config as configuration
-from nvg.artifacts.models import load_tokenizer, save_tokenizer
-from nvg.autoencoder import Autoencoder
+from nvg.artifacts.models import load_tokenizer
 from nvg.data import image_batches, open_source, token_batches
 from nvg.data.images import to_float
 from nvg.data.stream import read_pieces, read_view
 from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
 from nvg.errors import ConfigError, DataError, DiskFull
 from pipelines.build_tokens import Encode, build_tokens
-from tests.cluster.conftest import SMOKE
 from tests.support.disk import small_disk
 from tests.support.pictures import encode, pixels, write_tar
+from tests.support.smoke import SMOKE, untrained_tokenizer
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
 
@@ -42,17 +41,9 @@ def smoke(shards, *overrides):
     return configuration.load(SMOKE, [*settings, *overrides])
 
 
-def tokenizer_of(config, folder, seed):
-    """An untrained tokenizer's folder."""
-    torch.manual_seed(seed)
-    names = ["a", "b", "c"]
-    save_tokenizer(str(folder), Autoencoder(config.tokenizer).state_dict(), config, class_names=names, metadata={})
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def tokenizer(shards, tmp_path_factory):
-    return tokenizer_of(smoke(shards), tmp_path_factory.mktemp("tokenizer") / "a", 0)
+    return untrained_tokenizer(smoke(shards), tmp_path_factory.mktemp("tokenizer") / "a", 0)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +108,7 @@ def test_a_restart_makes_what_is_missing_to_the_same_bytes_and_reads_nothing_els
 
 
 def test_leftovers_of_another_tokenizer_or_of_other_images_are_refused(tokens, tokenizer, shards, tmp_path):
-    other = tokenizer_of(smoke(shards), tmp_path / "b", 1)
+    other = untrained_tokenizer(smoke(shards), tmp_path / "b", 1)
     with pytest.raises(DataError, match="of tokenizer .*, not of .*: remove"):
         build_tokens(smoke(shards), other, str(tokens))
     with pytest.raises(DataError, match="of other images or settings"):
@@ -213,7 +204,7 @@ def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray
 
     monkeypatch.setattr(job, "read_pieces", read)
     monkeypatch.setattr(job, "Encode", SlowEncode)
-    about = build_tokens(config, tokenizer_of(config, tmp_path / "tokenizer", 0), str(tmp_path / "out"))
+    about = build_tokens(config, untrained_tokenizer(config, tmp_path / "tokenizer", 0), str(tmp_path / "out"))
     assert about["parts"] == 15 and about["rows"] == 1500
     steps = [1 if path.name.endswith("read") else -1 for path in sorted(marks.iterdir())]
     held = np.cumsum(steps)

@@ -19,8 +19,8 @@ from nvg.data.tokens import parts, read_part, to_arrays
 from nvg.errors import DataError
 from pipelines import run, sweep
 from pipelines.steps import plan
-from tests.cluster.conftest import SMOKE
 from tests.support.pictures import encode, pixels
+from tests.support.smoke import SMOKE
 from tests.support.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
@@ -103,9 +103,9 @@ def test_a_second_run_does_nothing_and_says_so(done, arguments, capsys):
 
 def test_a_job_on_an_artifact_that_another_one_makes_refuses(done, arguments, tmp_path):
     new = [*arguments, f"output={tmp_path}"]
-    with lease(plan(config(new))["tokens"].folder):
-        with pytest.raises(SystemExit, match=f"tokens-.* is being made by another job \\(process {os.getpid()} on "):
-            run.main(new)
+    refusal = f"tokens-.* is being made by another job \\(process {os.getpid()} on "
+    with lease(plan(config(new))["tokens"].folder), pytest.raises(SystemExit, match=refusal):
+        run.main(new)
     assert not list(tmp_path.glob("*/")) and not list(tmp_path.glob("*.lease"))
 
 

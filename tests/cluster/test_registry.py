@@ -13,11 +13,11 @@ import s3fs
 import nvg
 from nvg import pyfunc, tracking
 from nvg.artifacts.models import ASSETS, read_metadata
-from tests.cluster.conftest import SMOKE
-from tests.cluster.test_nodes import until
-from tests.cluster.test_serving import replicas
 from tests.support import mlflow_server, s3
+from tests.support.processes import replicas
+from tests.support.smoke import SMOKE
 from tests.support.synthetic import write_images
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -25,10 +25,14 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def server(ray_cluster):
     """The address of the server; MLFLOW_TRACKING_URI names it."""
-    with s3.server() as port, s3.environment(port), mlflow_server.server("s3://nvg-test/mlflow") as address:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(tracking.ENVIRONMENT, address)
-            yield address
+    with (
+        s3.server() as port,
+        s3.environment(port),
+        mlflow_server.server("s3://nvg-test/mlflow") as address,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv(tracking.ENVIRONMENT, address)
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -1,74 +1,28 @@
 """Training on a real Ray: data parallelism, the loss of a worker, the loss of the whole job."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from nvg import storage
 from nvg.artifacts.models import load_tokenizer
 from nvg.data.tokens import read_metadata
 from nvg.errors import DiskFull
 from nvg.training.checkpoint import list_checkpoints
-from tests.campaigns import faults
-from tests.cluster.conftest import database, settings, smoke
 from tests.support.disk import small_disk
+from tests.support.processes import processes_named
+from tests.support.trainings import assert_bit_equal, curve, newest_checkpoint, train_in_process, train_on_ray, weights
+from tests.support.waiting import in_thread, until
 
 pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute, the first test makes three; more under load
-
-SECONDS = {"tokens": 10, "generators": 15}  # about what they take
 
 
 @pytest.fixture(scope="module")
 def unbroken(tokens, tokenizer, images, tmp_path_factory):
     """Figures and folder of a training of the generators that nothing disturbs."""
-    return generators(tmp_path_factory.mktemp("unbroken"), images, tokenizer, tokens)
-
-
-def generators(output, images, tokenizer, tokens, *overrides):
-    from pipelines.train import train_generators
-
-    config = smoke(output, images, *overrides)
-    return train_generators(config, tokenizer, tokens, f"{output}/generators"), output / "generators"
-
-
-def here(output, images, tokenizer, tokens, *overrides):
-    """As `generators`, in this process, on the session's Ray: quick, where Ray Train is not what is tested."""
-    from nvg.training import jobs
-    from nvg.training.loop import Place
-
-    config = smoke(output, images, *overrides)
-    folder = f"{output}/generators"
-    return jobs.train_generators(config, Place(), tokenizer=tokenizer, tokens=tokens, folder=folder), Path(folder)
-
-
-def weights(folder):
-    return {
-        f"{part}.{name}": value
-        for part in ("content", "structure")
-        for name, value in load_file(Path(folder) / f"{part}.safetensors").items()
-    }
-
-
-def assert_bit_equal(one, other):
-    one, other = weights(one), weights(other)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-
-
-def curve(output, images):
-    """The loss points of the only run of an output: [(step, value)]."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(database(images))
-    experiment = client.get_experiment_by_name("-".join(Path(output).parts[-2:]))
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED"
-    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss")]
+    return train_on_ray(tmp_path_factory.mktemp("unbroken"), images, tokenizer, tokens)
 
 
 def test_the_tokenizer_job_leaves_a_tokenizer_and_no_checkpoints(tokenizer):
@@ -90,10 +44,10 @@ def test_the_generator_job_leaves_a_sampler_and_one_run(unbroken, images):
     assert list(Path(images).parent.glob("mlartifacts/*/artifacts/previews/00000016-samples.png"))
 
 
-def test_two_workers_with_half_the_weights_equal_one_that_accumulates(unbroken, images, tokenizer, tokens, tmp_path):
-    one, one_folder = here(tmp_path / "one", images, tokenizer, tokens, "train.accumulate=2")
+def test_two_workers_with_half_the_weights_equal_one_that_accumulates(images, tokenizer, tokens, tmp_path):
+    one, one_folder = train_in_process(tmp_path / "one", images, tokenizer, tokens, "train.accumulate=2")
     split = ("cluster.num_workers=2", "train.parallel=fsdp")
-    two, two_folder = generators(tmp_path / "two", images, tokenizer, tokens, *split)
+    two, two_folder = train_on_ray(tmp_path / "two", images, tokenizer, tokens, *split)
     assert (one["workers"], two["workers"]) == (1, 2)
     expected = weights(one_folder)
     for name, value in weights(two_folder).items():
@@ -103,36 +57,28 @@ def test_two_workers_with_half_the_weights_equal_one_that_accumulates(unbroken, 
         assert value == pytest.approx(points[step], rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("step", "victim", "moment"),
-    [
-        ("tokens", "data", faults.moment(random.Random(3))),
-        ("generators", "worker", faults.moment(random.Random(4))),
-        ("generators", "all", 1.0),
-    ],
-)
-def test_what_is_killed_at_any_moment_goes_on_to_the_same_result(
-    unbroken, images, tokenizer, tokens, tmp_path, step, victim, moment
-):
-    """Rounds of tests/campaigns/faults.py: the command as a user types it, SIGKILL, the same command where it must be given."""
-    folders = {"tokenizer": Path(tokenizer), "tokens": Path(tokens), "generators": unbroken[1]}
-    calm = faults.Run(*settings(unbroken[1].parent, images))
-    calm.artifacts |= folders
-    for number in range(faults.TRIES):
-        round = faults.Round(step, victim, moment if moment == 1 else moment / 2**number)
-        run = faults.copied(calm, step, *settings(tmp_path / f"round-{number}", images))
-        faults.play(round, run, SECONDS[step], calm.result(step))
-        if round.killed:  # else it was over before, on a fast machine
-            break
-    assert round.faults == [], round
-    assert round.commands == (2 if victim == "all" else 1)
+def test_a_killed_worker_is_started_again_from_the_newest_checkpoint(images, tokenizer, tokens, tmp_path):
+    """tests/campaigns/faults.py kills everything else too, at any moment and in every step."""
+    length = ("train.steps=100",)
+    wait = in_thread(lambda: train_on_ray(tmp_path / "killed", images, tokenizer, tokens, *length))
+    folder = f"{tmp_path}/killed/generators"
+    step = until(lambda: newest_checkpoint(folder, lambda found: True), "a checkpoint")
+    (worker,) = processes_named("ray::RayTrainWorker")
+    worker.kill()
+    figures, _ = wait()
+    assert figures["resumed_from"] >= step > 0
+    _, unbroken = train_in_process(tmp_path / "unbroken", images, tokenizer, tokens, *length)
+    assert_bit_equal(folder, unbroken)
+    assert curve(tmp_path / "killed", images) == curve(tmp_path / "unbroken", images)
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, tokens, tmp_path):
     from nvg.errors import TrainingDiverged
 
     with pytest.raises(TrainingDiverged, match="train_generators stopped at step"):
-        generators(tmp_path, images, tokenizer, tokens, "train.lr=1e30", "train.clip_norm=1e30", "train.warmup_steps=0")
+        train_in_process(
+            tmp_path, images, tokenizer, tokens, "train.lr=1e30", "train.clip_norm=1e30", "train.warmup_steps=0"
+        )
     assert not (tmp_path / "generators" / "metadata.json").exists()
 
 
@@ -141,10 +87,10 @@ def test_the_parts_are_trained_one_after_the_other(images, tokenizer, tokens, tm
     from nvg.errors import CheckpointError
 
     quick = ("train.steps=2",)
-    here(tmp_path, images, tokenizer, tokens, *quick, "train.parts=[content]")
+    train_in_process(tmp_path, images, tokenizer, tokens, *quick, "train.parts=[content]")
     with pytest.raises(CheckpointError, match=r"train.parts=\[structure\]"):
         nvg.load(str(tmp_path / "generators"))
-    here(tmp_path, images, tokenizer, tokens, *quick)  # both are wanted, one is there
+    train_in_process(tmp_path, images, tokenizer, tokens, *quick)  # both are wanted, one is there
     assert nvg.load(str(tmp_path / "generators")).class_names == read_metadata(tokens)["class_names"]
 
 
@@ -152,12 +98,12 @@ def test_a_full_disk_ends_the_job_and_it_goes_on_after_space_is_made(unbroken, i
     with small_disk(tmp_path / "disk", 5500) as grow:
         output = tmp_path / "disk" / "out"
         with pytest.raises(DiskFull, match=f"no space left to write {output}/generators/checkpoints-"):
-            generators(output, images, tokenizer, tokens)
+            train_on_ray(output, images, tokenizer, tokens)
         whole = list_checkpoints(f"{output}/generators/checkpoints-content-structure")
         left = {Path(path).parent for path in storage.list_files(str(output), (".safetensors",))}
         assert left == set(map(Path, whole)) and not list(output.rglob(".*.tmp"))  # nothing half written
         grow(20_000)
-        figures, folder = generators(output, images, tokenizer, tokens)
+        figures, folder = train_in_process(output, images, tokenizer, tokens)
         assert figures["resumed_from"] == 4 * len(whole) > 0
         assert_bit_equal(folder, unbroken[1])
         assert curve(output, images) == curve(unbroken[1].parent, images)

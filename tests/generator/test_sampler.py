@@ -12,7 +12,7 @@ from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.generator.controls import given_from_drawing, given_from_sequence
 from nvg.generator.sampler import nucleus_sample, ramp
 from nvg.granularity import structure_map
-from tests.generator.test_generators import awake, content_config, structure_config
+from tests.support.generators import awake, content_config, structure_config
 
 NAMES = ["cat", "dog", "owl"]
 

@@ -1,7 +1,6 @@
 """The shipped model behind the routes, without Ray: the application in this process."""
 
 import asyncio
-from collections import Counter
 
 import httpx
 import pytest
@@ -10,25 +9,7 @@ from nvg.config import ServeConfig
 from nvg.serving.api import Service, create_app
 from nvg.serving.deployment import load_model
 from nvg.serving.engine import Engine
-
-
-class Recorded:
-    """The figures of an engine and of the routes, in lists."""
-
-    def __init__(self):
-        self.batches, self.stages, self.queues, self.requests = [], [], [], Counter()
-
-    def queue(self, images):
-        self.queues.append(images)
-
-    def batch(self, images):
-        self.batches.append(images)
-
-    def stage(self, stage, seconds):
-        self.stages.append(stage)
-
-    def request(self, route, status, seconds):
-        self.requests[route, status] += 1
+from tests.support.recorders import Recorded
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from nvg.serving.engine import Engine, ImageDone, Job, StageDone
 from nvg.serving.errors import RequestError
-from tests.serving.conftest import Recorded
+from tests.support.recorders import Recorded
 
 
 def job(model, classes, seed=0, watched=(), given=None, **settings):

@@ -11,7 +11,7 @@ from nvg.generator.structure import STEP_COUNTS
 from nvg.granularity import structure_embedding
 from nvg.training.distill_task import begin_as
 from nvg.training.few_step_loss import FewStep, draw_steps
-from tests.generator.test_generators import awake, structure_config
+from tests.support.generators import awake, structure_config
 
 ROWS, POSITIONS, LAST = 12, 16, 4
 

@@ -9,7 +9,7 @@ from nvg.config import TokenizerConfig, TrainConfig
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.granularity import structure_embedding
 from nvg.training.generator_loss import Generators, content_loss, draw_stages, structure_loss
-from tests.generator.test_generators import awake, content_config, structure_config
+from tests.support.generators import awake, content_config, structure_config
 
 TOKENIZER = TokenizerConfig(image_size=16, channels=1, patch=4, widths=[16], blocks=1, code_width=32, codebook_size=50)
 

@@ -8,7 +8,7 @@ from nvg.generator import ContentGenerator
 from nvg.granularity import structure_map
 from nvg.training.distill_task import begin_as
 from nvg.training.guided_loss import GuidedContent
-from tests.generator.test_generators import awake, content_config
+from tests.support.generators import awake, content_config
 
 ROWS, POSITIONS, LAST, WIDTH = 10, 16, 4, 6
 

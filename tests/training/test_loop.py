@@ -7,39 +7,9 @@ from benchmarks.step_profile import PARTS
 from nvg.errors import TrainingDiverged
 from nvg.training.checkpoint import latest_checkpoint, list_checkpoints
 from nvg.training.loop import Place, autocast, draw_seed, seed_dropout, seeded, train
+from tests.support.recorders import Recorder, SilentBar
 from tests.support.toy import ToyTask, toy_settings
 from tests.support.toy_config import toy_config
-
-
-class SilentBar:
-    def __init__(self, total, description):
-        self.total, self.descriptions, self.steps = total, [description], 0
-
-    def update(self, n=1):
-        self.steps += n
-
-    def set_description(self, desc):
-        self.descriptions.append(desc)
-
-    def close(self):
-        pass
-
-
-class Recorder:
-    """In place of an MLflow run."""
-
-    def __init__(self, run_id):
-        self.id = run_id or "run-1"
-        self.points, self.images, self.status = {}, [], None
-
-    def log_metrics(self, metrics, step):
-        self.points[step] = dict(metrics)
-
-    def log_image(self, image, name):
-        self.images.append(name)
-
-    def end(self, status="FINISHED"):
-        self.status = status
 
 
 def run(task, folder, settings=None, **changes):

@@ -16,10 +16,10 @@ from nvg.training import checkpoint
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Place, slice_of, train
 from nvg.training.parallel import alone, parallelize, whole
+from tests.support.recorders import SilentBar
 from tests.support.toy import ToyTask, toy_settings
 from tests.support.toy_config import toy_config
-from tests.training.test_loop import SilentBar
-from tests.training.test_tasks import CLASSES, CPU, QUICK, autoencoder_of, token_stream
+from tests.support.toy_streams import CLASSES, CPU, QUICK, autoencoder_of, token_stream
 
 SLICES = 4
 ROWS = 8
@@ -61,6 +61,12 @@ def train_one(task, place, folder):
     return state, figures["loss"], figures["resumed_from"], averaged
 
 
+def spawn(world, folder, jobs):
+    """Do jobs on workers, forked from a process that has imported everything: imports were most of the time."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, "torch.distributed.fsdp"])
+    multiprocessing.start_processes(work, (world, str(folder), jobs), nprocs=world, start_method="forkserver")
+
+
 def work(rank, world, folder, jobs):
     """A worker: does the jobs, and saves what each ends with."""
     torch.set_num_threads(1)
@@ -79,10 +85,10 @@ def ended(tmp_path_factory):
     three = {"toy-3": (toy, ()), "broken": (generators, ("fsdp", 7))}
     two = {name: (generators, (how,)) for name, how in (("ddp", "ddp"), ("fsdp", "fsdp"), ("two", "fsdp"))}
     two["toy-2"] = (toy, ())
-    multiprocessing.spawn(work, (3, str(folder), three), nprocs=3)
+    spawn(3, folder, three)
     for name in ("two", "one"):  # go on from what three workers wrote
         shutil.copytree(folder / "broken", folder / name)
-    multiprocessing.spawn(work, (2, str(folder), two), nprocs=2)
+    spawn(2, folder, two)
     place = Place(bar=SilentBar)
     found = {"toy": [toy(place, folder / "toy", alone)], "alone": [generators(place, folder / "alone", alone)]}
     found["one"] = [generators(place, folder / "one", alone)]

@@ -1,5 +1,7 @@
 """Storage and sources on an S3 server (moto, a process of its own): nothing is mocked on our side."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +13,7 @@ from nvg.errors import DataError, OutputBusy, StorageError
 from tests.support import s3
 from tests.support.pictures import config, encode, pixels, write_tar
 
-pytestmark = pytest.mark.timeout(900)  # jobs on a Ray that may share its cores
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_image_folders_and_shards_are_read_from_a_bucket(bucket, tmp_path):
     for number in range(2):
         members = [("0.png", encode(pixels(number))), ("0.cls", b"2")]
         shard = write_tar(tmp_path / "x.tar", members)
-        storage.write_bytes(f"{bucket}/shards/train-{number:02d}.tar", open(shard, "rb").read())
+        storage.write_bytes(f"{bucket}/shards/train-{number:02d}.tar", Path(shard).read_bytes())
     for pattern in ("train-{00..01}.tar", "train-*.tar", ""):
         shards = open_source(config(source="webdataset", train=storage.join(bucket, "shards", pattern)), "train")
         assert [r.image_id for u in shards.units for r in shards.read(u)] == ["train-00.tar/0", "train-01.tar/0"]
@@ -133,7 +135,7 @@ def test_faults_of_a_while_lose_nothing(way, tmp_path, fault):
     assert under_faults(read).equals(table)
     members = [member for n in range(3) for member in ((f"{n}.png", encode(pixels(n))), (f"{n}.cls", b"1"))]
     shard = write_tar(tmp_path / "x.tar", members)
-    storage.write_bytes(f"{url}/x.tar", open(shard, "rb").read())
+    storage.write_bytes(f"{url}/x.tar", Path(shard).read_bytes())
     source = open_source(config(source="webdataset", train=f"{url}/x.tar"), "train")
     records = under_faults(lambda: list(source.read(source.units[0])))
     assert [record.data for record in records] == [encode(pixels(n)) for n in range(3)]
