@@ -315,6 +315,22 @@ def _rows(config: Config, section: TrainingConfig, place: Place) -> slice:
 # ---- the loop and the run ----
 
 
+def _loop_settings(name: str, config: Config, section: TrainingConfig, total_steps: int, identity: str) -> LoopSettings:
+    return LoopSettings(
+        job=name,
+        total_steps=total_steps,
+        batch_size=section.batch_size,
+        slices=_slices(config, section),
+        clip_norm=section.clip_norm,
+        checkpoint_every=section.checkpoint_every,
+        log_every=config.tracking.log_every,
+        preview_every=section.preview_every,
+        precision=section.precision,
+        seed=config.seed,
+        identity=identity,
+    )
+
+
 class _Training:
     """A training job: its loop, and its MLflow run, which is the same after a restart."""
 
@@ -332,19 +348,7 @@ class _Training:
         self, task: Task, section: TrainingConfig, total_steps: int, identity: str, checkpoints: str = "checkpoints"
     ) -> dict[str, Any]:
         """Train to the last step, going on from the checkpoints in the artifact's folder; returns figures."""
-        settings = LoopSettings(
-            job=self.name,
-            total_steps=total_steps,
-            batch_size=section.batch_size,
-            slices=_slices(self.config, section),
-            clip_norm=section.clip_norm,
-            checkpoint_every=section.checkpoint_every,
-            log_every=self.config.tracking.log_every,
-            preview_every=section.preview_every,
-            precision=section.precision,
-            seed=self.config.seed,
-            identity=identity,
-        )
+        settings = _loop_settings(self.name, self.config, section, total_steps, identity)
         folder = storage.join(self.folder, checkpoints)
         return train(task, settings, self.config, folder, place=self.place, start_tracking=self._start_run)
 

@@ -42,7 +42,7 @@ def training(section, folder, stop_at=None, **changes):
         "train": lambda: generators_identity(config, "tokenizer"),
         "distill": lambda: distilled_identity(config, {"tokenizer": "tokenizer"}),
     }[section]()
-    settings = jobs._settings("toy", getattr(config, section), config, 12, identity)
+    settings = jobs._loop_settings("toy", config, getattr(config, section), 12, identity)
     return train(ToyTask(dropout=0.0, stop_at=stop_at), settings, config, str(folder))
 
 
