@@ -116,7 +116,7 @@ def run_rounds(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
     import torch
 
     import nvg
-    from tests.support.ports import free_ports
+    from pipelines.serve import free_ports
 
     torch.set_num_threads(arguments.threads)
     sampler = nvg.load(arguments.model)

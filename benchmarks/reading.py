@@ -16,7 +16,7 @@ from benchmarks.common import TableRow, median_seconds, say
 from nvg.cluster import start_ray
 from nvg.config import ClusterConfig
 from nvg.data.stream import token_batches
-from nvg.data.tokens import TokenFormat, finish, part_name, parts, read_part, to_arrays, write_part
+from nvg.data.tokens import TokenFormat, finish, part_files, part_name, read_part, to_arrays, write_part
 
 PART_ROWS = 512
 FINGERPRINT = "benchmark"
@@ -51,7 +51,7 @@ def measure(positions: int, units: int, rounds: int) -> TableRow:
     with tempfile.TemporaryDirectory() as folder:
         size = sum(write_part(folder, form, part_name(unit, 0), 0, columns, []) for unit in range(units))
         finish(folder, form, {(unit, 0) for unit in range(units)}, {"views": 1})
-        files = [path for pieces in parts(folder).values() for path in pieces]
+        files = [path for pieces in part_files(folder).values() for path in pieces]
 
         def stream() -> None:
             batches = token_batches(folder, epoch=0, batch_size=256, seed=0, shuffle_rows=16384)

@@ -51,7 +51,7 @@ def tokenizer_step(
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             output = model(images * 2 - 1)
-        loss = (output.reconstruction.float() - (images * 2 - 1)).square().mean() + output.quantized.codebook
+        loss = (output.reconstruction.float() - (images * 2 - 1)).square().mean() + output.quantized.codebook_loss
         loss.backward()
         optimizer.step()
 

@@ -1,28 +1,39 @@
-"""All that this project knows about Ray: start, pools, threads, devices, bars, warnings."""
+"""All that this project knows about Ray: start, pools, threads, devices, bars, warnings.
+
+Ray Train stands in nvg/training/ray_train.py and Ray Serve in nvg/serving/deployment.py, each with its own edge.
+Importing this module imports neither Ray nor torch: the functions import what they use.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from nvg.config import ClusterConfig, ServeConfig
+from nvg.config import ClusterConfig, Config, ServeConfig
 
-OWN_RAY = "nvg_own_ray"  # a resource of a Ray that a command of ours has started: it ends with it, and does not grow
+if TYPE_CHECKING:
+    import torch
+
+OWN_RAY = "nvg_own_ray"  # a resource of a Ray that one of our commands started: it ends with it, and does not grow
+
+
+# ---- start ----
 
 
 def start_ray(config: ClusterConfig | ServeConfig) -> None:
-    """Connect to the cluster that RAY_ADDRESS or a submitted job names, else start a Ray of our own here."""
+    """Connect to the cluster that RAY_ADDRESS or a submitted job names, else start a Ray on this machine."""
     import ray
 
     if ray.is_initialized():
         return
     environment = {
         "env_vars": {
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # torch's own threads are set by each worker
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # each worker sets torch's own threads
             # Threads that wait must not spin: readers want the same cores, and spinning made steps 5 times slower.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-            "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # every long step has one bar of ours, not one an operator
+            "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # every long step has one bar of this project, not one per operator
         }
     }
     if os.environ.get("RAY_ADDRESS"):
@@ -43,25 +54,83 @@ def start_ray(config: ClusterConfig | ServeConfig) -> None:
 def keep_workers(cpus: int) -> None:
     """Have the Ray that this process starts keep as many idle worker processes as tasks of a quarter of a CPU fit.
 
-    By default it keeps one a CPU and ends the others after a second. Of tasks that take a part of a CPU more run at
-    once, so that processes come and go, and each takes seconds of a core to import torch: on two nodes of two CPUs
-    tokens took half as long again (docs/scale.md). A running cluster decides for itself, by the same variable where it
-    was started.
+    By default Ray keeps one per CPU and ends the others after a second. More tasks than CPUs run at once where each
+    takes a part of a CPU, so processes come and go, and each needs seconds of a core to import torch: on two nodes of
+    two CPUs, tokens took half as long again (docs/scale.md). A running cluster decides for itself, by the same
+    variable where it was started.
     """
     os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * cpus))
 
 
-def progress(total: int, description: str, unit: str) -> Any:
-    """A progress bar with rate and time left that the driver draws, wherever the job's code runs."""
+def keep_services_here() -> None:
+    """Start the services that Ray Data keeps for the cluster's life, on the driver's node.
+
+    Ray Data starts them on the node that first needs them. On a worker's node they would keep an idle node alive, or
+    be lost with it.
+    """
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
+    from ray.data._internal.stats import get_or_create_stats_actor
+    from ray.data._internal.usage.actor import get_or_create_usage_collection_actor
+    from ray.data._internal.usage.collector import usage_stats_enabled
+
+    coordinator.get_or_create_autoscaling_coordinator()
+    get_or_create_stats_actor()
+    if usage_stats_enabled():
+        get_or_create_usage_collection_actor()
+
+
+def is_own_ray() -> bool:
+    """Whether one of our commands started the running Ray, for itself alone."""
+    import ray
+
+    return OWN_RAY in ray.cluster_resources()
+
+
+# ---- threads, devices, bars ----
+
+
+def set_threads(cluster: ClusterConfig) -> None:
+    """Give torch, in this process, the threads that cluster.threads_per_worker or cluster.cpus_per_worker allows."""
+    import torch
+
+    torch.set_num_threads(cluster.threads_per_worker or max(1, round(cluster.cpus_per_worker)))
+
+
+def device_of(cluster: ClusterConfig) -> torch.device:
+    """The device that an actor or a task of this cluster configuration computes on."""
+    import torch
+
+    return torch.device("cuda" if cluster.use_gpu else "cpu")
+
+
+class Bar(Protocol):
+    """The part of tqdm's interface that this project uses."""
+
+    def update(self, n: int = 1) -> Any: ...
+    def set_description(self, desc: str) -> Any: ...
+    def close(self) -> Any: ...
+
+
+def progress(total: int, description: str, unit: str = "step") -> Bar:
+    """A progress bar with rate and time left: the driver draws it, wherever the job's code runs.
+
+    Without a running Ray the bar is on this process's standard error.
+    """
+    ray = sys.modules.get("ray")  # a process that never imported Ray is on no cluster
+    if ray is None or not ray.is_initialized():
+        from tqdm import tqdm
+
+        return tqdm(total=total, desc=description, unit=unit, dynamic_ncols=True, file=sys.stderr)
     from ray.experimental import tqdm_ray
 
-    return tqdm_ray.tqdm(total=total, desc=description, unit=unit)
+    bar: Bar = tqdm_ray.tqdm(total=total, desc=description, unit=unit)
+    return bar
 
 
 class PeakMemory:
     """The most memory that this machine had in use during a block, above what it had at the block's start.
 
-    Of the whole machine, since Ray's processes share pages: a sum over processes would count them many times.
+    It is of the whole machine, since Ray's processes share pages: a sum over processes would count them many times.
     """
 
     def __enter__(self) -> PeakMemory:
@@ -84,12 +153,15 @@ class PeakMemory:
 
     @property
     def gigabytes(self) -> float:
-        """GB (10^9 bytes)."""
+        """The peak in GB (10^9 bytes)."""
         return (self._peak - self._start) / 1e9
 
 
+# ---- Ray Data ----
+
+
 def blocks(rows: list[dict[str, Any]]) -> Any:
-    """A Ray data set with a block a row, on the running Ray."""
+    """A Ray data set with one block per row, on the running Ray."""
     import ray
 
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -98,25 +170,64 @@ def blocks(rows: list[dict[str, Any]]) -> Any:
 
 
 def actors(cluster: ClusterConfig) -> Any:
-    """Ray Data's pool of cluster.encoders actors, on the running Ray. All are asked for at once, which is what brings
-    nodes: a pool that grows by itself stays at one actor where readers take what CPUs are free.
+    """Ray Data's pool of cluster.encoders actors, on the running Ray.
 
-    In a Ray of our own, which does not grow, they are so few, and it is said, that a reader has room beside them. On a
-    cluster that has not the room now it is said that it must grow: without, encoders and readers wait for each other.
+    All actors are requested at once, which makes a cluster add nodes: a pool that grows by itself stays at one actor
+    where readers take the free CPUs. Where the actors leave no CPU to a reader, both would wait for each other: in a
+    Ray of our own, which does not grow, the pool is smaller then; on a cluster it stays. Either prints a warning.
     """
     import ray
 
     resources, size = ray.cluster_resources(), cluster.encoders
-    there = resources.get("CPU", 0.0)
+    cpus = resources.get("CPU", 0.0)
     room = size
     if cluster.cpus_per_worker > 0:
-        room = max(0, int((there - cluster.cpus_per_reader) / cluster.cpus_per_worker + 1e-6))
+        room = max(0, int((cpus - cluster.cpus_per_reader) / cluster.cpus_per_worker + 1e-6))
     if size > room:
-        what = f"cluster.encoders={size} with cluster.cpus_per_worker={cluster.cpus_per_worker:g}"
-        rest = f"leave none of {there:g} CPUs to a reader with cluster.cpus_per_reader={cluster.cpus_per_reader:g}"
+        actors_asked = f"cluster.encoders={size} with cluster.cpus_per_worker={cluster.cpus_per_worker:g}"
+        rest = f"leave none of {cpus:g} CPUs to a reader with cluster.cpus_per_reader={cluster.cpus_per_reader:g}"
         if OWN_RAY in resources and room:
             size = room
-            print(f"{what} {rest}: {size} instead", flush=True)
+            print(f"{actors_asked} {rest}: {size} instead", flush=True)
         else:
-            print(f"{what} {rest}: unless the cluster grows, nothing will run; make them less", flush=True)
+            print(f"{actors_asked} {rest}: unless the cluster grows, nothing will run; make them less", flush=True)
     return ray.data.ActorPoolStrategy(size=size)
+
+
+# ---- warnings ----
+
+
+def warn_of_too_few_cpus(cpus: float, cluster: ClusterConfig) -> None:
+    """Say that a training will wait for ever, because its workers take every CPU and leave none to read their data.
+
+    cpus: those of the running Ray.
+    """
+    needed = (cluster.min_workers or cluster.num_workers) * cluster.cpus_per_worker + cluster.cpus_per_reader
+    if needed > cpus:
+        print(
+            f"waiting: {cluster.num_workers} workers with cluster.cpus_per_worker={cluster.cpus_per_worker:g} and a "
+            f"reader with cluster.cpus_per_reader={cluster.cpus_per_reader:g} need {needed:g} CPUs, the cluster has "
+            f"{cpus:g}. Unless more nodes come, set them lower (parts of a CPU are fine)",
+            flush=True,
+        )
+
+
+def warn_of_small_store(config: Config, piece_bytes: int) -> None:
+    """Say that the images of all readers and encoders are more than Ray's object store holds.
+
+    Ray Data would silently write them to disk, or wait. piece_bytes: the memory that a reading task holds.
+    """
+    import ray
+
+    cluster, resources = config.cluster, ray.cluster_resources()
+    cpus, store = resources.get("CPU", 0), resources.get("object_store_memory", 0)
+    readers = max(1, int((cpus - cluster.encoders * cluster.cpus_per_worker) // cluster.cpus_per_reader))
+    images, needed = config.data.unit_images, piece_bytes * (readers + cluster.encoders)
+    if needed > store:
+        print(
+            f"warning: {readers} readers and {cluster.encoders} encoders with two pieces each of data.unit_images="
+            f"{images} images are {needed / 1e9:.1f} GB, and Ray's object store has {store / 1e9:.1f} GB: readers will "
+            f"wait, or images go to disk; set data.unit_images={max(1, int(images * store / needed))}, or give a Ray "
+            "that is started here a larger cluster.object_store_gb",
+            flush=True,
+        )

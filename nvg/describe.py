@@ -1,4 +1,4 @@
-"""What a configuration amounts to: parameters, tokens, bytes and arithmetic, without memory or weights.
+"""The size of a configuration's models and tokens: parameters, tokens, bytes and arithmetic, without memory or weights.
 
     python -m nvg.describe conf/*.yaml
 
@@ -33,7 +33,7 @@ class Models:
 
 
 def build_on_meta(config: Config) -> Models:
-    """The models of a configuration without memory. The content generator has its alignment head where there is one."""
+    """The models of a configuration without memory, the content generator with its alignment head if it has one."""
     with torch.device("meta"):
         return Models(
             Autoencoder(config.tokenizer).eval(),

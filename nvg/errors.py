@@ -37,6 +37,10 @@ class OutputBusy(NvgError, RuntimeError):
     """Another job is at work on the same artifact; the message names both."""
 
 
+class StepFailed(NvgError, RuntimeError):
+    """A step of the pipeline that ended for good; the message names it, the cause and what is kept."""
+
+
 class TrainingDiverged(NvgError, RuntimeError):
     """The loss exploded, or it or a gradient is no finite number any more."""
 

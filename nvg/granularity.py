@@ -33,7 +33,7 @@ class GranularitySequence:
 
     @property
     def last_stage(self) -> int:
-        """K."""
+        """The last stage's number, K. Stages are 0 ... K."""
         return last_stage(self.codes.shape[1])
 
     def structure_map(self, stage: int) -> Tensor:
@@ -47,10 +47,10 @@ class GranularitySequence:
     @staticmethod
     def from_flat(codes: Tensor, flat_content: Tensor) -> GranularitySequence:
         """The inverse of `flat_content`: codes (N, L), flat_content (N, 2L - 1)."""
-        stages = last_stage(codes.shape[1]) + 1
-        if flat_content.shape[1] != 2**stages - 1:
+        stage_count = last_stage(codes.shape[1]) + 1
+        if flat_content.shape[1] != 2**stage_count - 1:
             raise ValueError(f"{flat_content.shape[1]} content tokens do not fit {codes.shape[1]} positions")
-        return GranularitySequence(codes, list(flat_content.split([2**i for i in range(stages)], dim=1)))
+        return GranularitySequence(codes, list(flat_content.split([2**i for i in range(stage_count)], dim=1)))
 
     def __getitem__(self, rows: slice | Tensor) -> GranularitySequence:
         """The sequences of some of the images."""
@@ -68,7 +68,7 @@ def structure_codes(latents: Tensor) -> Tensor:
     power of two or a latent is not finite (a NaN has no nearest neighbour).
     """
     samples, positions, _ = latents.shape
-    stages = last_stage(positions)
+    last = last_stage(positions)
     features = latents.detach()
     if features.dtype in (torch.bfloat16, torch.float16):
         features = features.float()
@@ -76,7 +76,7 @@ def structure_codes(latents: Tensor) -> Tensor:
         raise ValueError("latents hold NaN or infinite values: their nearest neighbours are not defined")
     codes = torch.zeros(samples, positions, dtype=torch.int64, device=latents.device)
     cluster = torch.arange(positions, device=latents.device).expand(samples, positions)  # of each position, now
-    for bit in range(stages):  # bit 0 is stage K, the last split
+    for bit in range(last):  # bit 0 is stage K, the last split
         pairs = greedy_pairs(pairwise_distances(features))  # (N, n/2, 2), lower index first, ordered by it
         # A cluster's index is the rank of its first position in raster order, so the lower index of a pair is the
         # child that holds the parent's first position: it gets bit 0. This makes the code a function of the partition.
@@ -112,10 +112,10 @@ def order_children(codes: Tensor, latents: Tensor, rule: str) -> Tensor:
         raise ValueError(f"child order {rule!r} is none of {', '.join(CHILD_ORDERS)}")
     if rule == "raster":
         return codes
-    stages = last_stage(codes.shape[1])
+    last = last_stage(codes.shape[1])
     values = latents.detach().float()
     renamed = codes.clone()
-    for stage in range(1, stages):
+    for stage in range(1, last):
         labels = structure_map(codes, stage)
         means = cluster_means(values, labels, 2**stage)  # (N, 2^i, e)
         if rule == "feature":
@@ -124,7 +124,7 @@ def order_children(codes: Tensor, latents: Tensor, rule: str) -> Tensor:
             away = (values - assign(means, labels)).square().sum(dim=2, keepdim=True)
             score = cluster_means(away, labels, 2**stage)[..., 0]
         swap = (score[:, 0::2] > score[:, 1::2]).long()  # (N, 2^(i-1)), of each parent
-        renamed ^= swap.gather(1, structure_map(codes, stage - 1)) << (stages - stage)
+        renamed ^= swap.gather(1, structure_map(codes, stage - 1)) << (last - stage)
     return renamed
 
 
@@ -192,10 +192,10 @@ def _nearest(distances: Tensor) -> Tensor:
 
 def structure_map(codes: Tensor, stage: int) -> Tensor:
     """s_i, the top i bits of the codes: (N, L) -> (N, L) in [0, 2^i)."""
-    stages = last_stage(codes.shape[1])
-    if not 0 <= stage <= stages:
-        raise ValueError(f"stage {stage} is none of 0 ... {stages}")
-    return codes >> (stages - stage)
+    last = last_stage(codes.shape[1])
+    if not 0 <= stage <= last:
+        raise ValueError(f"stage {stage} is none of 0 ... {last}")
+    return codes >> (last - stage)
 
 
 def codes_from_map(structure_map: Tensor, stage: int) -> Tensor:
@@ -209,9 +209,9 @@ def structure_embedding(codes: Tensor, stage: int | Tensor) -> Tensor:
     se_j = 2 * (floor(s / 2^(i-1-j)) mod 2) for j < i and 1 for j >= i; on codes that is bit K-1-j, whatever i.
     `stage` is one number or an (N,) tensor.
     """
-    stages = last_stage(codes.shape[1])
-    channel = torch.arange(stages, device=codes.device)
-    bits = (codes[..., None] >> (stages - 1 - channel)) & 1  # (N, L, K)
+    last = last_stage(codes.shape[1])
+    channel = torch.arange(last, device=codes.device)
+    bits = (codes[..., None] >> (last - 1 - channel)) & 1  # (N, L, K)
     known = channel < torch.as_tensor(stage, device=codes.device).reshape(-1, 1, 1)
     return torch.where(known, 2.0 * bits, 1.0)
 
@@ -255,9 +255,9 @@ def split_codes(codes: Tensor, stage: int, preference: Tensor, *, rename: bool =
     exactly; ties go to bit 0 for the lower position. rename: the child that holds the parent's first position is then
     named 0 (as in `structure_codes`), which changes names and not the partition; without it the preference names them.
     """
-    stages = last_stage(codes.shape[1])
-    if not 1 <= stage <= stages:
-        raise ValueError(f"stage {stage} is none of 1 ... {stages}: stage 0 is one cluster")
+    last = last_stage(codes.shape[1])
+    if not 1 <= stage <= last:
+        raise ValueError(f"stage {stage} is none of 1 ... {last}: stage 0 is one cluster")
     samples, positions = codes.shape
     parent = structure_map(codes, stage - 1)
     # Order by (parent, preference, position): stable sorts, the last key first.
@@ -267,10 +267,10 @@ def split_codes(codes: Tensor, stage: int, preference: Tensor, *, rename: bool =
     upper = (torch.arange(positions, device=codes.device) % size >= size // 2).to(torch.int64).expand_as(codes)
     bit = torch.zeros_like(codes).scatter(1, order, upper)
     if not rename:
-        return codes | (bit << (stages - stage))
+        return codes | (bit << (last - stage))
     # Name the halves: where the parent's first position has bit 1, swap.
     position = torch.arange(positions, device=codes.device).expand_as(codes)
     first = torch.full((samples, 2 ** (stage - 1)), positions, dtype=torch.int64, device=codes.device)
     first = first.scatter_reduce(1, parent, position, "amin")  # (N, 2^(i-1))
     swap = bit.gather(1, first).gather(1, parent)
-    return codes | ((bit ^ swap) << (stages - stage))
+    return codes | ((bit ^ swap) << (last - stage))

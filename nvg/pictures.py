@@ -34,7 +34,7 @@ LABEL_WIDTH = 200  # pixels, at most, of a name beside its row
 def sample_grid(
     images: Any, labels: Any, class_names: Sequence[str], columns: int = 10, *, maximum_classes: int = MAXIMUM_CLASSES
 ) -> Image.Image:
-    """samples.png: one row a class with its name on the left, at most `columns` images of it.
+    """samples.png: one row per class with its name on the left, at most `columns` images of it.
 
     images: uint8 (N, H, W, C); labels: (N,) indices into class_names. Of more than `maximum_classes` classes an evenly
     spaced selection is shown. Raises ValueError on shapes that do not fit or a label without a name.
@@ -49,7 +49,7 @@ def sample_grid(
     if len(classes) > maximum_classes:
         classes = classes[np.linspace(0, len(classes) - 1, maximum_classes).round().astype(int)]
     rows = [
-        Row([tile(image, SAMPLE_SIDES) for image in pixels[index == number][:columns]], class_names[number])
+        TileRow([tile(image, SAMPLE_SIDES) for image in pixels[index == number][:columns]], class_names[number])
         for number in classes.tolist()
     ]
     return compose(rows)
@@ -65,9 +65,9 @@ def stages_picture(
     counts do not fit.
     """
     code_array = np.asarray(codes)
-    stages = last_stage(code_array.shape[1])
-    if len(previews) != stages + 1:
-        raise ValueError(f"{len(previews)} previews for {stages + 1} stages")
+    stage_count = last_stage(code_array.shape[1]) + 1
+    if len(previews) != stage_count:
+        raise ValueError(f"{len(previews)} previews for {stage_count} stages")
     pixels = [_pixels(preview) for preview in previews]
     if any(len(stage) != len(code_array) for stage in pixels):
         raise ValueError(f"codes of {len(code_array)} images, previews of {[len(stage) for stage in pixels]}")
@@ -79,10 +79,10 @@ def stages_picture(
     rows = []
     for number, name in enumerate(names):
         decoded = [tile(stage[number], STAGE_SIDES) for stage in pixels]
-        maps = [map_tile(code_array[number], stage, decoded[0].size) for stage in range(stages + 1)]
-        rows.append(Row(maps, name, note="structure" if number == 0 else "", begins_block=number > 0))
-        rows.append(Row(decoded, "", note="preview" if number == 0 else ""))
-    headings = [(f"stage {stage}", _count(2**stage, "token")) for stage in range(stages + 1)]
+        maps = [map_tile(code_array[number], stage, decoded[0].size) for stage in range(stage_count)]
+        rows.append(TileRow(maps, name, note="structure" if number == 0 else "", begins_block=number > 0))
+        rows.append(TileRow(decoded, "", note="preview" if number == 0 else ""))
+    headings = [(f"stage {stage}", _count(2**stage, "token")) for stage in range(stage_count)]
     return compose(rows, headings)
 
 
@@ -98,7 +98,7 @@ def reconstruction_picture(originals: Any, reconstructions: Any, columns: int = 
     for start in range(0, len(above), columns):
         for pixels, name in ((above, "original"), (below, "reconstruction")):
             tiles = [tile(image, RECONSTRUCTION_SIDES) for image in pixels[start : start + columns]]
-            rows.append(Row(tiles, name, begins_block=name == "original" and start > 0))
+            rows.append(TileRow(tiles, name, begins_block=name == "original" and start > 0))
     return compose(rows)
 
 
@@ -144,9 +144,9 @@ def _oklab_to_srgb(colour: np.ndarray) -> np.ndarray:
 
 def map_tile(codes: np.ndarray, stage: int, size: tuple[int, int]) -> Image.Image:
     """One image's structure map of a stage, (L,) codes, as a picture of `size` (width, height)."""
-    stages = last_stage(len(codes))
-    rows = 2 ** (stages // 2)
-    colours = cluster_colours(stage)[codes >> (stages - stage)]
+    splits = last_stage(len(codes))
+    rows = 2 ** (splits // 2)
+    colours = cluster_colours(stage)[codes >> (splits - stage)]
     return Image.fromarray(colours.reshape(rows, -1, 3)).resize(size, Image.Resampling.NEAREST)
 
 
@@ -154,7 +154,7 @@ def map_tile(codes: np.ndarray, stage: int, size: tuple[int, int]) -> Image.Imag
 
 
 @dataclass
-class Row:
+class TileRow:
     """One line of tiles of a picture."""
 
     tiles: list[Image.Image]
@@ -186,7 +186,7 @@ def tile(image: np.ndarray, sides: tuple[int, int]) -> Image.Image:
     return picture
 
 
-def compose(rows: list[Row], headings: Sequence[tuple[str, str]] = ()) -> Image.Image:
+def compose(rows: list[TileRow], headings: Sequence[tuple[str, str]] = ()) -> Image.Image:
     """Rows of equal tiles with names on the left and two-line headings over the columns."""
     font, small = ImageFont.load_default(16), ImageFont.load_default(13)
     width, height = rows[0].tiles[0].size

@@ -1,4 +1,6 @@
-"""MLflow's own way to a registered sampler (its pyfunc flavour): no pickle, the same files that `nvg.load` reads.
+"""A registered sampler for MLflow's own tools (its pyfunc flavour), from the files that `nvg.load` reads. No pickle.
+
+Registered models hold the name of this module (`loader_module`), so it keeps its path and `_load_pyfunc`.
 
     mlflow.pyfunc.load_model("models:/nvg@champion").predict([{"label": "Bag", "seed": 0}])
     mlflow models serve -m models:/nvg@champion --env-manager local
@@ -20,21 +22,21 @@ if TYPE_CHECKING:
     from nvg.generator import Sampler
 
 
-class Model:
-    """What MLflow calls."""
+class PyfuncModel:
+    """A sampler with the method that MLflow calls."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
-        """The images of the rows, each as it is with that seed whatever the other rows. Raises ValueError for a class
-        that there is not."""
+        """The images of the rows. A row's image depends on its label and seed alone. Raises ValueError for an unknown
+        class."""
         labels = [int(label) if str(label).isdigit() else str(label) for label in model_input["label"]]
         return self.sampler.generate(labels, seed=[int(seed) for seed in model_input["seed"]])
 
 
-def _load_pyfunc(folder: str) -> Model:
-    return Model(load_sampler(folder))
+def _load_pyfunc(folder: str) -> PyfuncModel:
+    return PyfuncModel(load_sampler(folder))
 
 
 def describe(image_shape: tuple[int, int, int]) -> str:

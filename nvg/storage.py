@@ -1,11 +1,11 @@
 """Files and folders on any fsspec URL: the only place that knows whether a path is local, S3 or something else.
 
 Every write is atomic: a local file is written beside its place and renamed, an object store shows an object only when
-its put is complete. A folder is complete when its `metadata.json` is there, which is written last.
+its put is complete. A folder is complete when it has its `metadata.json`, which is written last.
 
 Requests to S3 are tried up to 8 times in growing intervals (about half a minute in all) where the server answers 500,
-502, 503 or 504, is slow, cuts the connection or is not there; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE change that. What
-still fails is a StorageError: never a broken image, never a file that is not there.
+502, 503 or 504, is slow, cuts the connection or cannot be reached; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE change that. A
+request that still fails raises StorageError: it is never taken for a broken image or a missing file.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ Record = TypeVar("Record")
 
 @contextmanager
 def _asking(path: str) -> Iterator[None]:
-    """This block asks the store of `path`: what the store, or the way to it, does wrong is a StorageError.
+    """Raise StorageError where the block fails because of the store of `path` or the network.
 
-    Told apart from what is wrong with a file by where an error comes from: a store's client has errors of its own.
+    A store's client has errors of its own: the module that defines an error tells it from an error of a file.
     """
     try:
         yield
@@ -72,15 +72,15 @@ def _of_client(error: BaseException | None) -> bool:
 
 @contextmanager
 def space_for(path: str) -> Iterator[None]:
-    """What this block writes goes to `path`: a full disk is told with that name. Raises DiskFull."""
+    """Raise DiskFull, naming `path`, where the block fails because the disk is full."""
     try:
         yield
     except DiskFull:
         raise
     except Exception as error:
         full = (errno.ENOSPC, errno.EDQUOT)
-        told = ["database or disk is full", *(f"os error {number}" for number in full)]  # by sqlite, by safetensors
-        if getattr(error, "errno", None) in full or any(text in str(error) for text in told):
+        messages = ["database or disk is full", *(f"os error {number}" for number in full)]  # sqlite's, safetensors'
+        if getattr(error, "errno", None) in full or any(text in str(error) for text in messages):
             raise DiskFull(f"no space left to write {path}: make space and run the same command again") from error
         raise
 
@@ -101,21 +101,24 @@ def absolute(path: str) -> str:
 
 
 def _resolve(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path, and the path's name in it."""
     if not is_url(path):  # a local name may hold anything, also what fsspec would read as a chain of URLs
         return LocalFileSystem(), os.path.abspath(path)
     return fsspec.core.url_to_fs(str(path))
 
 
-def _is_local(path: str) -> bool:
+def is_local(path: str) -> bool:
+    """Whether a path names a file of this machine: a plain path or `file://...`."""
     return not is_url(path) or str(path).startswith("file://")
 
 
-def _local(path: str) -> Path:
+def local_path(path: str) -> Path:
+    """A local path, or `file://...`, as a Path."""
     return Path(str(path).removeprefix("file://"))
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there now (no listing cache)."""
+    """Whether a file or folder exists now (no listing cache)."""
     with _asking(path):
         system, name = _resolve(path)
         system.invalidate_cache()
@@ -123,62 +126,62 @@ def exists(path: str) -> bool:
 
 
 def list_files(path: str, suffixes: Sequence[str] = ()) -> list[str]:
-    """All files below a folder (or the file itself), sorted, as absolute paths or URLs; only those that end so, where
-    suffixes are given. See `list_sizes`. Returns [] for a folder that is not there.
+    """All files below a folder (or the file itself), sorted, as absolute paths or URLs. Where suffixes are given, only
+    files with one of them. See `list_sizes`. Returns [] for a missing folder.
     """
     return list(list_sizes(path, suffixes))
 
 
 def list_sizes(path: str, suffixes: Sequence[str] = ()) -> dict[str, int]:
-    """As `list_files`, with the bytes of each file, from the listing alone: no request a file.
+    """The files of `list_files` with their bytes, from the listing alone: no request per file.
 
-    Upper and lower case of suffixes are one. Hidden files and folders (`.name`) and the `__MACOSX` folder that some zip
-    programs leave are passed over; links are followed. Every result begins with `path` and a slash, made absolute
+    Suffixes match in upper and lower case. Hidden files and folders (`.name`) and the `__MACOSX` folder that some zip
+    programs leave are passed over; links are followed. Every result starts with `path` and a slash, made absolute
     where it is local.
     """
-    base = path = absolute(path)
-    wanted = tuple(suffix.lower() for suffix in suffixes)
-    found = {
-        f"{base}/{name}" if name else base: size
-        for name, size in (_walk(_local(path)) if _is_local(path) else _find(path))
-        if not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-        and (f"{base}/{name}" if name else base).lower().endswith(wanted or "")
-    }
-    return dict(sorted(found.items()))
+    base = absolute(path)
+    endings = tuple(suffix.lower() for suffix in suffixes) or ("",)
+    sizes = {}
+    for name, size in _walk(local_path(base)) if is_local(base) else _find(base):
+        file = f"{base}/{name}" if name else base
+        hidden = any(item.startswith(".") or item == "__MACOSX" for item in name.split("/"))
+        if not hidden and file.lower().endswith(endings):
+            sizes[file] = size
+    return dict(sorted(sizes.items()))
 
 
 def _find(url: str) -> Iterator[tuple[str, int]]:
-    """(name below the URL, bytes) of its files."""
+    """(name below the URL, bytes) of the files at a URL."""
     with _asking(url):
         system, root = _resolve(url)
         system.invalidate_cache()
         root = root.rstrip("/")
-        found = system.find(root, detail=True)
-    for name, info in found.items():
+        files = system.find(root, detail=True)
+    for name, info in files.items():
         if info["type"] == "file" and not name.endswith("/"):  # object stores may hold markers of empty folders
             yield name.removeprefix(root).lstrip("/"), info["size"] or 0
 
 
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
-    """(name below the root, bytes) of its files, links followed, a folder that holds itself entered once."""
+    """(name below the root, bytes) of local files. Links are followed; a folder that holds itself is entered once."""
     if root.is_file():
         yield "", root.stat().st_size
-    todo, seen = [(str(root), "")], set()
-    while todo:
-        folder, prefix = todo.pop()
+    folders, seen = [(str(root), "")], set()
+    while folders:
+        folder, prefix = folders.pop()
         if not os.path.isdir(folder) or os.path.realpath(folder) in seen:
             continue
         seen.add(os.path.realpath(folder))
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir():
-                    todo.append((entry.path, f"{prefix}{entry.name}/"))
+                    folders.append((entry.path, f"{prefix}{entry.name}/"))
                 elif entry.is_file():  # not a dangling link, a socket, ...
                     yield prefix + entry.name, entry.stat().st_size
 
 
 def list_folders(path: str) -> list[str]:
-    """The names of the folders directly in a folder, sorted; [] where there is none."""
+    """The names of the folders directly in a folder, sorted; [] where the folder is missing."""
     with _asking(path):
         system, name = _resolve(path)
         system.invalidate_cache()
@@ -195,11 +198,11 @@ def expand(path: str, suffixes: Sequence[str]) -> list[str]:
 
 
 def expand_sizes(path: str, suffixes: Sequence[str]) -> dict[str, int]:
-    """As `expand`, with the bytes of each file.
+    """The files of `expand` with their bytes.
 
-    Raises FileNotFoundError naming the pattern when there are none, or the file of a brace that is not there.
+    Raises FileNotFoundError naming the pattern when no file matches, or the missing file of a brace.
     """
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for item in [path] if exists(path) else _braces(path):
         if any(mark in item for mark in "*?[") and not exists(item):
             with _asking(item):
@@ -207,15 +210,15 @@ def expand_sizes(path: str, suffixes: Sequence[str]) -> dict[str, int]:
                 system.invalidate_cache()
                 names = system.glob(pattern)
             for name in names:
-                found |= list_sizes(system.unstrip_protocol(name) if is_url(item) else name, suffixes)
+                sizes |= list_sizes(system.unstrip_protocol(name) if is_url(item) else name, suffixes)
         else:
             files = list_sizes(item, suffixes)
             if not files:
                 raise FileNotFoundError(f"no {' or '.join(suffixes)} files at {item}")
-            found |= files
-    if not found:
+            sizes |= files
+    if not sizes:
         raise FileNotFoundError(f"no {' or '.join(suffixes)} files at {path}")
-    return dict(sorted(found.items()))
+    return dict(sorted(sizes.items()))
 
 
 def _braces(path: str) -> list[str]:
@@ -251,8 +254,8 @@ def read_bytes(path: str) -> bytes:
 
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file atomically, making its folder."""
-    if _is_local(path):
-        target = _local(path)
+    if is_local(path):
+        target = local_path(path)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with space_for(path):
@@ -268,11 +271,11 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def create_bytes(path: str, data: bytes) -> None:
-    """Write a file that is not there yet. Raises FileExistsError where it is; of two writers one gets that."""
+    """Write a new file. Raises FileExistsError where it exists; of two writers at once, one gets that error."""
     with space_for(path), _asking(path):
         system, name = _resolve(path)
-        if _is_local(path):
-            _local(path).parent.mkdir(parents=True, exist_ok=True)
+        if is_local(path):
+            local_path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
             system.pipe_file(name, data, mode="create")
         except OSError as error:  # s3fs knows this answer by words that Ceph's gateway does not send
@@ -332,43 +335,54 @@ def write_json(path: str, value: Any) -> None:
 def folder_writer(path: str) -> Iterator[Path]:
     """A local folder to fill, which becomes `path` when the block ends well, and vanishes when it does not.
 
-    It replaces what was there. Local: a rename. Elsewhere: an upload, `metadata.json` last, so that a reader who waits
-    for that file never sees half a folder; an upload that fails is taken away. A path has one writer at a time: what
-    one that was killed left beside it goes first.
+    It replaces an older folder. A local folder is renamed. Elsewhere its files are uploaded, `metadata.json` last, so
+    that a reader who waits for that file never sees half a folder; an upload that fails is removed. A path has one
+    writer at a time: it removes first what a killed one has left.
     """
-    if _is_local(path):
-        target = _local(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
-            shutil.rmtree(left)
-        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-        aside = temporary.with_suffix(".old")
-        try:
-            with space_for(path):
-                temporary.mkdir()
-                yield temporary
-                if target.exists():
-                    os.replace(target, aside)
-                os.replace(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(aside, ignore_errors=True)
+    if is_local(path):
+        with _local_folder_writer(path) as folder:
+            yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:
         with space_for(f"{path} (its copy in {scratch})"):
             yield Path(scratch)
-        remove(join(path, LAST_FILE))  # from here on it is no finished folder ...
-        remove(path)
-        files = sorted((item for item in Path(scratch).rglob("*") if item.is_file()), key=lambda f: f.name == LAST_FILE)
-        try:
-            for file in files:
-                url = join(path, file.relative_to(scratch).as_posix())
-                with _asking(url):
-                    system, name = _resolve(url)
-                    system.put_file(str(file), name)  # in parts where the file is large; shown when it is whole
-        except BaseException:
-            remove(path)
-            raise
+        _upload(Path(scratch), path)
+
+
+@contextmanager
+def _local_folder_writer(path: str) -> Iterator[Path]:
+    target = local_path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
+        shutil.rmtree(leftover)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    aside = temporary.with_suffix(".old")
+    try:
+        with space_for(path):
+            temporary.mkdir()
+            yield temporary
+            if target.exists():
+                os.replace(target, aside)
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _upload(folder: Path, url: str) -> None:
+    """Replace the folder at a URL by a local one, `metadata.json` last."""
+    remove(join(url, LAST_FILE))  # from here on it is no finished folder ...
+    remove(url)
+    files = sorted((item for item in folder.rglob("*") if item.is_file()), key=lambda file: file.name == LAST_FILE)
+    try:
+        for file in files:
+            target = join(url, file.relative_to(folder).as_posix())
+            with _asking(target):
+                system, name = _resolve(target)
+                system.put_file(str(file), name)  # in pieces where the file is large; shown when it is whole
+    except BaseException:
+        remove(url)
+        raise
 
 
 def local_folder(path: str) -> Path:
@@ -377,8 +391,8 @@ def local_folder(path: str) -> Path:
     The cache goes by the URL and by what the store says of each file (its ETag, time and size), so a folder that was
     written anew is downloaded anew. Raises FileNotFoundError naming it.
     """
-    if _is_local(path):
-        folder = _local(path)
+    if is_local(path):
+        folder = local_path(path)
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder at {path}")
         return folder
@@ -386,23 +400,34 @@ def local_folder(path: str) -> Path:
     if not files:
         raise FileNotFoundError(f"no folder at {path}")
     system, _ = _resolve(path)
-    mark = hashlib.sha256()
+    versions = hashlib.sha256()
     for file in files:
-        mark.update(f"{file}\0{system.ukey(_resolve(file)[1])}\n".encode())
+        versions.update(f"{file}\0{system.ukey(_resolve(file)[1])}\n".encode())
+    folder = _cache() / versions.hexdigest()[:32]
+    if not folder.is_dir():
+        _download(files, path, folder)
+    return folder
+
+
+def _cache() -> Path:
+    """The folder of downloaded folders, this user's alone."""
     cache = Path(tempfile.gettempdir()) / f"nvg-cache-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
     if cache.is_symlink() or cache.stat().st_uid != os.getuid():
         raise PermissionError(f"{cache} is another user's: remove it, or set TMPDIR to a folder of your own")
-    folder = cache / mark.hexdigest()[:32]
-    if folder.is_dir():
-        return folder
-    temporary = Path(tempfile.mkdtemp(dir=cache))
+    return cache
+
+
+def _download(files: Sequence[str], url: str, folder: Path) -> None:
+    """Download the files of a URL into a local folder, which exists when it is complete."""
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         for file in files:
-            target = temporary / _relative(file, path)
+            target = temporary / _relative(file, url)
             target.parent.mkdir(parents=True, exist_ok=True)
             with space_for(f"{target} (a copy of {file})"), _asking(file):
-                system.get_file(_resolve(file)[1], str(target))
+                system, name = _resolve(file)
+                system.get_file(name, str(target))
         try:
             os.rename(temporary, folder)
         except OSError:  # another process was first: its copy is the same, and may be in use
@@ -410,11 +435,10 @@ def local_folder(path: str) -> Path:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def remove(path: str) -> None:
-    """Remove a file or a folder; nothing happens where there is none."""
+    """Remove a file or a folder, if it exists."""
     with _asking(path):
         system, name = _resolve(path)
         system.invalidate_cache()
@@ -424,8 +448,8 @@ def remove(path: str) -> None:
 
 
 def fingerprint(files: Sequence[str] | Mapping[str, int], root: str = "", *extra: str) -> str:
-    """A short hash of what a set of files is: their names below `root`, their bytes (asked for where only names are
-    given), and what else makes the set. 16 hexadecimal digits."""
+    """A short hash of a set of files: of their names below `root`, their sizes (read from the store where only names
+    are given) and the `extra` texts. 16 hexadecimal digits."""
     result = hashlib.sha256()
     for file in sorted(files):
         size = files[file] if isinstance(files, Mapping) else _resolve(file)[0].size(_resolve(file)[1])
@@ -442,6 +466,7 @@ def common_folder(files: Iterable[str]) -> str:
 
 
 def _relative(file: str, root: str) -> str:
+    """The name of a file below a root. Raises ValueError for a name that would leave it."""
     name = file.removeprefix(root).lstrip("/")
     if ".." in name.split("/"):
         raise ValueError(f"{file} would leave its folder")

@@ -1,8 +1,8 @@
-"""MLflow, at one place: where runs go, what a run records, and how a run goes on after a restart.
+"""The one place that knows MLflow: where runs go, what a run records, and how a run goes on after a restart.
 
-A database file beside the results needs no server: without one, runs go to `sqlite:///<output>/mlflow.db` and their
+A database file in the output folder needs no server: without one, runs go to `sqlite:///<output>/mlflow.db` and their
 files to `<output>/mlartifacts`. MLFLOW_TRACKING_URI wins over `tracking.uri`, which wins over that. MLflow is imported
-by `start` alone (about 3 s), so nothing pays for it that does not track.
+on first use (it takes about 3 s), so that only jobs that track pay for it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvg import storage
 from nvg.config import Config
 from nvg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
@@ -34,26 +37,26 @@ _BATCH = 100  # parameters that MLflow takes at once
 
 
 def tracking_uri(config: Config) -> str:
-    """Where runs go: MLFLOW_TRACKING_URI, tracking.uri, or a database beside the output.
+    """Where runs go: MLFLOW_TRACKING_URI, tracking.uri, or a database in the output folder.
 
     Raises ConfigError when the output is a URL and nothing names a server: a database file needs a disk.
     """
     named = os.environ.get(ENVIRONMENT) or config.tracking.uri
     if named:
         return named
-    if _is_url(config.output):
+    if not storage.is_local(config.output):
         raise ConfigError(
             f"output={config.output} is a URL, where MLflow's database file cannot live: set tracking.uri or "
             f"{ENVIRONMENT} to a tracking server (infra/ has one) or to sqlite:////absolute/path/mlflow.db"
         )
-    return f"{SQLITE}{_local(config.output) / 'mlflow.db'}"
+    return f"{SQLITE}{storage.local_path(config.output).expanduser().resolve() / 'mlflow.db'}"
 
 
 def start(config: Config, job_name: str, run_id: str | None = None, folder: str | None = None) -> Run:
-    """Begin a run called `job_name`, or go on with `run_id` (a fresh run when the store does not know it any more).
+    """Start a run called `job_name`, or go on with `run_id` (with a new run where the store does not know it any more).
 
-    folder: the artifact's (path or URL), which keeps a mark of the run from before it exists: a job that was killed at
-    any moment goes on in it.
+    folder: the artifact's (path or URL). A mark of the run is kept there from before the run exists, so that a job that
+    was killed at any moment goes on in its run.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a training job has no business to call home
     from mlflow.exceptions import MlflowException
@@ -64,28 +67,33 @@ def start(config: Config, job_name: str, run_id: str | None = None, folder: str 
     client = _Client(uri)
     if run_id is not None:
         try:
-            client.update_run(run_id, status="RUNNING")
-            return Run(client, run_id, uri, resumed=True)
+            return _resume(client, run_id, uri)
         except MlflowException:
             pass  # the store was emptied or exchanged meanwhile: that must not stop a training
     experiment = _experiment(client, config, uri)
     mark = _mark(folder, job_name) if folder is not None else uuid.uuid4().hex
-    found = client.search_runs([experiment], f"tags.mark = '{mark}'")
-    if found:
-        run = Run(client, found[0].info.run_id, uri, resumed=True)
-        client.update_run(run.id, status="RUNNING")
+    existing = client.search_runs([experiment], f"tags.mark = '{mark}'")
+    if existing:
+        run = _resume(client, existing[0].info.run_id, uri)
+        with contextlib.suppress(MlflowException):  # a setting that changes no weight may have another value now
+            run.log_params(config)
     else:
         created = client.create_run(experiment, run_name=job_name, tags={"mark": mark})
         run = Run(client, created.info.run_id, uri, resumed=False)
-    with contextlib.suppress(*([MlflowException] if found else [])):  # a setting that changes no weight may be another
         run.log_params(config)
     tags = {"git_commit": git_commit(), "job": job_name}
     run.set_tags(tags if config.tracking.parent is None else tags | {PARENT: config.tracking.parent})
     return run
 
 
+def _resume(client: _Client, run_id: str, uri: str) -> Run:
+    """The run of an earlier job, running again. Raises MlflowException where the store does not know it."""
+    client.update_run(run_id, status="RUNNING")
+    return Run(client, run_id, uri, resumed=True)
+
+
 def _mark(folder: str, job_name: str) -> str:
-    """What tells the run of an artifact's job from all others, made when it is first asked for."""
+    """The mark by which the run of an artifact's job is found again. It is made on the first call."""
     path = storage.join(folder, RUN_FILE)
     marks = storage.read_json(path) if storage.exists(path) else {}
     if job_name not in marks:
@@ -94,26 +102,27 @@ def _mark(folder: str, job_name: str) -> str:
     return marks[job_name]
 
 
-def _experiment(client: Any, config: Config, uri: str) -> str:
+def _experiment(client: _Client, config: Config, uri: str) -> str:
+    """The id of the configuration's experiment, which is made where it is missing. Raises ConfigError."""
     from mlflow.exceptions import MlflowException
 
     name = config.tracking.experiment or config.name
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        if found.lifecycle_stage != "active":
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        if experiment.lifecycle_stage != "active":
             raise ConfigError(f"the MLflow experiment {name!r} was deleted: restore it or set tracking.experiment")
-        return found.experiment_id
-    # A server has its own store of files; beside a database file it is a folder.
+        return experiment.experiment_id
+    # A server has its own store of files; a database file gets a folder of its own.
     location = config.tracking.artifacts
     if location is None and uri.startswith(SQLITE):
         location = str(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts")
     try:
         return client.create_experiment(name, artifact_location=location)
     except MlflowException:
-        found = client.get_experiment_by_name(name)  # another job was faster
-        if found is None:
+        experiment = client.get_experiment_by_name(name)  # another job was faster
+        if experiment is None:
             raise
-        return found.experiment_id
+        return experiment.experiment_id
 
 
 class _Client:
@@ -137,7 +146,7 @@ class _Client:
 
 
 def _make_database(path: Path) -> None:
-    """The tables, in a file that gets its name when they are complete: half of them cannot be completed any more."""
+    """Make the tables in a file that gets its name when they are complete: MLflow cannot complete half of them."""
     from mlflow import MlflowClient
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +164,7 @@ def _make_database(path: Path) -> None:
 class Run:
     """One MLflow run. Every method writes at once, so that a killed job loses nothing."""
 
-    def __init__(self, client: Any, run_id: str, uri: str, *, resumed: bool) -> None:
+    def __init__(self, client: _Client, run_id: str, uri: str, *, resumed: bool) -> None:
         self.client = client
         self.id = run_id
         self.uri = uri
@@ -166,7 +175,7 @@ class Run:
         self._monitor = _system_metrics(run_id, uri)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add a point to each curve. A step that is there already is left as it is."""
+        """Add a point to each curve. A step that a curve has already is left as it is."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -179,16 +188,16 @@ class Run:
             self.client.log_batch(self.id, metrics=points)
 
     def log_params(self, config: Config) -> None:
-        """The resolved configuration, one parameter a key: `train.lr`."""
+        """Record the resolved configuration, one parameter per key: `train.lr`."""
         from mlflow.entities import Param
 
         flat = flatten(dataclasses.asdict(config))
         params = [Param(key, str(value)[:_VALUE_LENGTH]) for key, value in flat.items()]
-        for begin in range(0, len(params), _BATCH):
-            self.client.log_batch(self.id, params=params[begin : begin + _BATCH])
+        for first in range(0, len(params), _BATCH):
+            self.client.log_batch(self.id, params=params[first : first + _BATCH])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Facts that name things: git commit, data fingerprint, artifact key."""
+        """Record names of things: git commit, data fingerprint, artifact key."""
         from mlflow.entities import RunTag
 
         self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
@@ -197,8 +206,8 @@ class Run:
         """Copy a local file into the run, into `folder` when given."""
         self.client.log_artifact(self.id, str(path), folder)
 
-    def log_image(self, image: Any, name: str) -> None:
-        """Store a PIL image as `name`, for example previews/00001000.png."""
+    def log_image(self, image: Image.Image, name: str) -> None:
+        """Store a picture as `name`, for example previews/00001000.png."""
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / Path(name).name
             image.save(path)
@@ -214,26 +223,26 @@ class Run:
         alias: str = "champion",
     ) -> int:
         """Copy a sampler's weights and settings (local folder) and metadata.json into the run, and register them as a
-        version of model `name`; returns the version, which is the same one when this run does it again.
+        version of model `name`. Returns the version, which stays the same when this run registers again.
 
-        mlmodel: the file by which MLflow's own tools load it (nvg/pyfunc.py). The alias moves to the version, so
-        `models:/NAME@champion` is the newest.
+        mlmodel: the file by which MLflow's own tools load the model (nvg/pyfunc.py). The alias moves to the version, so
+        that `models:/NAME@champion` is the newest.
         """
         from mlflow.exceptions import MlflowException
 
         for path in sorted(Path(folder).iterdir()):
             if path.suffix in (".safetensors", ".yaml"):
                 self.log_artifact(path, _MODEL)
-        self.client.log_text(self.id, json.dumps(metadata, indent=2), f"{_MODEL}/metadata.json")
+        self.client.log_text(self.id, json.dumps(metadata, indent=2), f"{_MODEL}/{storage.LAST_FILE}")
         self.client.log_text(self.id, mlmodel, f"{_MODEL}/MLmodel")
         try:
             self.client.create_registered_model(name)
         except MlflowException:
-            self.client.get_registered_model(name)  # it is there already, or this says what is wrong
+            self.client.get_registered_model(name)  # it exists already, or this says what is wrong
         source = f"{self.client.get_run(self.id).info.artifact_uri}/{_MODEL}"
         versions = self.client.search_model_versions(f"run_id = '{self.id}'")
-        there = [version for version in versions if version.name == name]
-        version = there[0] if there else self.client.create_model_version(name, source=source, run_id=self.id)
+        existing = [version for version in versions if version.name == name]
+        version = existing[0] if existing else self.client.create_model_version(name, source=source, run_id=self.id)
         self.client.set_registered_model_alias(name, alias, version.version)
         return int(version.version)
 
@@ -260,13 +269,30 @@ def registered_folder(model: str) -> str:
         raise ConfigError(f"{model} has no files at {version.source}: {error}") from None
 
 
+def download(model: str, names: Sequence[str], folder: str) -> None:
+    """Copy some of the files behind `models:/NAME/version` into a local folder.
+
+    Raises ConfigError as `registered_folder` does.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    source = _registered(model).source
+    for name in names:
+        try:
+            download_artifacts(artifact_uri=f"{source}/{name}", dst_path=folder, tracking_uri=os.environ[ENVIRONMENT])
+        except (MlflowException, OSError) as error:
+            raise ConfigError(f"{model} has no {name} at {source}: {error}") from None
+
+
 def registered_version(model: str) -> str:
-    """`models:/NAME/version` of what `models:/NAME@alias` names now. Raises ConfigError as `registered_folder`."""
+    """The `models:/NAME/version` that an alias names now. Raises ConfigError as `registered_folder` does."""
     version = _registered(model)
     return f"models:/{version.name}/{version.version}"
 
 
 def _registered(model: str) -> Any:
+    """MLflow's record of a registered version. Raises ConfigError."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     uri = os.environ.get(ENVIRONMENT)
     name = model.removeprefix("models:/")
@@ -315,16 +341,9 @@ def git_commit() -> str:
 
 
 def _system_metrics(run_id: str, uri: str) -> Any:
+    """MLflow's thread that records CPU, memory and GPU of a run, started."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
     monitor.start()
     return monitor
-
-
-def _is_url(path: str) -> bool:
-    return "://" in path and not path.startswith("file://")
-
-
-def _local(path: str) -> Path:
-    return Path(path.removeprefix("file://")).expanduser().resolve()

@@ -1,21 +1,22 @@
-"""The command line that all jobs share: `--config FILE key=value ...`."""
+"""The command line that all jobs share: `--config FILE key=value ...`, and one way to end it with an error."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from nvg import config as configuration
 from nvg import storage
 from nvg.config import Config
-from nvg.errors import ConfigError
+from nvg.errors import ConfigError, NvgError
 
 
-def job_parser(description: str) -> argparse.ArgumentParser:
-    """The command line of every job: --config FILE key=value ..."""
-    result = argparse.ArgumentParser(description=description)
+def job_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """The command line of every job, `--config FILE key=value ...`, described by the first line of its docstring."""
+    result = argparse.ArgumentParser(description=first_line(docstring))
     result.add_argument("--config", required=True, help="YAML file, a path or URL (conf/*.yaml)")
     result.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings over the file, such as train.lr=2e-4"
@@ -23,26 +24,26 @@ def job_parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
+def first_line(docstring: str | None) -> str:
+    """The first line of a file's docstring, which describes its command."""
+    return (docstring or "").partition("\n")[0]
+
+
 def read_config(arguments: argparse.Namespace) -> Config:
-    """The configuration that a command line names. Ends the job with one clear line where it cannot be used."""
-    try:
-        config = configuration.load(arguments.config, arguments.overrides)
-        check_output(config)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    """The configuration that a command line names. Raises ConfigError where it cannot be used."""
+    config = configuration.load(arguments.config, arguments.overrides)
+    check_output(config)
     return config
 
 
-def parse_config(argv: Sequence[str] | None, description: str) -> Config:
-    """The configuration of a job that has no options of its own."""
-    return read_config(job_parser(description).parse_intermixed_args(argv))
+def words(argv: Sequence[str] | None) -> list[str]:
+    """The command line without the program: argv, or that of this process where argv is None."""
+    return list(sys.argv[1:] if argv is None else argv)
 
 
 def check_output(config: Config) -> None:
-    """A submitted job runs in a temporary copy of the working directory: what it writes there is lost.
-
-    Raises ConfigError for a relative output in a Ray job.
-    """
+    """Raises ConfigError for a relative output in a submitted job, which runs in a temporary copy of the working
+    directory: what it writes there is lost."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (
         storage.is_url(config.output) or os.path.isabs(config.output)
     ):
@@ -50,3 +51,21 @@ def check_output(config: Config) -> None:
             f"output={config.output} is relative, and a submitted job runs in a temporary copy of the working "
             "directory: give an absolute path that all nodes share, or a URL (output=$PWD/runs/..., output=s3://...)"
         )
+
+
+def exit_with(message: str) -> None:
+    """End the program with one line, `error: ...`, and exit code 1."""
+    sys.exit(f"error: {message}")
+
+
+@contextmanager
+def one_line_errors(*also: type[Exception], end: Callable[[str], object] = exit_with) -> Iterator[None]:
+    """End the command with one line and no traceback where a person can mend what the block or function raises.
+
+    These are NvgError, FileNotFoundError and the types of `also`. end: what ends the program, given the message.
+    """
+    mendable: tuple[type[Exception], ...] = (NvgError, FileNotFoundError, *also)
+    try:
+        yield
+    except mendable as error:
+        end(str(error))

@@ -9,16 +9,12 @@ over as they are. With distill.teacher the sampler of that name, folder or URL i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from nvg.cluster import start_ray
 from nvg.config import Config
-from nvg.errors import ConfigError
 from nvg.training import jobs, ray_train
-from pipelines.command_line import parse_config
-from pipelines.steps import ERRORS, already, claimed, plan, require
+from pipelines.job import run_job
 
 
 def distill_generators(
@@ -36,22 +32,7 @@ def distill_generators(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Distill, unless that is done already. argv: the command line without the program."""
-    arguments = sys.argv[1:] if argv is None else argv
-    config = parse_config(arguments, __doc__.split("\n")[0])
-    try:
-        if config.distill.steps == 0:
-            raise ConfigError("distill.steps=0: say how many steps to train, for example distill.steps=4000")
-        artifacts = plan(config)
-        artifact = artifacts["distilled"]
-        if already(artifact):
-            return
-        generators, tokens = (require(artifacts[step], arguments) for step in ("generators", "tokens"))
-        with claimed(artifact):
-            start_ray(config.cluster)
-            distill_generators(config, generators, tokens, artifact.folder)
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
-    print(f"distilled: {artifact.folder}", flush=True)
+    run_job("distilled", argv, __doc__)
 
 
 if __name__ == "__main__":

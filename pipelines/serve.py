@@ -25,7 +25,7 @@ from nvg import config as configuration
 from nvg.cluster import start_ray
 from nvg.config import ServeConfig
 from nvg.errors import ConfigError
-from pipelines.command_line import job_parser
+from pipelines.command_line import job_parser, one_line_errors
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -37,6 +37,7 @@ HAPROXY_PORTS = (  # fixed ones, by default: a second Serve on this machine woul
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
+PORTS = range(20_000, 32_000)
 
 
 def build(arguments: dict[str, Any]) -> Application:
@@ -80,23 +81,29 @@ def use_haproxy() -> None:
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     # How long a replica that leaves waits for HAProxy to know it, by default 30 s.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
+    for name, port in zip(HAPROXY_PORTS, free_ports(len(HAPROXY_PORTS)), strict=True):
+        os.environ.setdefault(name, str(port))
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of 127.0.0.1 that nobody listens on, none of which the kernel hands out by chance: it takes
+    higher ones, for Ray's processes too. Another program may take one before it is used."""
+    ports: list[int] = []
     with contextlib.ExitStack() as held:  # all at once, so that they differ
-        for name in HAPROXY_PORTS:
-            os.environ.setdefault(name, str(_free_port(held)))
-
-
-def _free_port(held: contextlib.ExitStack) -> int:
-    """A free port that nobody is given by chance: the kernel hands out higher ones, to Ray's processes too."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        probe = held.enter_context(socket.socket())
-        with contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no free port between 20000 and 32000 for HAProxy")
+        for port in random.sample(PORTS, 100):
+            if len(ports) == count:
+                break
+            probe = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+    if len(ports) < count:
+        raise RuntimeError(f"fewer than {count} free ports between {PORTS.start} and {PORTS.stop}")
+    return ports
 
 
 def check(config: ServeConfig) -> None:
-    """What can be known before Ray starts. Raises ConfigError, or ValueError for a model that is none."""
+    """What can be known before Ray starts. Raises ConfigError, or CheckpointError for a model that cannot be used."""
     from nvg.artifacts.models import read_metadata, sampler_folder
 
     read_metadata(sampler_folder(config.model))
@@ -115,34 +122,35 @@ def check(config: ServeConfig) -> None:
         )
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Deploy, and without RAY_ADDRESS serve until stopped."""
-    arguments = job_parser(__doc__.split("\n")[0]).parse_intermixed_args(argv)
-    try:
-        config = configuration.serve_config(
-            configuration.read(arguments.config), arguments.overrides, where=arguments.config
-        )
+    arguments = job_parser(__doc__).parse_intermixed_args(argv)
+    with one_line_errors(ValueError):  # of fsspec too, for the model's address
+        settings = configuration.read(arguments.config)
+        config = configuration.serve_config(settings, arguments.overrides, where=arguments.config)
         check(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if not os.environ.get("RAY_ADDRESS"):
+    stays = not os.environ.get("RAY_ADDRESS")
+    if stays:
         use_haproxy()
     start_ray(config)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own, which end the process at once
         signal.signal(number, lambda *_: stop.set())
-    try:
+    with one_line_errors(RuntimeError):  # a replica could not start; its own traceback is in the log above
         deploy(config)
-    except RuntimeError as error:  # a replica could not start; its own traceback is in the log above
-        sys.exit(f"error: {error}")
     address = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
     print(f"serving {config.model}: studio {address}/  API {address}/v1  documentation {address}/docs", flush=True)
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    stop.wait()
-    print("stopping: requests in hand are answered first", flush=True)
+    if stays:
+        stop.wait()
+        take_down()
+
+
+def take_down() -> None:
+    """End the application: requests in hand are answered first."""
     from ray import serve
 
+    print("stopping: requests in hand are answered first", flush=True)
     serve.delete(APPLICATION)  # waits for the replicas, which wait for their requests
     serve.shutdown()
 

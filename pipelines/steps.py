@@ -1,4 +1,4 @@
-"""What every job shares: its command line, its Ray, and where its artifacts are.
+"""The steps of the pipeline: one table of them, and where each one's artifact is.
 
 An artifact is a folder `<output>/<step>-<key>`. The key is the hash of the configuration that the step reads and of its
 inputs' keys, so a changed setting makes a new artifact and leaves the old one, and an unchanged one is found again.
@@ -8,45 +8,25 @@ inputs' keys, so a changed setting makes a new artifact and leaves the old one, 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from nvg import config as configuration
 from nvg import storage
+from nvg.artifacts.keys import artifact_keys, drawn_with
 from nvg.artifacts.lease import lease, left_over
 from nvg.config import Config
-from nvg.errors import ConfigError, NvgError, OutputBusy
+from nvg.errors import ConfigError, OutputBusy
 from nvg.training.jobs import tidy
 
-STEPS = ("tokenizer", "tokens", "generators", "distilled", "evaluation")
-SCRIPTS = {
-    "tokenizer": "pipelines/train_tokenizer.py",
-    "tokens": "pipelines/build_tokens.py",
-    "generators": "pipelines/train.py",
-    "distilled": "pipelines/distill.py",
-    "evaluation": "pipelines/evaluate.py",
-}
-COMPLETE = "metadata.json"
-# What the user can mend: one line, no traceback.
-ERRORS: tuple[type[Exception], ...] = (NvgError, FileNotFoundError)
+# ---- the table ----
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """Where a step's result is, or will be."""
-
-    step: str
-    key: str
-    folder: str
-    given: bool = False  # a part of distill.teacher: used, never made and never removed
-
-    @property
-    def complete(self) -> bool:
-        """Whether the step has finished."""
-        return storage.exists(storage.join(self.folder, COMPLETE))
+def check_nothing(config: Config) -> None:
+    """The check of a step whose configuration says all when it is read."""
 
 
 def check_evaluation(config: Config) -> None:
@@ -62,68 +42,112 @@ def check_evaluation(config: Config) -> None:
             raise ConfigError(f"evaluate.{name}={path}: no such file. docs/evaluation.md says where it comes from")
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of the pipeline, which makes one artifact of those of other steps."""
+
+    name: str
+    script: str  # the file that runs it as a job of its own
+    needs: tuple[str, ...]  # the steps whose artifacts it reads, in the order in which its maker takes their folders
+    maker: str  # "module:function", called with the configuration, the folders of its needs and its own
+    check: Callable[[Config], None] = check_nothing  # raises ConfigError for what would fail after hours
+
+    def load_maker(self) -> Callable[..., Any]:
+        """The function that makes the artifact. Its module is imported now: most commands make few steps, or none."""
+        module, _, function = self.maker.partition(":")
+        return getattr(importlib.import_module(module), function)
+
+
+# In order: a step needs earlier ones alone. `distilled` is there where the configuration asks for it.
+STEPS = {
+    step.name: step
+    for step in (
+        Step("tokenizer", "pipelines/train_tokenizer.py", (), "pipelines.train_tokenizer:train_tokenizer"),
+        Step("tokens", "pipelines/build_tokens.py", ("tokenizer",), "pipelines.build_tokens:build_tokens"),
+        Step("generators", "pipelines/train.py", ("tokenizer", "tokens"), "pipelines.train:train_generators"),
+        Step("distilled", "pipelines/distill.py", ("generators", "tokens"), "pipelines.distill:distill_generators"),
+        Step(
+            "evaluation",
+            "pipelines/evaluate.py",
+            ("distilled",),  # the generators themselves where nothing is distilled
+            "pipelines.evaluate:evaluate_trained",
+            check_evaluation,
+        ),
+    )
+}
+
+
+# ---- where artifacts are ----
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Where a step's result is, or will be."""
+
+    step: str
+    key: str
+    folder: str
+    given: bool = False  # a part of distill.teacher: used, never made and never removed
+
+    @property
+    def complete(self) -> bool:
+        """Whether the step has finished."""
+        return self.given or storage.exists(storage.join(self.folder, storage.LAST_FILE))
+
+
 def plan(config: Config) -> dict[str, Artifact]:
-    """The artifact of every step, in order; `distilled` where the configuration asks for it. Lists the images, for
-    their fingerprint; computes nothing else. Raises ConfigError for a configuration that no training can make."""
+    """The artifact of every step, in order; `distilled` where the configuration asks for it.
+
+    Reads the images' listings (of data.source=ilsvrc also the files with its labels), and metadata.json and config.yaml
+    of distill.teacher. Raises ConfigError for a configuration that no training can make.
+    """
     if config.structure.few_step or config.content.guided:
         raise ConfigError(
             "structure.few_step=true and content.guided=true are what pipelines/distill.py makes: set distill.steps"
         )
     from nvg.data import open_source
 
-    data = dataclasses.asdict(config.data)
-    test, views = data.pop("test"), data.pop("views")
-    data.pop("train")  # the fingerprint tells the images, wherever they are
     train_images = open_source(config.data, split="train").fingerprint()
-    test_images = open_source(config.data, split="test").fingerprint() if test else None
-    training, distillation = dataclasses.asdict(config.train), dataclasses.asdict(config.distill)
-    for section, operational in (  # these change no weight of the result
-        (training, ("parts", "parallel", "checkpoint_every", "preview_every")),
-        (distillation, ("teacher", "checkpoint_every", "preview_every")),  # a teacher is told by its weights
-    ):
-        for name in operational:
-            section.pop(name)
+    test_images = open_source(config.data, split="test").fingerprint() if config.data.test else None
+    given, teacher = _teacher(config.distill.teacher)
+    keys = artifact_keys(config, train_images, test_images, teacher)
+    folders = {step: storage.join(config.output, f"{step}-{key}") for step, key in keys.items()} | given
+    return {step: Artifact(step, key, folders[step], given=step in given) for step, key in keys.items()}
 
-    keys: dict[str, str] = {}
-    given: dict[str, str] = {}
-    if config.distill.teacher is not None:
-        from nvg.artifacts.models import model_config, read_metadata, sampler_folder
 
-        folder = sampler_folder(config.distill.teacher)
-        teacher = model_config(folder)
-        if teacher.structure.few_step or teacher.content.guided:
-            raise ConfigError(
-                f"distill.teacher={config.distill.teacher} is itself distilled: name the sampler that it was made of"
-            )
-        keys["tokenizer"] = keys["generators"] = configuration.digest(read_metadata(folder))
-        given = {"tokenizer": folder, "generators": folder}
-        images: tuple[Any, ...] = (train_images, data, config.seed)  # a tokenizer of our own has these in its key
-    else:
-        keys["tokenizer"] = configuration.digest(
-            "tokenizer", train_images, data, config.tokenizer, config.tokenizer_train, config.seed
+def _teacher(name: str | None) -> tuple[dict[str, str], dict[str, Any] | None]:
+    """Where the steps are that a teacher stands for, and its metadata.json. Raises ConfigError for a distilled one."""
+    if name is None:
+        return {}, None
+    from nvg.artifacts.models import look_up
+
+    place, metadata, model = look_up(name)
+    if model.structure.few_step or model.content.guided:
+        raise ConfigError(f"distill.teacher={name} is itself distilled: name the sampler that it was made of")
+    return {"tokenizer": place, "generators": place}, metadata
+
+
+def fetched(artifact: Artifact) -> Artifact:
+    """An artifact whose files can be read: a teacher of MLflow's registry is downloaded, once in a process."""
+    if not artifact.folder.startswith("models:/"):
+        return artifact
+    return dataclasses.replace(artifact, folder=_download(artifact.folder))
+
+
+@functools.cache
+def _download(version: str) -> str:
+    from nvg.artifacts.models import sampler_folder
+
+    return sampler_folder(version)
+
+
+def planned(step: str, artifacts: Mapping[str, Artifact]) -> Artifact:
+    """The artifact of a step in a plan. Raises ConfigError where the configuration does not ask for the step."""
+    if step not in artifacts:  # the only step that a configuration may be without
+        raise ConfigError(
+            "distill.steps=0: there is no such step; say how many steps to train, for example distill.steps=4000"
         )
-        images = ()
-    keys["tokens"] = configuration.digest("tokens", keys["tokenizer"], views, config.repa.weights, *images)
-    if "generators" not in keys:
-        keys["generators"] = configuration.digest(
-            "generators", keys["tokens"], config.content, config.structure, training, config.repa, config.seed
-        )
-    if config.distill.steps:
-        taught = (keys["tokens"], keys["generators"])
-        keys["distilled"] = configuration.digest("distilled", taught, distillation, config.seed)
-    drawn_with = keys.get("distilled", keys["generators"])
-    settings = as_drawn(config).sampler
-    keys["evaluation"] = configuration.digest("evaluation", drawn_with, test_images, config.evaluate, settings)
-    return {
-        step: Artifact(
-            step,
-            keys[step],
-            given.get(step) or storage.join(config.output, f"{step}-{keys[step]}"),
-            given=step in given,
-        )
-        for step in STEPS
-        if step in keys
-    }
+    return artifacts[step]
 
 
 def sampler_artifact(artifacts: Mapping[str, Artifact]) -> Artifact:
@@ -132,30 +156,22 @@ def sampler_artifact(artifacts: Mapping[str, Artifact]) -> Artifact:
 
 
 def as_drawn(config: Config) -> Config:
-    """The configuration with the settings of `sampler_artifact(plan(config))`: a distilled one has flow steps of its own."""
-    if config.distill.steps == 0 or "structure" not in config.distill.parts:
-        return config
-    settings = dataclasses.replace(config.sampler, flow_steps=config.distill.flow_steps)
-    return dataclasses.replace(config, sampler=settings)
+    """The configuration with the settings with which `sampler_artifact(plan(config))` draws."""
+    return dataclasses.replace(config, sampler=drawn_with(config))
 
 
-def require(artifact: Artifact, arguments: Sequence[str]) -> str:
-    """The folder of a finished step. Ends the job with the command that makes it where it is not there."""
-    if not artifact.complete:
-        sys.exit(
-            f"error: this job needs the {artifact.step} in {artifact.folder}, which are not there (or not finished). "
-            f"Make them with: python {SCRIPTS[artifact.step]} {' '.join(arguments)}"
-        )
-    return artifact.folder
+def inputs(step: str, artifacts: Mapping[str, Artifact]) -> list[Artifact]:
+    """The artifacts that a step reads, in the order of its `needs`."""
+    return [sampler_artifact(artifacts) if name == "distilled" else artifacts[name] for name in STEPS[step].needs]
 
 
-def already(artifact: Artifact) -> bool:
-    """Whether a step is done; says so, and tidies up after a job that was killed before it could."""
-    if not artifact.complete:
-        return False
-    tidy_up(artifact)
-    print(f"{artifact.step}: complete, nothing to do ({artifact.folder})", flush=True)
-    return True
+# ---- making them ----
+
+
+def make(step: str, config: Config, artifacts: Mapping[str, Artifact]) -> None:
+    """Make a step's artifact on the running Ray. Its inputs must be complete."""
+    folders = [artifact.folder for artifact in inputs(step, artifacts)]
+    STEPS[step].load_maker()(config, *folders, artifacts[step].folder)
 
 
 def tidy_up(artifact: Artifact) -> None:

@@ -9,10 +9,11 @@ of its evaluation, and below these the trainings that it started. Prints the com
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -22,8 +23,8 @@ from nvg import storage, tracking
 from nvg.config import Config
 from nvg.errors import ConfigError
 from pipelines import run
-from pipelines.command_line import job_parser, read_config
-from pipelines.steps import ERRORS, check_evaluation, plan
+from pipelines.command_line import job_parser, one_line_errors, read_config
+from pipelines.steps import check_evaluation, plan
 
 SORTED_BY = "frechet_distance"
 
@@ -48,56 +49,67 @@ def sweep(config: Config, variants: dict[str, Config]) -> dict[str, dict[str, An
     planned = {name: (variant, plan(variant)) for name, variant in variants.items()}
     folder = storage.join(config.output, f"sweep-{configuration.digest('sweep', sorted(planned))}")
     parent = tracking.start(config, "sweep", folder=folder)
-    found: dict[str, dict[str, Any]] = {}
-    for number, (name, (variant, artifacts)) in enumerate(planned.items(), start=1):
-        variant.tracking.parent = parent.id
-        child = tracking.start(variant, name, folder=folder)
-        child.set_tags({step: artifact.folder for step, artifact in artifacts.items()})
-        todo = [step for step, artifact in artifacts.items() if not artifact.complete]
-        print(f"== {number} of {len(planned)}: {name} ({', '.join(todo) or 'complete'})", flush=True)
-        variant.tracking.parent = child.id
-        try:
-            if todo:
-                run.run_steps(variant, artifacts, todo)
-        except BaseException:
-            child.end("FAILED")
-            parent.end("FAILED")
-            raise
-        result = storage.read_json(storage.join(artifacts["evaluation"].folder, "evaluation.json"))
-        found[name] = {key: value for key, value in result["figures"].items() if isinstance(value, int | float)}
-        child.log_metrics(found[name], 0)
-        child.end()
-    parent.end()
-    return found
+    results: dict[str, dict[str, Any]] = {}
+    with _ended(parent):
+        for number, (name, (variant, artifacts)) in enumerate(planned.items(), start=1):
+            todo = [step for step, artifact in artifacts.items() if not artifact.complete]
+            print(f"== {number} of {len(planned)}: {name} ({', '.join(todo) or 'complete'})", flush=True)
+            child = tracking.start(_below(parent, variant), name, folder=folder)
+            child.set_tags({step: artifact.folder for step, artifact in artifacts.items()})
+            with _ended(child):
+                if todo:
+                    run.run_steps(_below(child, variant), artifacts, todo)
+                results[name] = numbers(artifacts["evaluation"].folder)
+                child.log_metrics(results[name], 0)
+    return results
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
+def _below(parent: tracking.Run, config: Config) -> Config:
+    """The configuration whose runs MLflow shows below `parent`."""
+    return dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, parent=parent.id))
+
+
+@contextmanager
+def _ended(tracked: tracking.Run) -> Iterator[None]:
+    """End a run of MLflow with the block, as failed where the block raises."""
+    try:
+        yield
+    except BaseException:
+        tracked.end("FAILED")
+        raise
+    tracked.end()
+
+
+def numbers(evaluation_folder: str) -> dict[str, float]:
+    """The figures of an evaluation that are numbers."""
+    result = storage.read_json(storage.join(evaluation_folder, "evaluation.json"))
+    return {key: value for key, value in result["figures"].items() if isinstance(value, int | float)}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
     """The combinations with their figures, the best first."""
     shown = [SORTED_BY, "accuracy_on_samples", "precision", "recall"]
-    width = max(map(len, found))
+    width = max(map(len, results))
     lines = [f"{'':<{width}}" + "".join(f"{key:>22}" for key in shown)]
-    for name, figures in sorted(found.items(), key=lambda item: item[1].get(SORTED_BY, float("inf"))):
+    for name, figures in sorted(results.items(), key=lambda item: item[1].get(SORTED_BY, float("inf"))):
         lines.append(f"{name:<{width}}" + "".join(f"{figures.get(key, float('nan')):>22.4f}" for key in shown))
     return "\n".join(lines)
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a sweep. argv: the command line without the program."""
-    parser = job_parser(__doc__.split("\n")[0])
+    parser = job_parser(__doc__)
     parser.add_argument("--vary", nargs="+", required=True, metavar="key=value,...", help="the settings to combine")
     arguments = parser.parse_intermixed_args(argv)
-    try:
-        config = read_config(arguments)
-        variants = {
-            " ".join(one): configuration.load(arguments.config, [*arguments.overrides, *one])
-            for one in combinations(arguments.vary)
-        }
-        for variant in variants.values():
-            check_evaluation(variant)
-        found = sweep(config, variants)
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
-    print(table(found))
+    config = read_config(arguments)
+    variants = {
+        " ".join(one): configuration.load(arguments.config, [*arguments.overrides, *one])
+        for one in combinations(arguments.vary)
+    }
+    for variant in variants.values():
+        check_evaluation(variant)
+    print(table(sweep(config, variants)))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
 """Train the tokenizer: images -> the multi-granularity quantized autoencoder.
 
-python pipelines/train_tokenizer.py --config conf/fashion_mnist.yaml key=value ...
+    python pipelines/train_tokenizer.py --config conf/fashion_mnist.yaml key=value ...
+
+A training that was stopped goes on from its last checkpoint: give the same command again.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from nvg.cluster import start_ray
 from nvg.config import Config
 from nvg.training import jobs, ray_train
-from pipelines.command_line import parse_config
-from pipelines.steps import ERRORS, already, claimed, plan
+from pipelines.job import run_job
 
 
 def train_tokenizer(config: Config, output_folder: str) -> dict[str, Any]:
@@ -23,17 +22,7 @@ def train_tokenizer(config: Config, output_folder: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the tokenizer, unless it is there already. argv: the command line without the program."""
-    config = parse_config(argv, __doc__.split("\n")[0])
-    try:
-        artifact = plan(config)["tokenizer"]
-        if already(artifact):
-            return
-        with claimed(artifact):
-            start_ray(config.cluster)
-            train_tokenizer(config, artifact.folder)
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
-    print(f"tokenizer: {artifact.folder}", flush=True)
+    run_job("tokenizer", argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -20,14 +20,17 @@ from nvg import storage
 from nvg.artifacts.models import load_tokenizer
 from nvg.config import Config
 from nvg.data import open_source
+from nvg.errors import ConfigError
 from nvg.verify import Check, TokenChecks, check_folder, check_weights, some_images
 from pipelines.build_tokens import token_format
-from pipelines.steps import Artifact, plan
+from pipelines.command_line import first_line, one_line_errors
+from pipelines.steps import STEPS, Artifact, fetched, plan
 
-STEPS = ("tokenizer", "tokens", "generators", "distilled")
+CHECKED = tuple(step for step in STEPS if step != "evaluation")  # an evaluation holds figures and pictures alone
+UNFINISHED = "not there, or not finished"
 
 
-def check_step(config: Config, artifacts: dict[str, Artifact], step: str, images: int) -> Iterator[Check]:
+def check_step(config: Config, artifacts: Mapping[str, Artifact], step: str, images: int) -> Iterator[Check]:
     """The checks of a step's artifact, with `images` of the training images."""
     folder, source = artifacts[step].folder, open_source(config.data, "train")
     if step == "tokens":
@@ -35,7 +38,7 @@ def check_step(config: Config, artifacts: dict[str, Artifact], step: str, images
         expected = token_format(config, tokenizer, source)
         yield from TokenChecks(folder, expected, load_tokenizer(tokenizer), (source, config, images)).run()
     else:
-        yield from check_weights(folder, np.concatenate([found for *_, found in some_images(source, config, images)]))
+        yield from check_weights(folder, np.concatenate([pixels for *_, pixels in some_images(source, config, images)]))
 
 
 def report(title: str, checks: Iterable[Check]) -> int:
@@ -52,40 +55,54 @@ def report(title: str, checks: Iterable[Check]) -> int:
     return failed
 
 
+def check_steps(config: Config, only: str | None, images: int) -> int:
+    """Report on the artifacts of all steps, or of one, which must then be complete; returns how many checks failed.
+
+    Where none is complete, that is a failure too. Raises ConfigError where the configuration has no step `only`.
+    """
+    artifacts = plan(config)
+    steps = [step for step in CHECKED if step in artifacts and only in (None, step)]
+    if not steps:
+        raise ConfigError(f"this configuration has no step {only}")
+    complete = [step for step in steps if artifacts[step].complete]
+    failed = 0
+    for step in steps:
+        title = f"{step}: {artifacts[step].folder}"
+        if step in complete:
+            within_reach = {name: fetched(artifact) for name, artifact in artifacts.items()}
+            failed += report(title, check_step(config, within_reach, step, images))
+        elif only or not complete:
+            failed += report(title, [Check(storage.LAST_FILE, False, UNFINISHED)])
+        else:
+            print(f"{title}\n  {UNFINISHED}", flush=True)
+    return failed
+
+
+def check_folders(folders: Sequence[str]) -> int:
+    """Report on some folders; returns how many checks failed. Raises FileNotFoundError before any, where one is not
+    there."""
+    for folder in folders:
+        if not storage.exists(folder):
+            raise FileNotFoundError(f"{folder}: no such folder")
+    return sum(report(folder, check_folder(folder)) for folder in folders)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Check and print; returns the exit code. argv: the command line without the program."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("--config", help="YAML file, a path or URL: check what its jobs have made")
-    parser.add_argument("--step", choices=STEPS, help="only this step's artifact, which must be there")
+    parser.add_argument("--step", choices=CHECKED, help="only this step's artifact, which must be there")
     parser.add_argument("--images", type=int, default=64, help="training images to encode again (default 64)")
     parser.add_argument("items", nargs="*", metavar="key=value | FOLDER", help="settings with --config, else folders")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.images < 1 or (arguments.config is None and (arguments.step or not arguments.items)):
         parser.error("give --config FILE, or folders to check; --images at least 1")
-    failed = 0
-    if arguments.config is None:
-        for folder in arguments.items:
-            if not storage.exists(folder):
-                parser.error(f"{folder}: no such folder")
-            failed += report(folder, check_folder(folder))
-    else:
-        try:
+    with one_line_errors(ValueError, OSError, end=parser.error):
+        if arguments.config is None:
+            failed = check_folders(arguments.items)
+        else:
             config = configuration.load(arguments.config, arguments.items)
-            artifacts = plan(config)
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-        steps = [step for step in STEPS if step in artifacts and arguments.step in (None, step)]
-        there = [step for step in steps if artifacts[step].complete]
-        for step in steps:
-            title = f"{step}: {artifacts[step].folder}"
-            if step in there:
-                failed += report(title, check_step(config, artifacts, step, arguments.images))
-            elif arguments.step or not there:
-                failed += report(title, [Check(storage.LAST_FILE, False, "not there, or not finished")])
-            else:
-                print(f"{title}\n  not there, or not finished", flush=True)
-        if not steps:
-            parser.error(f"this configuration has no step {arguments.step}")
+            failed = check_steps(config, arguments.step, arguments.images)
     print(f"FAIL: {failed} checks" if failed else "ok: every check passed", flush=True)
     return int(failed > 0)
 

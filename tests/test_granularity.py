@@ -30,16 +30,16 @@ def latents(draw, kinds=("random", "ties", "constant")):
     """A batch of latents: random ones, ones on a coarse lattice (full of ties), constant ones."""
     stages = draw(powers)
     samples = draw(st.integers(1, 4))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    values = torch.randn(samples, 2**stages, draw(st.integers(1, 5)), generator=generator)
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    values = torch.randn(samples, 2**stages, draw(st.integers(1, 5)), generator=rng)
     kind = draw(st.sampled_from(kinds))
     return {"random": values, "ties": values.round(), "constant": torch.zeros_like(values) + values[:1, :1]}[kind]
 
 
 def test_batched_matching_equals_the_sequential_one_on_a_thousand_random_latents():
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     for positions, samples in ((4, 300), (8, 300), (16, 300), (32, 90), (64, 10)):
-        z = torch.randn(samples, positions, 4, generator=generator)
+        z = torch.randn(samples, positions, 4, generator=rng)
         codes = structure_codes(z)
         for row, latent in zip(codes, z, strict=True):
             assert torch.equal(row, sequential_codes(latent))
@@ -47,15 +47,15 @@ def test_batched_matching_equals_the_sequential_one_on_a_thousand_random_latents
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_batched_matching_equals_the_sequential_one_on_latents_full_of_ties(levels):
-    generator = torch.Generator().manual_seed(levels)
-    z = torch.randint(0, levels, (100, 16, 2), generator=generator).float()  # levels = 1: constant
+    rng = torch.Generator().manual_seed(levels)
+    z = torch.randint(0, levels, (100, 16, 2), generator=rng).float()  # levels = 1: constant
     for row, latent in zip(structure_codes(z), z, strict=True):
         assert torch.equal(row, sequential_codes(latent))
 
 
 def test_pairs_of_many_equal_distances_are_those_of_the_greedy_rule():
-    generator = torch.Generator().manual_seed(3)
-    upper = torch.randint(0, 4, (200, 12, 12), generator=generator).float().triu(1)
+    rng = torch.Generator().manual_seed(3)
+    upper = torch.randint(0, 4, (200, 12, 12), generator=rng).float().triu(1)
     distances = upper + upper.transpose(1, 2)
     distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     for pairs, one in zip(granularity.greedy_pairs(distances), distances, strict=True):
@@ -195,10 +195,10 @@ def test_distances_are_the_plain_sums_to_the_last_bit_and_symmetric():
 @settings(deadline=None, max_examples=60)
 @given(powers, st.integers(0, 2**31))
 def test_splitting_halves_every_cluster_by_preference(stages, seed):
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     codes = torch.zeros(3, 2**stages, dtype=torch.int64)
     for stage in range(1, stages + 1):
-        preference = torch.randn(3, 2**stages, generator=generator)
+        preference = torch.randn(3, 2**stages, generator=rng)
         parent = structure_map(codes, stage - 1)
         codes = split_codes(codes, stage, preference)
         labels = structure_map(codes, stage)

@@ -52,7 +52,7 @@ SCIENCE = ("nvg.errors", "nvg.config", "nvg.granularity", "nvg.autoencoder", "nv
 INTERFACE = {
     "forward",  # torch.nn.Module
     *("read", "count", "fingerprint"),  # nvg.data.records.ImageSource
-    *("lr", "batches", "loss", "begin", "before_optimizers", "after_step", "preview"),  # nvg.training.loop.Task
+    *("lr", "batches", "loss", "begin", "before_optimizers", "after_step", "preview"),  # nvg.training.task.Task
 }
 
 
@@ -81,6 +81,8 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             for alias in node.names:
+                if (node.module, alias.name) == ("nvg", "__version__"):
+                    continue  # a string of the face, which importing any module of nvg has read already
                 inner = f"{node.module}.{alias.name}"
                 yield node.lineno, inner if inner in MODULES else str(node.module)
 

@@ -1,4 +1,4 @@
-"""Rules of the house that a program can check: short functions, named files that exist, links that lead somewhere."""
+"""Rules of the house that a program can check: short functions, files and links that exist."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ ROOT = Path(__file__).parents[1]
 TREES = ("nvg", "pipelines", "scripts", "benchmarks", "experiments", "tests")
 MOST_LINES = 60  # of a function, docstring included: what fits a screen, with some room
 TEXTS = {".py", ".md", ".yaml", ".sh", ".toml", ".js", ".css", ".html", ""}
-FOLDERS = "|".join((*TREES, "conf", "docs", "infra"))
-NAMED = re.compile(rf"(?<![\w./-])(?:{FOLDERS})/[\w/.-]*\.(?:py|md|yaml|sh|json|png)\b")
+NAMED = re.compile(
+    rf"(?<![\w./-])(?:{'|'.join((*TREES, 'conf', 'docs', 'infra'))})/[\w/.-]*"
+    r"\.(?:py|md|yaml|sh|json|png)\b"
+)
 PLACEHOLDER = re.compile(r"[A-Z]{3,}/")  # nvg/assets/NAME/MODEL_CARD.md
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -78,9 +80,11 @@ def test_files_that_a_text_names_exist() -> None:
     missing = []
     for path in [path for path in files() if path.suffix in TEXTS]:
         for number, line in enumerate(path.read_text().splitlines(), start=1):
-            for word in NAMED.findall(line):
-                if not PLACEHOLDER.search(word) and not (ROOT / word).exists():
-                    missing += [f"{name(path)}:{number}: {word}"]
+            missing += [
+                f"{name(path)}:{number}: {word}"
+                for word in NAMED.findall(line)
+                if not PLACEHOLDER.search(word) and not (ROOT / word).exists()
+            ]
     assert missing == []
 
 

@@ -48,6 +48,11 @@ def test_a_relative_output_gives_an_absolute_path(config, tmp_path, monkeypatch)
     assert tracking.tracking_uri(config) == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
+def test_an_output_may_be_a_file_url(config, tmp_path):
+    config.output = f"file://{tmp_path}/runs"
+    assert tracking.tracking_uri(config) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
 def test_the_environment_wins_over_the_configuration(config, monkeypatch):
     config.tracking.uri = "http://one:5000"
     assert tracking.tracking_uri(config) == "http://one:5000"

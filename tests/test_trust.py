@@ -24,6 +24,7 @@ import nvg
 from nvg import config as configuration
 from nvg import storage
 from nvg.artifacts import models
+from nvg.artifacts.files import checksum
 from nvg.autoencoder import Autoencoder
 from nvg.data import BrokenImage, BrokenImageError, decode_image, open_source
 from nvg.data import tokens as token_parts
@@ -32,7 +33,6 @@ from nvg.evaluation.classifier import load_classifier
 from nvg.evaluation.npz import read_images, read_moments
 from nvg.evaluation.reference import load_reference
 from nvg.frozen import convert as convert_weights
-from nvg.frozen import convert_inception
 from nvg.frozen.dinov2 import load_dinov2
 from nvg.frozen.inception import load_inception
 from nvg.frozen.lpips import load_lpips
@@ -196,7 +196,7 @@ LOADERS = {
     "lpips.safetensors": load_lpips,
     "inception.safetensors": load_inception,
     "vgg.pth": convert_weights.read_state,
-    "inception.pth": lambda path: convert_inception.convert_inception(Path(path), Path(path).with_suffix(".out")),
+    "inception.pth": lambda path: convert_weights.convert_inception(Path(path), Path(path).with_suffix(".out")),
     "images.npz": lambda path: list(read_images(io.BytesIO(Path(path).read_bytes()), 4)),
     "moments.npz": lambda path: read_moments(io.BytesIO(Path(path).read_bytes())),
     "config.yaml": configuration.load,
@@ -307,6 +307,15 @@ def test_a_configuration_of_another_version_is_named_with_its_key(sampler, chang
         nvg.load(str(sampler))
 
 
+def test_an_artifacts_configuration_follows_no_base(sampler, tmp_path):
+    (tmp_path / "base.yaml").write_text("content: {depth: 10000}")
+    change_yaml(
+        sampler / "config.yaml", lambda c: c.update(base=str(tmp_path / "base.yaml")) or c["content"].pop("depth")
+    )
+    with pytest.raises(ConfigError, match="'content.depth' must be given"):
+        nvg.load(str(sampler))
+
+
 def test_ten_lines_of_aliases_are_refused_before_they_are_a_billion_values(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
@@ -343,7 +352,7 @@ def test_moments_that_do_not_fit_are_refused_behind_a_right_checksum(artifacts, 
     name = next(key for key in state if key.endswith("exp_avg"))
     save_file(state | {name: torch.zeros(2)}, path)
     about = json.loads((tmp_path / "training" / "metadata.json").read_text())
-    about["files"][path.name] = models.checksum(path)
+    about["files"][path.name] = checksum(path)
     storage.write_json(str(tmp_path / "training" / "metadata.json"), about)
     with pytest.raises(CheckpointError, match="optimizer.safetensors: .* does not fit the model"):
         resume(str(tmp_path / "training"))
@@ -382,7 +391,7 @@ def test_an_odd_quarantine_is_a_data_error(artifacts, tmp_path, raw):
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / PART)
     form = token_parts.part_format(table.schema, PART)
     with pytest.raises(DataError, match=f"{PART}: the quarantine"):
-        token_parts.look([str(tmp_path / PART)], form, str(tmp_path))
+        token_parts.read_footers([str(tmp_path / PART)], form, str(tmp_path))
 
 
 def test_columns_of_another_type_or_with_gaps_are_a_data_error(artifacts, tmp_path):

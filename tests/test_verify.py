@@ -12,13 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from nvg import config as configuration
 from nvg.artifacts import models
+from nvg.artifacts.files import checksum
 from nvg.autoencoder import Autoencoder
-from nvg.data import open_source
+from nvg.data import open_source, tokens
 from nvg.data.stream import read_view
 from nvg.data.tokens import finish, part_name, read_part, write_part
-from nvg.errors import DataError
+from nvg.errors import DataError, StorageError
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.training.loop import train
+from nvg.verify import TokenChecks
 from pipelines import verify
 from pipelines.build_tokens import Encode, token_format
 from pipelines.steps import plan
@@ -261,6 +263,16 @@ def test_no_flipped_byte_changes_the_rows_that_a_part_gives(copy):
     assert caught > 30
 
 
+def test_a_store_that_cannot_be_listed_fails_the_checks_that_need_it(copy, monkeypatch):
+    def refuse(folder):
+        raise StorageError("the store is down")
+
+    monkeypatch.setattr(tokens, "parts", refuse)
+    checks = {check.name: check for check in TokenChecks(str(copy[0])).run()}
+    assert checks["metadata.json"].ok and "the store is down" in checks["parts"].detail
+    assert not checks["counts"].ok
+
+
 # ---- weights ----
 
 
@@ -337,7 +349,7 @@ def test_a_training_checkpoint_passes_and_its_faults_are_named(tmp_path, capsys)
     spoil(folder / "ema.safetensors")
     assert failed(capsys, [str(folder)]) == (1, {"files"})
     about = json.loads((folder / "metadata.json").read_text())
-    about["files"]["ema.safetensors"] = models.checksum(folder / "ema.safetensors")
+    about["files"]["ema.safetensors"] = checksum(folder / "ema.safetensors")
     (folder / "metadata.json").write_text(json.dumps(about))
     assert failed(capsys, [str(folder)]) == (1, {"weights"})
     folder.rename(tmp_path / "step-00000005")

@@ -10,7 +10,6 @@ figures/.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from nvg import storage
 from nvg.config import Config
 from nvg.errors import ConfigError
 from pipelines import run
-from pipelines.command_line import check_output, job_parser
-from pipelines.steps import ERRORS, plan
+from pipelines.command_line import check_output, job_parser, one_line_errors
+from pipelines.steps import plan
 
 BEGIN, END = "<!-- table: written by experiments/ablations/__main__.py -->", "<!-- end of table -->"
 BASELINE = "baseline"
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     files = [item for item in arguments.overrides if "=" not in item]
     overrides = [item for item in arguments.overrides if "=" in item]
-    try:
+    with one_line_errors():
         paths = {Path(file).stem: file for file in files}
         if BASELINE not in paths:
             raise ConfigError(f"no {BASELINE}.yaml among the files: give experiments/ablations/*.yaml")
@@ -120,8 +119,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         storage.write_json(storage.join(output, "ablations.json"), results)
         plot(results, Path(arguments.doc).parent / "figures" / "ablations.png")
         write_table(Path(arguments.doc), table(results))
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
     print(table(results))
 
 

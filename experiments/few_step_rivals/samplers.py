@@ -16,8 +16,8 @@ from torch import Tensor
 
 from nvg.generator import Sampler, StructureGenerator
 from nvg.generator.guidance import guided
-from nvg.generator.options import Options
 from nvg.generator.sampler import FLOW, HALVING, draw, gumbel_noise, ramp
+from nvg.generator.state import SamplingState
 from nvg.granularity import split_codes, structure_embedding
 
 NOISE = 3  # from here on: purposes of random draws that the sampler has not
@@ -33,14 +33,12 @@ class Rival(Sampler):
         super().__init__(teacher.tokenizer, teacher.content, structure, teacher.settings, teacher.class_names)
         self.split = split
 
-    def _sample_structure(
-        self, stage: int, canvas: Tensor, codes: Tensor, labels: Tensor, seeds: list[int], options: Options
-    ) -> Tensor:
+    def _sample_structure(self, stage: int, state: SamplingState) -> Tensor:
         if stage == self.last_stage:  # nothing to choose
-            return super()._sample_structure(stage, canvas, codes, labels, seeds, options)
-        inputs = (canvas, labels, torch.full_like(labels, stage), codes)
-        guidance = ramp(options.structure_guidance, stage - 1, self.last_stage - 2)
-        return self.split(self.structure, stage, inputs, guidance, options.structure_temperature, seeds)
+            return super()._sample_structure(stage, state)
+        inputs = (state.canvas, state.labels, torch.full_like(state.labels, stage), state.codes)
+        guidance = ramp(state.options.structure_guidance, stage - 1, self.last_stage - 2)
+        return self.split(self.structure, stage, inputs, guidance, state.options.structure_temperature, state.seeds)
 
 
 # ---- the flow ----

@@ -8,38 +8,30 @@ Both hold averaged weights for use. metadata.json is written last: a folder with
 from __future__ import annotations
 
 import hashlib
-import zlib
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from nvg import config as configuration
 from nvg import storage, tracking
+from nvg.artifacts.files import FORMAT, checked_record, compare_shapes, fill, plain, read_tensors, shapes
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, SamplerConfig
 from nvg.errors import CheckpointError, ConfigError
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 
 Module = TypeVar("Module", bound=nn.Module)
-FORMAT = 1
 PARTS = ("content", "structure")
 # What of config.yaml decides how a sampler is built and used. The rest is on record there and not read again, so that a
 # later version of the training or evaluation settings still loads it.
 MODEL_SECTIONS = ("name", "output", "seed", "data", "tokenizer", "repa", "content", "structure", "sampler")
-# What metadata.json must hold to be used, by kind.
-FIELDS: dict[str, dict[str, type]] = {
-    "training": {"step": int, "files": dict, "identity": str, "ema_updates": dict},
-    "tokenizer": {"fingerprint": str, "class_names": list},
-    "sampler": {"tokenizer": str, "class_names": list, "parts": list},
-}
 HALF = "half.json"  # instead of metadata.json, of a sampler that lacks a generator
 ASSETS = Path(__file__).parents[1] / "assets"  # samplers that ship with the package
-_CHUNK = 1 << 22  # bytes read at once for a checksum
 
 
 # ---- the tokenizer's folder: tokenizer.safetensors, config.yaml, metadata.json ----
@@ -52,19 +44,41 @@ def save_tokenizer(
     *,
     class_names: list[str],
     metadata: Mapping[str, Any],
-    last: Callable[[dict[str, Any]], None] = lambda metadata: None,
 ) -> str:
-    """Write a finished tokenizer's (averaged) weights; returns their fingerprint.
+    """Write a finished tokenizer's (averaged) weights; returns their fingerprint."""
+    content = write_tokenizer(folder, state, config, class_names=class_names, metadata=metadata)
+    finish_folder(folder, content)
+    return content["fingerprint"]
 
-    last: called when only metadata.json is missing, with its content; that file says that nothing is left to do.
-    """
+
+def write_tokenizer(
+    folder: str,
+    state: Mapping[str, Tensor],
+    config: Config,
+    *,
+    class_names: list[str],
+    metadata: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write every file of a tokenizer but metadata.json; returns that file's content, for `finish_folder`."""
     mark = fingerprint(state)
     storage.write_bytes(storage.join(folder, "tokenizer.safetensors"), save(plain(state)))
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
-    whole = {"format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata}
-    last(whole)
-    storage.write_json(storage.join(folder, "metadata.json"), whole)
-    return mark
+    return {"format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata}
+
+
+def finish_folder(folder: str, metadata: Mapping[str, Any]) -> bool:
+    """Write a folder's metadata.json, which says that nothing is left to do; returns whether the folder is complete.
+
+    A sampler that lacks a generator gets half.json instead, until the other generator is exported into the folder.
+    """
+    half = storage.join(folder, HALF)
+    if metadata["kind"] == "sampler" and len(metadata["parts"]) < len(PARTS):
+        storage.write_json(half, metadata)
+        return False
+    storage.write_json(storage.join(folder, storage.LAST_FILE), metadata)
+    if storage.exists(half):
+        storage.remove(half)
+    return True
 
 
 def load_tokenizer(folder: str) -> Autoencoder:
@@ -105,14 +119,28 @@ def export_sampler(
     config: Config,
     class_names: list[str],
     metadata: Mapping[str, Any],
-    last: Callable[[dict[str, Any]], None] = lambda metadata: None,
 ) -> bool:
-    """Write what `nvg.load` reads; returns whether the sampler is whole.
+    """Write the folder that `nvg.load` reads; returns whether the sampler is complete."""
+    content = write_sampler(
+        folder, tokenizer=tokenizer, parts=parts, config=config, class_names=class_names, metadata=metadata
+    )
+    return finish_folder(folder, content)
 
-    parts: averaged weights of `content`, `structure` or both. One alone leaves half.json in the place of metadata.json,
-    until the other one is exported into the same folder. last: as in `save_tokenizer`.
+
+def write_sampler(
+    folder: str,
+    *,
+    tokenizer: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    config: Config,
+    class_names: list[str],
+    metadata: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write every file of a sampler but metadata.json; returns that file's content, for `finish_folder`.
+
+    parts: averaged weights of `content`, `structure` or both. One alone is added to the one that the folder holds.
     """
-    done = exported_parts(folder)
+    exported = exported_parts(folder)
     half = storage.join(folder, HALF)
     marks = dict(storage.read_json(half).get("weights", {})) if storage.exists(half) else {}
     for name, state in {"tokenizer": tokenizer, **parts}.items():
@@ -121,32 +149,25 @@ def export_sampler(
         marks[name] = fingerprint(state)
         storage.write_bytes(storage.join(folder, f"{name}.safetensors"), save(plain(state)))
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
-    done = [part for part in PARTS if part in done or part in parts]
-    whole = len(done) == len(PARTS)
-    about = {
+    return {
         "format": FORMAT,
         "kind": "sampler",
-        "parts": done,
+        "parts": [part for part in PARTS if part in exported or part in parts],
         "class_names": class_names,
         "tokenizer": marks["tokenizer"],
         "weights": marks,
         **metadata,
     }
-    last(about)
-    storage.write_json(storage.join(folder, "metadata.json") if whole else half, about)
-    if whole and storage.exists(half):
-        storage.remove(half)
-    return whole
 
 
 def exported_parts(folder: str) -> list[str]:
     """Which generators a folder holds already: some of content, structure."""
-    for name in ("metadata.json", HALF):
+    for name in (storage.LAST_FILE, HALF):
         path = storage.join(folder, name)
         if storage.exists(path):
             try:
-                found = storage.read_json(path)["parts"]
-                return [part for part in PARTS if part in found]
+                exported = storage.read_json(path)["parts"]
+                return [part for part in PARTS if part in exported]
             except (ValueError, TypeError, KeyError) as error:
                 raise CheckpointError(f"{path} is damaged ({error!r}): export again") from None
     return []
@@ -158,16 +179,30 @@ def sampler_folder(name: str) -> str:
     name = str(name)
     if name.startswith("models:/"):
         return tracking.registered_folder(name)
-    if (ASSETS / name / "metadata.json").is_file():
+    if (ASSETS / name / storage.LAST_FILE).is_file():
         return str(ASSETS / name)
     if storage.is_url(name) or Path(name).is_dir():
         return name
-    shipped = sorted(path.parent.name for path in ASSETS.glob("*/metadata.json"))
+    shipped = sorted(path.parent.name for path in ASSETS.glob(f"*/{storage.LAST_FILE}"))
     raise CheckpointError(
         f"no sampler {name!r}: neither a folder nor one of those that ship with nvg "
         f"({', '.join(shipped) or 'none'}): give a folder or URL that pipelines/train.py made, or "
         "models:/NAME@champion"
     )
+
+
+def look_up(name: str) -> tuple[str, dict[str, Any], Config]:
+    """Where a sampler is, its metadata.json and its `model_config`; no weights are read or downloaded.
+
+    name: as `sampler_folder` takes it. One of MLflow's registry is at `models:/NAME/version`.
+    """
+    if not str(name).startswith("models:/"):
+        folder = sampler_folder(name)
+        return folder, read_metadata(folder), model_config(folder)
+    version = tracking.registered_version(name)
+    with tempfile.TemporaryDirectory() as folder:
+        tracking.download(version, (storage.LAST_FILE, "config.yaml"), folder)
+        return version, read_metadata(folder), model_config(folder)
 
 
 def is_shipped(folder: str) -> bool:
@@ -180,9 +215,9 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
 
     Raises CheckpointError when the folder is unfinished, a part was never trained, or weights do not fit.
     """
-    there = [] if storage.exists(storage.join(folder, "metadata.json")) else exported_parts(folder)
-    if len(there) == 1:
-        (part,) = there
+    exported = [] if storage.exists(storage.join(folder, storage.LAST_FILE)) else exported_parts(folder)
+    if len(exported) == 1:
+        (part,) = exported
         missing = next(name for name in PARTS if name != part)
         name = model_config(folder).name
         raise CheckpointError(
@@ -197,7 +232,7 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
             f"data.num_classes={config.data.num_classes}: one of the two files is of another sampler"
         )
     config.content.repa_block = None  # its projection is not exported
-    marks = metadata.get("weights", {})  # samplers of earlier versions have none
+    marks = metadata.get("weights", {})  # the first samplers have none
     content = _load_part(folder, "content", lambda: ContentGenerator(config.content), marks.get("content"))
     structure = _load_part(folder, "structure", lambda: StructureGenerator(config.structure), marks.get("structure"))
     return Sampler(load_tokenizer(folder), content, structure, settings or config.sampler, metadata["class_names"])
@@ -206,7 +241,7 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
 def model_settings(folder: str) -> dict[str, Any]:
     """The sections of a tokenizer's or sampler's config.yaml that say how it is built and used."""
     path = storage.join(folder, "config.yaml")
-    content = configuration.read(path)
+    content = configuration.read_file(path)  # of a folder that may come from anywhere: no base is followed
     settings = {name: content[name] for name in MODEL_SECTIONS if name in content}
     if "${" in str(settings):
         raise ConfigError(f"{path} holds a ${{...}}, which would be looked up on this machine: put the value there")
@@ -230,34 +265,6 @@ def read_metadata(folder: str) -> dict[str, Any]:
     return checked_record(folder, "tokenizer", "sampler")
 
 
-# ---- reading and writing ----
-
-
-def fill(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a complete state into a module. Raises CheckpointError naming the tensors that do not fit."""
-    compare_shapes(shapes(module.state_dict()), shapes(state), where)
-    module.load_state_dict(dict(state))
-
-
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """The shape of each tensor by its name."""
-    return {name: value.shape for name, value in tensors.items()}
-
-
-def compare_shapes(own: Mapping[str, torch.Size], saved: Mapping[str, torch.Size], where: str) -> None:
-    """Raises CheckpointError naming the tensors of file `where` that are missing, foreign or of another shape."""
-    faults = [f"{name} is missing" for name in own if name not in saved]
-    faults += [f"{name} is not part of the model" for name in saved if name not in own]
-    faults += [
-        f"{name} has shape {tuple(saved[name])}, the model {tuple(own[name])}"
-        for name in own
-        if name in saved and saved[name] != own[name]
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise CheckpointError(f"{where} does not fit the configuration: {'; '.join(faults[:3])}{more}")
-
-
 def _load_part(folder: str, name: str, build: Callable[[], Module], mark: str | None) -> Module:
     """A module with the weights of a file, for use. mark: their fingerprint, where it is known."""
     state = read_tensors(folder, name)
@@ -270,61 +277,3 @@ def _load_part(folder: str, name: str, build: Callable[[], Module], mark: str | 
     fill(module, state, where)
     module.eval().requires_grad_(False)
     return module
-
-
-def checked_record(folder: str, *kinds: str) -> dict[str, Any]:
-    """metadata.json of a folder of one of the kinds (FIELDS). Raises CheckpointError naming what is wrong with it."""
-    path = storage.join(folder, "metadata.json")
-    if not storage.exists(path):
-        raise CheckpointError(
-            f"{folder} has no metadata.json: it is no folder of this project, or its job has not finished"
-        )
-    try:
-        metadata = storage.read_json(path)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not isinstance(metadata, dict) or metadata.get("kind") not in kinds:
-        kind = metadata.get("kind") if isinstance(metadata, dict) else None
-        raise CheckpointError(f"{folder} holds a {kind or 'thing of unknown kind'}, expected a {' or '.join(kinds)}")
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {metadata.get('format')}, this version of nvg reads {FORMAT}: make it again"
-        )
-    for name, kind in FIELDS[metadata["kind"]].items():
-        if type(metadata.get(name)) is not kind:
-            found = f"{metadata.get(name)!r:.80}"
-            raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {found}")
-    if not isinstance(metadata.get("weights", {}), dict):
-        raise CheckpointError(f"{path} is damaged: weights must be fingerprints by name")
-    names = metadata.get("class_names", [])
-    if not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{path} is damaged: class_names must be strings, not {names!r:.80}")
-    return metadata
-
-
-def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
-    """The tensors of `folder`/`name`.safetensors. Raises CheckpointError when it is not there or damaged."""
-    return _tensors(Path(storage.local_folder(folder)) / f"{name}.safetensors", folder)
-
-
-def _tensors(path: Path, where: str) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{where} has no {path.name}") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{where}/{path.name} is damaged ({error}): make it again") from None
-
-
-def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU, contiguous and each in its own memory, as safetensors wants them."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-
-
-def checksum(path: Path) -> dict[str, int]:
-    """Size and CRC-32 of a file."""
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return {"size": path.stat().st_size, "crc32": crc}

@@ -15,7 +15,7 @@ from nvg.granularity import GranularitySequence
 
 @dataclass
 class AutoencoderOutput:
-    """One training pass: reconstruction (N, C, H, W) in about [-1, 1], and the quantizer's side."""
+    """The results of a training pass: the reconstruction (N, C, H, W) in about [-1, 1], and the quantizer's output."""
 
     reconstruction: Tensor
     quantized: QuantizerOutput
@@ -39,15 +39,15 @@ class Autoencoder(nn.Module):
         return self.encoder(images).flatten(2).transpose(1, 2)
 
     def forward(self, images: Tensor, *, soft: bool = False, entropy: bool = False) -> AutoencoderOutput:
-        """A training pass; see GranularityQuantizer.forward for `soft` and `entropy`."""
+        """Reconstruct images for training. GranularityQuantizer.forward explains `soft` and `entropy`."""
         latents = self.latents(images)
-        with torch.autocast(images.device.type, enabled=False):  # a nearest code in bfloat16 is often another code
+        with torch.autocast(images.device.type, enabled=False):  # the nearest entry in bfloat16 is often another one
             quantized = self.quantizer(latents.float(), soft=soft, entropy=entropy)
         return AutoencoderOutput(self.decode_canvas(quantized.canvas), quantized)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> GranularitySequence:
-        """The granularity sequence of images."""
+        """The granularity sequence of images (N, C, H, W) in [-1, 1]."""
         return self.quantizer.encode(self.latents(images))
 
     def decode_canvas(self, canvas: Tensor) -> Tensor:
@@ -55,6 +55,6 @@ class Autoencoder(nn.Module):
         return self.decoder(canvas.transpose(1, 2).unflatten(2, (self.config.grid, self.config.grid)))
 
     @torch.no_grad()
-    def decode(self, sequence: GranularitySequence, stages: int | None = None) -> Tensor:
-        """Images of the first `stages` stages (all by default), the n-stage preview: (N, C, H, W) in [-1, 1]."""
-        return self.decode_canvas(self.quantizer.canvases(sequence, stages)[-1]).clamp(-1.0, 1.0)
+    def decode(self, sequence: GranularitySequence, stage_count: int | None = None) -> Tensor:
+        """Images of the first `stage_count` stages (all by default): (N, C, H, W) in [-1, 1]."""
+        return self.decode_canvas(self.quantizer.canvases(sequence, stage_count)[-1]).clamp(-1.0, 1.0)

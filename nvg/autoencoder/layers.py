@@ -49,7 +49,13 @@ class SpatialAttention(nn.Module):
         return x + self.project_out(mixed.reshape(x.shape[0], width, height, breadth))
 
 
+def _residual_blocks(width_in: int, width: int, count: int) -> list[ResidualBlock]:
+    """The blocks of one resolution, of which the first changes the width."""
+    return [ResidualBlock(width_in if block == 0 else width, width) for block in range(count)]
+
+
 def _middle(width: int, attention: bool) -> nn.Sequential:
+    """The blocks of the lowest resolution."""
     inner = [SpatialAttention(width)] if attention else []
     return nn.Sequential(ResidualBlock(width, width), *inner, ResidualBlock(width, width))
 
@@ -67,8 +73,7 @@ class Encoder(nn.Module):
         for level, width in enumerate(widths):
             if level > 0:
                 body.append(nn.Conv2d(widths[level - 1], widths[level - 1], 3, stride=2, padding=1))
-            for block in range(config.blocks):
-                body.append(ResidualBlock(widths[max(level - 1, 0)] if block == 0 else width, width))
+            body.extend(_residual_blocks(widths[max(level - 1, 0)], width, config.blocks))
         self.body = nn.Sequential(*body)
         self.middle = _middle(widths[-1], config.attention)
         self.head = nn.Sequential(_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.code_width, 3, padding=1))
@@ -90,8 +95,7 @@ class Decoder(nn.Module):
             if level > 0:
                 body.append(nn.Upsample(scale_factor=2.0, mode="nearest"))
                 body.append(nn.Conv2d(widths[level - 1], widths[level - 1], 3, padding=1))
-            for block in range(config.blocks):
-                body.append(ResidualBlock(widths[max(level - 1, 0)] if block == 0 else width, width))
+            body.extend(_residual_blocks(widths[max(level - 1, 0)], width, config.blocks))
         self.body = nn.Sequential(*body)
         self.norm = _norm(widths[-1])
         # Kept under a name of its own: the adversarial loss is balanced by the gradient at this layer.

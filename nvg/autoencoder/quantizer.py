@@ -1,7 +1,7 @@
 """The granularity quantizer: residual quantization over clusters, on one codebook shared by all stages.
 
 docs/method.md, section 1, with s_i the structure maps of the latent Z:
-    R_0 = Z;  c_i = nearest code to the mean of R_i over each cluster of s_i
+    R_0 = Z;  c_i = nearest entry to the mean of R_i over each cluster of s_i
     x_{i+1} = x_i + phi_i(assign(c_i, s_i));  R_{i+1} = Z - x_{i+1};  x_0 = 0
 phi_i blends a 3x3 convolution with the identity, half and half. x_{K+1} is the quantized latent.
 """
@@ -27,24 +27,24 @@ from nvg.granularity import (
     take,
 )
 
-BLOCK = 32  # codes whose least distance is looked at before they are
+BLOCK = 32  # entries whose least distance is compared before the entries themselves
 CACHED_DISTANCES = 2**20  # 4 MB
 
 
 @dataclass
 class QuantizerOutput:
-    """What training needs of one quantization of N latents."""
+    """The results of quantizing N latents for training."""
 
     canvas: Tensor  # (N, L, e), x_{K+1} with a straight-through gradient to Z
     sequence: GranularitySequence
     commitment: Tensor  # mean over stages of |Z - sg(x)|^2, a scalar
-    codebook: Tensor  # mean over stages of |sg(Z) - x|^2, a scalar
+    codebook_loss: Tensor  # mean over stages of |sg(Z) - x|^2, a scalar
     entropy: Tensor  # E[H(p)] - H(E[p]) of the soft assignment, a scalar; 0 where it was not asked for
-    residual_means: Tensor  # (N * (2L - 1), e) what the codes should stand for: seeds for unused codes
+    residual_means: Tensor  # (N * (2L - 1), e) the vectors that entries should represent: seeds for unused entries
 
 
 class GranularityQuantizer(nn.Module):
-    """Codebook (V, e), one phi a stage, and the walk over the stages."""
+    """The codebook of V entries (V, e), one phi per stage, and the walk over the stages."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class GranularityQuantizer(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv2d(config.code_width, config.code_width, 3, padding=1) for _ in range(config.last_stage + 1)
         )
-        for convolution in self.convolutions:  # phi begins as the identity
+        for convolution in self.convolutions:  # phi starts as the identity
             for name, parameter in convolution.named_parameters():
                 nn.init.dirac_(parameter) if name == "weight" else nn.init.zeros_(parameter)
 
@@ -75,28 +75,28 @@ class GranularityQuantizer(nn.Module):
         # Tokens are placed and then looked up: the same as assign(vectors), for a sixteenth of the numbers moved.
         return self.phi(stage, F.embedding(tokens.gather(1, structure_map), self.codebook))
 
-    def canvases(self, sequence: GranularitySequence, stages: int | None = None) -> list[Tensor]:
-        """x_0 ... x_n of the first n stages (all K + 1 by default): n + 1 tensors (N, L, e)."""
-        stages = self.last_stage + 1 if stages is None else stages
-        if not 0 <= stages <= self.last_stage + 1:
-            raise ValueError(f"stages={stages} is none of 0 ... {self.last_stage + 1}")
+    def canvases(self, sequence: GranularitySequence, stage_count: int | None = None) -> list[Tensor]:
+        """The canvases x_0 ... x_n of the first n = stage_count stages (by default all K + 1): n + 1 of (N, L, e)."""
+        stage_count = self.last_stage + 1 if stage_count is None else stage_count
+        if not 0 <= stage_count <= self.last_stage + 1:
+            raise ValueError(f"stage_count={stage_count} is none of 0 ... {self.last_stage + 1}")
         canvas = self.codebook.new_zeros(*sequence.codes.shape, self.codebook.shape[1])
         result = [canvas]
-        for stage in range(stages):
+        for stage in range(stage_count):
             canvas = canvas + self.increment(stage, sequence.content[stage], sequence.structure_map(stage))
             result.append(canvas)
         return result
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Indices of the nearest codes in l2: (..., e) -> (...) int64."""
+        """Indices of the nearest entries in l2: (..., e) -> (...) int64."""
         flat = vectors.reshape(-1, vectors.shape[-1])
-        # On a CPU so many at a time that their distances stay in its cache: twice as fast.
+        # On a CPU, as many at a time as keep their distances in its cache: twice as fast.
         rows = max(1, CACHED_DISTANCES // self.codebook.shape[0]) if flat.device.type == "cpu" else flat.shape[0]
-        tokens = torch.cat([first_least(self._squared_distances(some)) for some in flat.split(rows)])
+        tokens = torch.cat([first_least(self._squared_distances(chunk)) for chunk in flat.split(rows)])
         return tokens.view(vectors.shape[:-1])
 
     def _squared_distances(self, vectors: Tensor) -> Tensor:
-        """Less |vector|^2, which moves no argmin and no softmax: (..., e) -> (..., V)."""
+        """|vector - c|^2 for all entries c, less |vector|^2, which moves no argmin or softmax: (..., e) -> (..., V)."""
         norms = self.codebook.square().sum(dim=1)
         flat = vectors.reshape(-1, vectors.shape[-1])
         return torch.addmm(norms, flat, self.codebook.T, alpha=-2.0).view(*vectors.shape[:-1], -1)
@@ -127,16 +127,16 @@ class GranularityQuantizer(nn.Module):
         """Quantize (N, L, e) for training.
 
         soft: codebook warm-up by index backpropagation (Shi et al., "Scalable image tokenization with index
-        backpropagation quantization"): the one-hot choice carries the gradient of the soft assignment, so every code
-        learns. entropy: also compute the entropy term. Both hold a (N * 2^i, V) matrix a stage.
+        backpropagation quantization"): the one-hot choice carries the gradient of the soft assignment, so every entry
+        learns. entropy: also compute the entropy term. Both hold a (N * 2^i, V) matrix per stage.
         """
         latents = latents.float()
         codes = self.structure_codes(latents)
         canvas = torch.zeros_like(latents)
         content, residual_means = [], []
-        commitment = codebook = entropy_term = latents.new_zeros(())
-        stages = self.last_stage + 1
-        for stage in range(stages):
+        commitment = codebook_loss = entropy_term = latents.new_zeros(())
+        stage_count = self.last_stage + 1
+        for stage in range(stage_count):
             labels = structure_map(codes, stage)
             means = cluster_means(latents - canvas, labels, 2**stage)  # (N, 2^i, e)
             distances = self._squared_distances(means)
@@ -144,15 +144,15 @@ class GranularityQuantizer(nn.Module):
             if soft or entropy:
                 probabilities = self._soft_assignment(distances, means)
             if entropy:
-                entropy_term = entropy_term + _entropy_term(probabilities) / stages
+                entropy_term = entropy_term + _entropy_term(probabilities) / stage_count
             if soft:
                 one_hot = F.one_hot(tokens, self.codebook.shape[0]).to(probabilities.dtype)
                 vectors = (one_hot + probabilities - probabilities.detach()) @ self.codebook
                 canvas = canvas + self.phi(stage, assign(vectors, labels))
             else:
                 canvas = canvas + self.increment(stage, tokens, labels)
-            commitment = commitment + F.mse_loss(latents, canvas.detach()) / stages
-            codebook = codebook + F.mse_loss(canvas, latents.detach()) / stages
+            commitment = commitment + F.mse_loss(latents, canvas.detach()) / stage_count
+            codebook_loss = codebook_loss + F.mse_loss(canvas, latents.detach()) / stage_count
             content.append(tokens)
             residual_means.append(means.detach().flatten(0, 1))
         straight_through = latents + (canvas - latents).detach()
@@ -162,25 +162,25 @@ class GranularityQuantizer(nn.Module):
             canvas=straight_through,
             sequence=GranularitySequence(codes, content),
             commitment=commitment,
-            codebook=codebook,
+            codebook_loss=codebook_loss,
             entropy=entropy_term,
             residual_means=torch.cat(residual_means),
         )
 
     def _soft_assignment(self, distances: Tensor, means: Tensor) -> Tensor:
-        """softmax(-d^2 / T) over the codes. T is the mean squared distance to the chosen code, so that the softness
+        """softmax(-d^2 / T) over the entries. T is the mean squared distance to the chosen entry, so that the softness
         does not depend on the scale of the latents."""
         chosen = (distances.amin(dim=-1) + means.square().sum(dim=-1)).detach()
         temperature = chosen.mean().clamp_min(1e-6)
         return (-distances / temperature).softmax(dim=-1)
 
-    # ---- unused codes ----
+    # ---- unused entries ----
 
     @torch.no_grad()
-    def seed_codebook(self, latents: Tensor, generator: torch.Generator) -> None:
-        """Begin the codebook at what it will stand for: how cluster means differ from their parents', at all stages.
+    def seed_codebook(self, latents: Tensor, rng: torch.Generator) -> None:
+        """Start the codebook at the differences between cluster means and their parents' means, of all stages.
 
-        latents: (N, L, e). The same latents and generator state give the same codebook on every worker.
+        latents: (N, L, e). The same latents and the same state of rng give the same codebook on every worker.
         """
         latents = latents.float()
         codes = structure_codes(latents)
@@ -191,15 +191,15 @@ class GranularityQuantizer(nn.Module):
             seeds.append(cluster_means(latents - parent, labels, 2**stage).flatten(0, 1))
             parent = assign(cluster_means(latents, labels, 2**stage), labels)
         everything = torch.ones(self.codebook.shape[0], dtype=torch.bool, device=self.codebook.device)
-        self.revive(everything, torch.cat(seeds), generator)
+        self.revive(everything, torch.cat(seeds), rng)
 
     @torch.no_grad()
-    def revive(self, unused: Tensor, seeds: Tensor, generator: torch.Generator) -> int:
-        """Put unused codes (V,) bool onto random seeds (M, e); returns how many. generator is a CPU generator."""
+    def revive(self, unused: Tensor, seeds: Tensor, rng: torch.Generator) -> int:
+        """Move unused entries (V,) bool onto random seeds (M, e); returns their number. rng is on the CPU."""
         rows = unused.nonzero()[:, 0]
-        picks = torch.randint(seeds.shape[0], (rows.shape[0],), generator=generator).to(seeds.device)
-        noise = torch.randn(rows.shape[0], seeds.shape[1], generator=generator).to(seeds.device)
-        # A grain of noise keeps two codes on one seed apart.
+        picks = torch.randint(seeds.shape[0], (rows.shape[0],), generator=rng).to(seeds.device)
+        noise = torch.randn(rows.shape[0], seeds.shape[1], generator=rng).to(seeds.device)
+        # A grain of noise keeps two entries on one seed apart.
         self.codebook[rows] = seeds[picks] + 0.01 * seeds.std() * noise
         return rows.shape[0]
 
@@ -207,12 +207,12 @@ class GranularityQuantizer(nn.Module):
 def first_least(distances: Tensor) -> Tensor:
     """The first index of the least of each row: (..., V) -> (...) int64.
 
-    It is argmin, in two steps: the block of codes with the least distance, then the code in it. torch's argmin goes
+    It is argmin, in two steps: the block of entries with the least distance, then the entry in it. torch's argmin goes
     number by number where amin takes eight at once, and would cost more than the distances.
     """
-    codes = distances.shape[-1]
-    block = math.gcd(codes, BLOCK)
-    blocks = distances.detach().reshape(-1, codes // block, block)  # (M, V / block, block)
+    entries = distances.shape[-1]
+    block = math.gcd(entries, BLOCK)
+    blocks = distances.detach().reshape(-1, entries // block, block)  # (M, V / block, block)
     best = blocks.amin(dim=2).argmin(dim=1)  # (M,)
     first = torch.arange(0, blocks.shape[0] * blocks.shape[1], blocks.shape[1], device=distances.device)
     within = blocks.flatten(0, 1).index_select(0, first + best).argmin(dim=1)

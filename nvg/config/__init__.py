@@ -1,7 +1,7 @@
 """Typed configuration: the dials (schema), how they are read (loading), what they must fulfil (checks)."""
 
 from nvg.config.checks import validate
-from nvg.config.loading import digest, from_dict, load, merged, read, serve_config, to_dict, to_yaml
+from nvg.config.loading import digest, from_dict, load, merged, read, read_file, serve_config, to_dict, to_yaml
 from nvg.config.schema import (
     DERIVED,
     REQUIRED,
@@ -11,6 +11,7 @@ from nvg.config.schema import (
     DataConfig,
     DistillConfig,
     EvaluateConfig,
+    GeneratorTrainingConfig,
     RepaConfig,
     SamplerConfig,
     ServeConfig,
@@ -19,20 +20,25 @@ from nvg.config.schema import (
     TokenizerTrainConfig,
     TrackingConfig,
     TrainConfig,
+    TrainingConfig,
+    operational,
+    operational_settings,
     trainings,
+    without_operational,
 )
 from nvg.errors import ConfigError
 
 __all__ = [
+    "DERIVED",
+    "REQUIRED",
     "ClusterConfig",
     "Config",
     "ConfigError",
     "ContentConfig",
-    "DERIVED",
     "DataConfig",
     "DistillConfig",
     "EvaluateConfig",
-    "REQUIRED",
+    "GeneratorTrainingConfig",
     "RepaConfig",
     "SamplerConfig",
     "ServeConfig",
@@ -41,14 +47,19 @@ __all__ = [
     "TokenizerTrainConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TrainingConfig",
     "digest",
     "from_dict",
     "load",
     "merged",
+    "operational",
+    "operational_settings",
     "read",
+    "read_file",
     "serve_config",
     "to_dict",
     "to_yaml",
     "trainings",
     "validate",
+    "without_operational",
 ]

@@ -6,11 +6,12 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nvg.config.checks import validate
+from nvg.config.checks import validate, validate_serving
 from nvg.config.schema import DERIVED, Config, ServeConfig
 from nvg.errors import ConfigError
 
@@ -23,7 +24,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError with the key's name for an unknown key, a wrong type, a missing value or values that do not
     fit together.
     """
-    return from_dict(read(path), overrides, where=str(path))
+    content, files = _with_bases(str(path))
+    return from_dict(content, overrides, where=" over ".join(files))
 
 
 def merged(base: dict, changes: dict) -> dict:
@@ -36,7 +38,16 @@ def merged(base: dict, changes: dict) -> dict:
 
 
 def read(path: str | Path) -> dict:
-    """A YAML file (path or URL) as it is. Raises ConfigError when it is not there or no mapping."""
+    """The keys of a YAML file (path or URL) over those of the file that its key `base` names, and of that file's base.
+
+    `base` is a URL or a path from the folder of the file that names it. Raises ConfigError, naming the file, where one
+    is missing or no mapping, and where bases go in a circle.
+    """
+    return _with_bases(str(path))[0]
+
+
+def read_file(path: str | Path) -> dict:
+    """A YAML file (path or URL) as it is. Raises ConfigError when it is missing or no mapping."""
     import fsspec
     import yaml
 
@@ -60,6 +71,35 @@ def read(path: str | Path) -> dict:
     return content
 
 
+def _with_bases(path: str) -> tuple[dict, list[str]]:
+    """What `read` returns, and the files that were read, the first one first."""
+    content: dict = {}
+    files = [path]
+    while True:
+        try:
+            found = read_file(files[-1])
+        except ConfigError as error:
+            raise ConfigError(f"{error} (base of {files[-2]})" if len(files) > 1 else str(error)) from None
+        base = found.pop("base", None)
+        content = merged(found, content)
+        if base is None:
+            return content, files
+        if not isinstance(base, str) or not base:
+            raise ConfigError(f"{files[-1]}: base={base!r} must be the path or URL of a YAML file")
+        base = _beside(files[-1], base)
+        if base in files:
+            raise ConfigError(f"{files[-1]}: base={base} goes in a circle: {' -> '.join([*files, base])}")
+        files.append(base)
+
+
+def _beside(file: str, name: str) -> str:
+    """A URL or a path, from the folder of the file that names it."""
+    if "://" in name or os.path.isabs(name):
+        return name
+    scheme, mark, way = file.rpartition("://")
+    return f"{scheme}{mark}{os.path.normpath(os.path.join(os.path.dirname(way), name))}"
+
+
 def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> Config:
     """As `load`, from a nested dictionary."""
     for section in dataclasses.fields(Config):
@@ -73,27 +113,7 @@ def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "con
 def serve_config(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> ServeConfig:
     """The configuration of a deployment. Raises ConfigError with the key's name."""
     config = _typed(ServeConfig, content, overrides, where, {})
-    for name in ("min_replicas", "threads_per_replica", "max_batch", "max_queue", "max_images", "max_upload_pixels"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 1")
-    for name in ("target_ongoing_requests", "max_body_mb"):
-        if getattr(config, name) <= 0:
-            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be above 0")
-    if config.precision not in ("float32", "bfloat16"):
-        raise ConfigError(f"{where}: precision={config.precision!r} is none of float32, bfloat16")
-    if not 1 <= config.port <= 65535:
-        raise ConfigError(f"{where}: port={config.port} is none of 1 ... 65535")
-    not_negative = ("batch_wait_ms", "cpus_per_replica", "gpus_per_replica", "drain_seconds", "follow_seconds")
-    for name in (*not_negative, "upscale_delay_s", "downscale_delay_s"):
-        if getattr(config, name) < 0:
-            raise ConfigError(f"{where}: {name}={getattr(config, name)} must be at least 0")
-    if config.max_replicas < config.min_replicas:
-        raise ConfigError(f"{where}: max_replicas={config.max_replicas} is below min_replicas={config.min_replicas}")
-    if config.max_queue < config.max_images:
-        raise ConfigError(
-            f"{where}: max_queue={config.max_queue} is below max_images={config.max_images}: a request of so many "
-            "images could never be taken"
-        )
+    validate_serving(config, where)
     return config
 
 

@@ -4,10 +4,14 @@ The dataclasses import nothing, so that the science (granularity, autoencoder, g
 arguments; OmegaConf is imported by `load` alone. An unknown key or a wrong type stops with the key's name.
 
 Fields that follow from others (`content.code_width` is the tokenizer's) are listed in `DERIVED` and filled by `load`.
+Fields marked OPERATIONAL say how a result is computed, not which result: how often a checkpoint is written, in how many
+slices a batch is computed. Keys of artifacts and identities of checkpoints leave them out (nvg/artifacts/keys.py), so
+they may change at any time, between a stop and going on too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +19,7 @@ from typing import Any
 from nvg.errors import ConfigError
 
 REQUIRED: Any = "???"  # OmegaConf's mark of a value that must be given
+OPERATIONAL = {"operational": True}  # metadata of a field on which no result depends
 
 
 @dataclass
@@ -28,13 +33,13 @@ class DataConfig:
     channels: int = 3  # 3 = RGB, 1 = grey
     num_classes: int = REQUIRED  # checked against what the source holds
     class_names: list[str] | None = None  # for a source that has none; else the source's own
-    views: int = 1  # tokens an image: view 0 is the centre crop, the others are random
+    views: int = 1  # tokens per image: view 0 is the centre crop, the others are random
     crop_scale: float = 1.0  # random views resize the shorter side to image_size * U(1, crop_scale), then crop
     flip: bool = True  # random views are mirrored with probability 1/2
-    unit_images: int = 512  # images a read unit: the size of a token part and of what a restart repeats
+    unit_images: int = 512  # images per read unit: the size of a token part, and what a restart repeats
     image_column: str = "image"  # parquet: a struct {bytes, path} or plain bytes
     label_column: str = "label"  # parquet
-    limit: int | None = None  # only so many training images (a shortened trial)
+    limit: int | None = None  # at most this number of training images, for a trial
 
 
 @dataclass
@@ -44,8 +49,8 @@ class TokenizerConfig:
     image_size: int = REQUIRED  # derived from data
     channels: int = REQUIRED  # derived from data
     patch: int = 1  # space-to-depth factor of the stem: 1 = the VQGAN's 3x3 convolution at full resolution
-    widths: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])  # one a resolution, fine to coarse
-    blocks: int = 2  # residual blocks a resolution
+    widths: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])  # one per resolution, fine to coarse
+    blocks: int = 2  # residual blocks per resolution
     attention: bool = True  # self-attention at the lowest resolution
     code_width: int = 32  # e, the width of a latent and of a codebook entry
     codebook_size: int = 4096  # V
@@ -53,12 +58,12 @@ class TokenizerConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels a latent position, a side."""
+        """Pixels per latent position, on a side."""
         return self.patch * 2 ** (len(self.widths) - 1)
 
     @property
     def grid(self) -> int:
-        """Latent positions a side, h = w."""
+        """Latent positions on a side, h = w."""
         return self.image_size // self.downsampling
 
     @property
@@ -73,35 +78,55 @@ class TokenizerConfig:
 
 
 @dataclass
-class TokenizerTrainConfig:
+class TrainingConfig:
+    """What the three trainings (tokenizer, generators, distillation) share. The defaults are the generators'."""
+
+    batch_size: int = 768  # over all workers
+    accumulate: int = field(default=1, metadata=OPERATIONAL)  # micro-batches per step and worker, with all num_workers
+    lr: float = 1e-4  # of the generators and in distillation: at batch 256, scaled linearly with the batch size
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    checkpoint_every: int = field(default=1000, metadata=OPERATIONAL)  # steps
+    preview_every: int = field(default=0, metadata=OPERATIONAL)  # steps between pictures in MLflow; 0 = only at the end
+    precision: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 where the device has it
+
+
+@dataclass
+class GeneratorTrainingConfig(TrainingConfig):
+    """What the two trainings of generators share beyond that."""
+
+    decay_share: float = 0.2  # the last share of training, in which lr falls linearly ...
+    final_lr: float = 0.1  # ... to this share of its value
+    all_stages: bool = False  # True: every stage of an image in each step, not one drawn at random
+    shuffle_rows: int = 16384  # rows of the shuffle buffer
+
+
+@dataclass
+class TokenizerTrainConfig(TrainingConfig):
     """Training of the tokenizer (docs/method.md, tokenizer)."""
 
     epochs: float = 100.0
     steps: int | None = None  # optimizer steps instead of epochs
-    batch_size: int = 256  # over all workers
-    accumulate: int = 1  # micro-batches a step and worker, when all num_workers are there
-    lr: float = 1e-4
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    weight_decay: float = 0.0
+    batch_size: int = 256
     warmup_steps: int = 500
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
     l1_weight: float = 1.0
     l2_weight: float = 1.0
     commitment_weight: float = 0.25
     codebook_weight: float = 1.0
     entropy_weight: float = 0.0  # reward for an even use of the codebook
-    index_backprop_epochs: float = 1.0  # codebook warm-up: gradient to every code through a soft assignment
-    revive_every: int = 50  # steps between re-seeding of unused codes from residuals; 0 = never
-    revive_until: float = 0.8  # share of the training after which codes are left alone
+    index_backprop_epochs: float = 1.0  # codebook warm-up: gradient to every entry through a soft assignment
+    revive_every: int = 50  # steps between re-seeding of unused entries from residuals; 0 = never
+    revive_until: float = 0.8  # share of the training after which entries are left alone
     lpips_weights: str | None = None  # VGG16 + LPIPS heads, path or URL of a .safetensors; None = loss off
     lpips_weight: float = 1.0
     discriminator_weights: str | None = None  # DINO ViT-S folder, path or URL; None = adversarial loss off
     discriminator_weight: float = 0.5
     discriminator_lr: float = 1e-4
     discriminator_start: float = 0.2  # share of the training before the adversarial loss starts
-    checkpoint_every: int = 500  # steps
-    precision: str = "auto"  # auto | float32 | bfloat16
+    checkpoint_every: int = field(default=500, metadata=OPERATIONAL)
 
 
 @dataclass
@@ -119,7 +144,7 @@ class ContentConfig:
     """The content generator f_c. The depth d is the one dial: width 64 d, d heads."""
 
     depth: int = REQUIRED
-    grid: int = REQUIRED  # derived: latent positions a side
+    grid: int = REQUIRED  # derived: latent positions on a side
     code_width: int = REQUIRED  # derived: e
     codebook_size: int = REQUIRED  # derived: V
     num_classes: int = REQUIRED  # derived
@@ -145,58 +170,35 @@ class StructureConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(GeneratorTrainingConfig):
     """Training of the generators (docs/method.md, training)."""
 
-    parts: list[str] = field(default_factory=lambda: ["content", "structure"])  # what to train
+    # What to train. The finished sampler is the same whether its generators are trained together or one by one.
+    parts: list[str] = field(default_factory=lambda: ["content", "structure"], metadata=OPERATIONAL)
     epochs: float = 200.0
     steps: int | None = None  # optimizer steps instead of epochs
-    parallel: str = "ddp"  # workers have copies of the weights (ddp), or a part of them each (fsdp)
-    batch_size: int = 768  # over all workers
-    accumulate: int = 1  # micro-batches a step and worker, when all num_workers are there
-    lr: float = 1e-4  # at batch 256; scaled linearly with the batch size
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    parallel: str = field(default="ddp", metadata=OPERATIONAL)  # workers hold copies of the weights, or (fsdp) a share
     weight_decay: float = 0.05
     warmup_steps: int = 1000
-    decay_share: float = 0.2  # the last share of training, in which lr falls linearly ...
-    final_lr: float = 0.1  # ... to this share of its value
-    clip_norm: float = 1.0
     ema_decay: float = 0.9999
     class_dropout: float = 0.1
     canvas_weight: float = 1.0  # of |x - x_hat|^2 against the cross-entropy; 0 = predict the next content alone
-    all_stages: bool = False  # True: every stage of an image in each step, not one drawn at random
-    gradient_checkpointing: bool = False
-    shuffle_rows: int = 16384  # rows of the shuffle buffer
-    checkpoint_every: int = 1000  # steps
-    preview_every: int = 0  # steps between sample grids in MLflow; 0 = only at the end
-    precision: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 where the device has it
+    gradient_checkpointing: bool = field(default=False, metadata=OPERATIONAL)  # less memory, more time
 
 
 @dataclass
-class DistillConfig:
+class DistillConfig(GeneratorTrainingConfig):
     """Distillation of the generators into ones of fewer passes (docs/fast_sampling.md)."""
 
     steps: int = 0  # optimizer steps; 0 = no distillation
     parts: list[str] = field(default_factory=lambda: ["structure"])  # structure: few steps; both: guidance folded in
-    teacher: str | None = None  # as nvg.load takes it: distil this sampler; None = this configuration's generators
+    # The sampler to distil, as nvg.load takes it; None = this configuration's generators. Its weights tell it in keys.
+    teacher: str | None = field(default=None, metadata=OPERATIONAL)
     flow_share: float = 0.5  # of the structure's rows: the guided flow itself; the others learn larger steps
     max_guidance: float = 4.0  # the guidance scales that are learned: 1 ... max_guidance
     flow_steps: int = 1  # sampler.flow_steps of the sampler that is made
-    all_stages: bool = False
-    batch_size: int = 768  # over all workers
-    accumulate: int = 1
-    lr: float = 1e-4  # at batch 256; scaled linearly with the batch size
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    weight_decay: float = 0.0
-    warmup_steps: int = 100
     decay_share: float = 0.5
     final_lr: float = 0.02
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-    shuffle_rows: int = 16384
-    checkpoint_every: int = 1000
-    preview_every: int = 0
-    precision: str = "auto"
 
 
 @dataclass
@@ -233,7 +235,7 @@ class ClusterConfig:
     """What a job asks of Ray. One file serves a laptop and a cluster: only this section differs."""
 
     num_workers: int = 1  # training workers
-    min_workers: int | None = None  # elastic training: go on with so few; None = exactly num_workers
+    min_workers: int | None = None  # elastic training: go on with this number; None = exactly num_workers
     use_gpu: bool = False
     cpus_per_worker: float = 1.0
     threads_per_worker: int | None = None  # torch threads; None = cpus_per_worker
@@ -274,10 +276,10 @@ class TrackingConfig:
 
 @dataclass
 class Config:
-    """One experiment, whole."""
+    """A whole experiment."""
 
-    name: str = REQUIRED
-    output: str = REQUIRED  # folder or URL that receives every artifact
+    name: str = field(default=REQUIRED, metadata=OPERATIONAL)
+    output: str = field(default=REQUIRED, metadata=OPERATIONAL)  # folder or URL that receives every artifact
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -289,8 +291,8 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=OPERATIONAL)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=OPERATIONAL)
 
 
 @dataclass
@@ -354,12 +356,29 @@ def _grid(config: Any) -> int:
     return config.data.image_size // (config.tokenizer.patch * 2 ** (len(config.tokenizer.widths) - 1))
 
 
-def trainings(config: Config) -> dict[str, TokenizerTrainConfig | TrainConfig | DistillConfig]:
+def trainings(config: Config) -> dict[str, TrainingConfig]:
     """The sections of the trainings that this configuration runs, by name."""
-    sections: dict[str, TokenizerTrainConfig | TrainConfig | DistillConfig] = {
-        "tokenizer_train": config.tokenizer_train,
-        "train": config.train,
-    }
+    sections: dict[str, TrainingConfig] = {"tokenizer_train": config.tokenizer_train, "train": config.train}
     if config.distill.steps:
         sections["distill"] = config.distill
     return sections
+
+
+def operational(section: Any) -> list[str]:
+    """The names of a section's operational fields; of an instance or its class."""
+    return [item.name for item in dataclasses.fields(section) if item.metadata.get("operational")]
+
+
+def operational_settings() -> dict[str, list[str]]:
+    """All operational fields of a configuration by their section: "" has the whole sections and single values."""
+    settings = {"": operational(Config)}
+    for item in dataclasses.fields(Config):
+        if item.name not in settings[""] and dataclasses.is_dataclass(item.default_factory):
+            settings[item.name] = operational(item.default_factory)
+    return {section: names for section, names in settings.items() if names}
+
+
+def without_operational(section: Any) -> dict[str, Any]:
+    """A section as a plain dictionary, of the fields on which a result depends."""
+    hidden = operational(section)
+    return {name: value for name, value in dataclasses.asdict(section).items() if name not in hidden}

@@ -1,4 +1,4 @@
-"""Images in, tokens out and back in: sources, views, token Parquet, and the Ray Data streams over them."""
+"""Images and tokens: sources of images, views, token Parquet, and the Ray Data streams over them."""
 
 from nvg.data.images import BrokenImageError, decode_image, make_view
 from nvg.data.records import BrokenImage, ImageRecord, ImageSource

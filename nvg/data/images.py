@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nvg.config import DataConfig
 
-# What the sources' files are. Pillow knows many more, of which one runs a program (EPS) and few are ever tried.
+# The formats of the sources' files. Pillow knows many more, of which one runs a program (EPS) and few are ever tested.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 
 
@@ -56,7 +56,7 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """EXIF rotation; a damaged EXIF block says nothing on the pixels, so it is passed over."""
+    """Apply the EXIF rotation. A damaged EXIF block is ignored: the pixels may be sound."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # Pillow's EXIF reader raises many types on bad bytes
@@ -74,8 +74,8 @@ def make_view(image: Image.Image, config: DataConfig, view: int, seed: int, imag
     if view == 0:
         shorter, across, down, mirror = size, 0.5, 0.5, False
     else:
-        generator = np.random.default_rng([seed, zlib.crc32(image_id.encode()), view])
-        scale, across, down, flip = generator.random(4)
+        rng = np.random.default_rng([seed, zlib.crc32(image_id.encode()), view])
+        scale, across, down, flip = rng.random(4)
         shorter = round(size * (1 + (config.crop_scale - 1) * scale))
         mirror = config.flip and flip < 0.5
     # The crop first, in pixels of the original: the same picture, and no giant on the way for a long and thin image.

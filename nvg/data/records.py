@@ -1,4 +1,4 @@
-"""The one interface of all image sources."""
+"""The interface of all image sources."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ class ImageRecord:
     image_id: str  # unique and stable in its source
     data: bytes | np.ndarray
     label: int
-    path: str  # where it is, for the quarantine
+    path: str  # of the file it is in, for the quarantine
 
 
 @dataclass(frozen=True)
 class BrokenImage:
-    """An image, or a rest of a shard, that cannot be read."""
+    """An image, or the rest of a shard, that cannot be read."""
 
     image_id: str
     path: str
     reason: str
 
 
-# What one read task reads: small, picklable, a function of the source's listing alone.
+# The images of one read task, as their source describes them: small, picklable, a function of its listing alone.
 Unit = dict[str, Any]
 
 
 class ImageSource(ABC):
     """A set of labelled images, cut into units of about `data.unit_images` images.
 
-    The order of units and of images in them is fixed, so an image's place never depends on who reads it.
+    The order of units and of images in them is fixed, so an image's position never depends on who reads it.
     """
 
-    class_names: list[str]  # the source's own; [] where it has none and open_source is to name them
+    class_names: list[str]  # as the source holds them; [] where it has none and open_source names them
     highest: int | None = None  # the highest label of a source without names, where it can tell without reading images
     empty: Sequence[str] = ()  # classes that belong to the source's layout and have no image
     units: list[Unit]
     files: dict[str, int]  # of the listing, with their bytes, for the fingerprint
 
     def reader(self) -> ImageSource:
-        """The source without its listing: small enough to send with every task that reads a unit."""
+        """A copy of the source without its listing, small enough to send with every task that reads a unit."""
         clone = copy.copy(self)
         clone.units, clone.files = [], {}
         return clone
 
     @abstractmethod
     def _read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
-        """All images of a unit, in order. What cannot be read comes as BrokenImage; nothing is dropped silently."""
+        """All images of a unit, in order. An unreadable one comes as BrokenImage; none is dropped silently."""
 
     @abstractmethod
     def _size(self, unit: Unit) -> int:
@@ -83,32 +83,33 @@ class ImageSource(ABC):
             return sum(pool.map(self.size, self.units))
 
     def limit(self, images: int) -> None:
-        """Leave out all but the first so many images (a unit's `most` says how many of it are read)."""
-        units, left = [], images
+        """Keep the first `images` images alone (`most` of a unit is the number of its images that are read)."""
+        units, missing = [], images
         for unit in self.units:
             size = self.size(unit)
-            if left > 0:
-                units.append(unit if size <= left else unit | {"most": left})
-            left -= size
-            if left <= 0:
+            if missing > 0:
+                units.append(unit if size <= missing else unit | {"most": missing})
+            missing -= size
+            if missing <= 0:
                 break
         self.units = units
 
     def fingerprint(self) -> str:
-        """A hash of the listing (names and sizes): another set of images gives another one."""
+        """A hash of the listing (names and sizes). Another set of images has another one."""
         return storage.fingerprint(self.files, storage.common_folder(self.files))
 
 
 def _printable(record: ImageRecord | BrokenImage) -> ImageRecord | BrokenImage:
-    """File systems and archives may name a file by any bytes, Parquet holds Unicode: what is none is spelled out."""
+    """The record with names that Parquet can hold: bytes that are no Unicode, which file systems and archives allow in
+    names, are spelled out."""
     names = {name: getattr(record, name) for name in ("image_id", "path")}
     printable = {name: value.encode(errors="backslashreplace").decode() for name, value in names.items()}
     return record if printable == names else replace(record, **printable)
 
 
 def read_image(image_id: str, path: str, label: int) -> ImageRecord | BrokenImage:
-    """An image that is a file of its own. One that is gone or hurt is broken; a store that fails is an error, since
-    the images of an outage are not broken ones."""
+    """Read an image that is a file of its own. A missing or damaged file is a BrokenImage. A store that fails raises
+    StorageError: an outage breaks no images."""
     try:
         return ImageRecord(image_id, storage.read_bytes(path), label, path)
     except StorageError:
@@ -118,7 +119,7 @@ def read_image(image_id: str, path: str, label: int) -> ImageRecord | BrokenImag
 
 
 def shuffled(items: Sequence[Item]) -> list[Item]:
-    """A fixed pseudo-random order: folders list images by class, and a unit must hold many classes."""
+    """The items in a fixed pseudo-random order: folders list images by class, and a unit must hold many classes."""
     result = list(items)
     random.Random(0).shuffle(result)
     return result

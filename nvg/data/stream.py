@@ -1,14 +1,14 @@
 """Ray Data at the edge of training: images and tokens as streams of batches, in an order that follows from the seed.
 
-Both streams are exact by construction: what batch b of epoch e holds is a function of (data, seed, epoch, b) and, for
-images, of the worker's rank. A resume reads on from any batch and sees what an unbroken run would have seen.
+Both streams are exact by construction: batch b of epoch e is a function of (data, seed, epoch, b) and, for images, of
+the worker's rank. A training that resumes reads on from any batch and sees the batches of an unbroken run.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,11 @@ from nvg.cluster import blocks
 from nvg.config import Config, DataConfig
 from nvg.data.images import BrokenImageError, decode_image, make_view
 from nvg.data.records import BrokenImage, ImageSource, Unit
-from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
+from nvg.data.tokens import part_files, read_metadata, read_part, to_arrays
 from nvg.errors import DataError
 
 Arrays = dict[str, np.ndarray]
+ReadBatch = Callable[[dict[str, Any]], Any]  # what Ray Data's map_batches calls: a batch to a table, or to several
 BUFFER_BYTES = 256 * 2**20  # of images that are shuffled together
 BUFFER_ROWS = 8192
 ITEM_BYTES = 32 * 2**20  # of token parts that one task reads: starting a task costs more than reading a small part
@@ -39,7 +40,7 @@ class Piece:
     images: np.ndarray  # uint8 (n, S, S, C)
     ids: list[str]
     labels: list[int]
-    broken: list[BrokenImage]  # what stands among them and cannot be read
+    broken: list[BrokenImage]  # the images among them that cannot be read
 
 
 def read_pieces(reader: ImageSource, unit: Unit, config: DataConfig, view: int, seed: int) -> Iterator[Piece]:
@@ -77,7 +78,7 @@ def read_pieces(reader: ImageSource, unit: Unit, config: DataConfig, view: int, 
 def read_view(
     reader: ImageSource, unit: Unit, config: DataConfig, view: int, seed: int
 ) -> tuple[np.ndarray, list[str], list[int], list[BrokenImage]]:
-    """One view of a unit's images, whole: uint8 (n, S, S, C), their ids and labels, and what could not be read."""
+    """One view of a unit's images at once: uint8 (n, S, S, C), their ids and labels, and the broken images."""
     pieces = list(read_pieces(reader, unit, config, view, seed))
     return (
         np.concatenate([piece.images for piece in pieces]),
@@ -85,6 +86,9 @@ def read_view(
         [label for piece in pieces for label in piece.labels],
         [item for piece in pieces for item in piece.broken],
     )
+
+
+# ---- images ----
 
 
 def image_batches(
@@ -102,16 +106,35 @@ def image_batches(
     """A worker's batches of an epoch, of its own batch_size b: images uint8 (b, S, S, C) and labels (b,) int64.
 
     The units are shuffled by (seed, epoch), the worker reads every world-th of them, with views that differ from epoch
-    to epoch (random_views=False: centre crops), and mixes their images in a buffer: none comes twice. When its units
-    end before the caller has all the batches that it wants it goes on with the other workers' units, and ends after two
-    times the data. Broken images are left out here: build_tokens is what puts them on record. skip: batches to leave
-    out, read but not returned.
+    to epoch (random_views=False: centre crops), and mixes their images in a buffer: no image comes twice. When its
+    units end before the caller has enough batches, the worker goes on with the other workers' units, and ends after
+    two times the data. Broken images are left out: build_tokens puts them on record. skip: batches to leave out, which
+    are read but not returned.
     """
     data = config.data
     order = np.random.default_rng([seed, epoch]).permutation(len(source.units)).tolist()
-    rounds = [order[(rank + shift) % world :: world] for shift in range(world)] * 2  # the worker's own units first
+    shares = [order[(rank + shift) % world :: world] for shift in range(world)] * 2  # the worker's own units first
+    read = _image_reader(source, data, epoch + 1 if random_views else 0, seed)
+    image_bytes = data.image_size * data.image_size * data.channels
+    rows = max(batch_size, min(BUFFER_ROWS, BUFFER_BYTES // image_bytes))
+
+    def batches() -> Iterator[Arrays]:
+        rest: list[Arrays] = []
+        for number, units in enumerate(shares):
+            items = [{"unit": json.dumps(source.units[unit])} for unit in units]
+            if not items:
+                continue
+            tables = _in_order(items, read, rows, config.cluster.reader)
+            chunks = itertools.chain(rest, (_image_arrays(table, data) for table in tables))
+            short = yield from shuffled(chunks, batch_size, rows, [seed, epoch, rank, number])
+            rest = [short] if short is not None else []
+
+    yield from _tensors(batches(), skip)
+
+
+def _image_reader(source: ImageSource, data: DataConfig, view: int, seed: int) -> ReadBatch:
+    """The function of a task that reads one unit: its pieces, each a table of images and labels."""
     reader = source.reader()
-    view = epoch + 1 if random_views else 0
     size = data.image_size * data.image_size * data.channels
 
     def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
@@ -119,28 +142,17 @@ def image_batches(
             pixels = pa.FixedSizeListArray.from_arrays(pa.array(piece.images.reshape(-1)), size)
             yield pa.table({"images": pixels, "labels": pa.array(np.asarray(piece.labels, np.int64))})
 
-    def arrays(table: pa.Table) -> Arrays:
-        chunks = [chunk.flatten().to_numpy() for chunk in table["images"].chunks]
-        pixels = np.concatenate(chunks) if chunks else np.zeros(0, np.uint8)
-        return {
-            "images": pixels.reshape(-1, data.image_size, data.image_size, data.channels),
-            "labels": table["labels"].to_numpy(),
-        }
+    return read
 
-    rows = max(batch_size, min(BUFFER_ROWS, BUFFER_BYTES // size))
 
-    def batches() -> Iterator[Arrays]:
-        left: list[Arrays] = []
-        for number, units in enumerate(rounds):
-            items = [{"unit": json.dumps(source.units[unit])} for unit in units]
-            if not items:
-                continue
-            chunks = (arrays(table) for table in _in_order(items, read, rows, config.cluster.reader))
-            mixed = shuffled(itertools.chain(left, chunks), batch_size, rows, [seed, epoch, rank, number])
-            rest = yield from mixed
-            left = [rest] if rest is not None else []
+def _image_arrays(table: pa.Table, data: DataConfig) -> Arrays:
+    chunks = [chunk.flatten().to_numpy() for chunk in table["images"].chunks]
+    pixels = np.concatenate(chunks) if chunks else np.zeros(0, np.uint8)
+    images = pixels.reshape(-1, data.image_size, data.image_size, data.channels)
+    return {"images": images, "labels": table["labels"].to_numpy()}
 
-    yield from _tensors(batches(), skip)
+
+# ---- tokens ----
 
 
 def token_batches(
@@ -154,45 +166,56 @@ def token_batches(
     skip: int = 0,
     reader: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """A worker's batches of an epoch of tokens: codes (b, L), content (b, 2L - 1), labels (b,), all int64, and features
-    (b, L, D) float16 where the set has them; b of the batch_size rows of all workers, those of `rows`. reader: Ray's
-    options of the reading tasks, half a CPU without any.
+    """A worker's batches of an epoch of tokens: of the batch_size rows of all workers, its b rows, those of `rows`.
 
-    Every worker streams all rows in one order, which follows from (seed, epoch), and keeps its own of each global
-    batch. Rows are tiny (1.3 kB at L = 256), so this costs a worker a few MB/s, and it makes batch b the same whatever
-    the number of workers is or was. Epoch e reads view e mod views. The last short batch is left out.
+    A batch holds codes (b, L), content (b, 2L - 1), labels (b,), all int64, and features (b, L, D) float16 where the
+    set has them. Every worker streams all rows in one order, which follows from (seed, epoch), and keeps its own of
+    each global batch. Rows are tiny (1.3 kB at L = 256), so this costs a worker a few MB/s, and it makes batch b the
+    same for any number of workers. Epoch e reads view e mod views. The last short batch is left out.
+    reader: Ray's options of the reading tasks, half a CPU without any.
     """
-    about = read_metadata(folder)
-    view = epoch % about["views"]
-    files = [path for (_, which), pieces in sorted(parts(folder).items()) if which == view for path in pieces]
+    metadata = read_metadata(folder)
+    epoch_view = epoch % metadata["views"]
+    files = [path for (_, view), paths in sorted(part_files(folder).items()) if view == epoch_view for path in paths]
     order = np.random.default_rng([seed, epoch]).permutation(len(files))
-    fingerprint = about["fingerprint"]
+    paths = [files[index] for index in order]
+    buffer = max(batch_size, shuffle_rows // 2)
+    together = parts_together(metadata, buffer)
+    items = [{"paths": json.dumps(paths[first : first + together])} for first in range(0, len(paths), together)]
+    read = _token_reader(metadata["fingerprint"])
+    chunks = (to_arrays(table) for table in _in_order(items, read, buffer, reader or {"num_cpus": 0.5}))
+    for batch in _tensors(shuffled(chunks, batch_size, buffer, [seed, epoch]), skip):
+        share = {name: values[rows] for name, values in batch.items()}
+        if "features" in share:
+            share["features"] = share["features"].unflatten(1, (metadata["positions"], metadata["feature_width"]))
+        yield share
+
+
+def _token_reader(fingerprint: str) -> ReadBatch:
+    """The function of a task that reads some token parts: one table of them all, with the columns of training."""
 
     def read(batch: dict[str, Any]) -> pa.Table:
         tables = [read_part(path, fingerprint) for path in json.loads(batch["paths"][0])]
         return pa.concat_tables(table.drop_columns(["image_id", "view"]).replace_schema_metadata() for table in tables)
 
-    buffer = max(batch_size, shuffle_rows // 2)
-    together = parts_together(about, buffer)
-    paths = [files[index] for index in order]
-    items = [{"paths": json.dumps(paths[first : first + together])} for first in range(0, len(paths), together)]
-    chunks = (to_arrays(table) for table in _in_order(items, read, buffer, reader or {"num_cpus": 0.5}))
-    for batch in _tensors(shuffled(chunks, batch_size, buffer, [seed, epoch]), skip):
-        mine = {name: values[rows] for name, values in batch.items()}
-        if "features" in mine:
-            mine["features"] = mine["features"].unflatten(1, (about["positions"], about["feature_width"]))
-        yield mine
+    return read
 
 
-def parts_together(about: dict[str, Any], rows: int) -> int:
-    """How many parts one task reads: at most `rows` rows and ITEM_BYTES, at least one part. about: metadata.json."""
-    row_bytes = 5 * about["positions"] + 2 * about["positions"] * (about["feature_width"] or 0)
-    part_rows = max(1, about["rows"] // max(1, about["parts"]))
+def parts_together(metadata: dict[str, Any], rows: int) -> int:
+    """How many token parts one task reads: at most `rows` rows and ITEM_BYTES, at least one part.
+
+    metadata: the token set's metadata.json.
+    """
+    row_bytes = 5 * metadata["positions"] + 2 * metadata["positions"] * (metadata["feature_width"] or 0)
+    part_rows = max(1, metadata["rows"] // max(1, metadata["parts"]))
     return max(1, min(rows, ITEM_BYTES // row_bytes) // part_rows)
 
 
-def _in_order(items: list[dict[str, Any]], read: Any, rows: int, reader: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """Items read by Ray Data tasks, a block an item, given as tables of exactly `rows` rows in the items' order."""
+# ---- both ----
+
+
+def _in_order(items: list[dict[str, Any]], read: ReadBatch, rows: int, reader: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """Items read by Ray Data tasks, one block per item, as tables of exactly `rows` rows in the items' order."""
     if not items:
         raise DataError("nothing to read: the data set has no parts")
     dataset = blocks(items).map_batches(read, batch_size=1, zero_copy_batch=True, **reader)
@@ -204,16 +227,16 @@ def _in_order(items: list[dict[str, Any]], read: Any, rows: int, reader: Mapping
 def shuffled(
     chunks: Iterable[Arrays], batch_size: int, keep: int, seed: list[int]
 ) -> Generator[Arrays, None, Arrays | None]:
-    """Batches of `batch_size` rows in random order: each chunk is mixed with the `keep` rows that were held back.
+    """Batches of `batch_size` rows in random order: each chunk is mixed with the `keep` rows before it.
 
     Returns the last short batch. The result follows from the rows, the chunks' sizes and the seed.
     """
-    generator = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     held: Arrays | None = None
     for chunk in chunks:
         pool = chunk if held is None else {name: np.concatenate((held[name], chunk[name])) for name in chunk}
         count = len(pool["labels"])
-        order = generator.permutation(count)
+        order = rng.permutation(count)
         give = max(0, count - keep) // batch_size * batch_size
         for start in range(0, give, batch_size):
             rows = order[start : start + batch_size]

@@ -1,16 +1,16 @@
-"""Granularity tokens as Parquet: one row an image and view, one part a read unit and view.
+"""Granularity tokens as Parquet: one row per image and view, one part (a file) per read unit and view.
 
     image_id string | view int8 | label int16 | content fixed_size_list<uint16, 2L - 1> | structure
     fixed_size_list<uint8 or uint16, L> | features fixed_size_list<float16, L * D> (with representation alignment alone)
 
-content holds the tokens of all stages side by side, coarse to fine; structure the K-bit codes in raster order. A part's
-schema metadata names the tokenizer, the sizes, the class names, the images, and what of its unit could not be read. A
-part is written atomically under a name that follows from (unit, view): a restart writes the parts that are missing, and
-nothing can be there twice. `metadata.json` is written when all are there.
+The column content holds the tokens of all stages side by side, coarse to fine; structure holds the K-bit codes in
+raster order. A part's schema metadata names the tokenizer, the sizes, the class names, the images, and the images of
+its unit that could not be read. A part is written atomically under a name that follows from (unit, view): a restart
+writes the missing parts, and no row is written twice. `metadata.json` is written when all parts are complete.
 
     part-000003-view0.parquet                a unit of at most data.unit_images images: nearly every one
     part-000004-view0-0000.parquet ...       pieces of a larger unit (a tar shard, which cannot be cut beforehand), of
-    part-000004-view0-0002-last.parquet      which the last says that it is; without all of them the unit is not there
+    part-000004-view0-0002-last.parquet      which the last says that it is; a unit without all its pieces is missing
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -35,12 +36,13 @@ COMPRESSION_LEVEL = 3
 PART = re.compile(r"part-(\d{6,})-view(\d+)(?:-(\d{4,})(-last)?)?\.parquet$")
 MOST_STAGES = 10  # K of 1,024 positions
 COUNTS = ("views", "images", "rows", "parts", "quarantined")  # of metadata.json
-Place = tuple[int, int]  # unit, view
+QUARANTINE = ("image_id", "path", "reason")  # columns of quarantine.parquet
+UnitView = tuple[int, int]  # number of a read unit, view
 
 
 @dataclass(frozen=True)
 class TokenFormat:
-    """What a token set is made of, in every part's metadata."""
+    """What a token set is made of. Every part's metadata holds it."""
 
     fingerprint: str  # of the tokenizer's weights
     last_stage: int  # K
@@ -48,7 +50,7 @@ class TokenFormat:
     codebook_size: int  # V
     class_names: list[str]
     feature_width: int | None = None  # D, of alignment features
-    source: str = ""  # what is tokenized and how it is cut: parts of other images do not belong together
+    source: str = ""  # the images and how they are cut: parts of other images do not belong together
 
     def __post_init__(self) -> None:
         if not (1 <= self.last_stage <= MOST_STAGES and self.positions == 2**self.last_stage):
@@ -59,7 +61,7 @@ class TokenFormat:
     def schema(self) -> pa.Schema:
         """The Arrow schema of a part."""
         structure = pa.uint8() if self.last_stage <= 8 else pa.uint16()
-        fields = [
+        columns = [
             ("image_id", pa.string()),
             ("view", pa.int8()),
             ("label", pa.int16()),
@@ -67,34 +69,37 @@ class TokenFormat:
             ("structure", pa.list_(structure, self.positions)),
         ]
         if self.feature_width is not None:
-            fields.append(("features", pa.list_(pa.float16(), self.positions * self.feature_width)))
-        return pa.schema(fields)
+            columns.append(("features", pa.list_(pa.float16(), self.positions * self.feature_width)))
+        return pa.schema(columns)
+
+
+# ---- parts: names, writing, reading ----
 
 
 def part_name(unit: int, view: int, piece: int = 0, last: bool = True) -> str:
-    """The file of a unit's view, or of a piece of it."""
+    """The file name of a unit's view, or of a piece of it."""
     name = f"part-{unit:06d}-view{view}"
     if piece or not last:
         name += f"-{piece:04d}" + ("-last" if last else "")
     return f"{name}.parquet"
 
 
-def parts(folder: str) -> dict[Place, list[str]]:
-    """The units and views that are there whole: (unit, view) -> paths or URLs of the pieces, in order."""
-    found: dict[Place, dict[int, str]] = {}
-    ends: dict[Place, int] = {}
+def part_files(folder: str) -> dict[UnitView, list[str]]:
+    """The complete units and views of a folder: (unit, view) -> paths or URLs of the pieces, in order."""
+    pieces: dict[UnitView, dict[int, str]] = {}
+    last_pieces: dict[UnitView, int] = {}
     for file in storage.list_files(folder, (".parquet",)):
         match = PART.search(file)
         if match is None:
             continue
-        place, piece = (int(match[1]), int(match[2])), int(match[3] or 0)
+        unit_view, piece = (int(match[1]), int(match[2])), int(match[3] or 0)
         if match[3] is None or match[4]:
-            ends[place] = piece
-        found.setdefault(place, {})[piece] = file
+            last_pieces[unit_view] = piece
+        pieces.setdefault(unit_view, {})[piece] = file
     return {
-        place: [found[place][piece] for piece in range(last + 1)]
-        for place, last in sorted(ends.items())
-        if set(range(last + 1)) <= set(found[place])
+        unit_view: [pieces[unit_view][piece] for piece in range(last + 1)]
+        for unit_view, last in sorted(last_pieces.items())
+        if set(range(last + 1)) <= set(pieces[unit_view])
     }
 
 
@@ -126,14 +131,9 @@ def write_part(
 
 
 def read_part(path: str, fingerprint: str | None = None) -> pa.Table:
-    """A part. Raises DataError when it is no token part, or one of another tokenizer than `fingerprint`."""
-    try:
-        with storage.open(path) as file:
-            table = pq.read_table(file, page_checksum_verification=True)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        if isinstance(error, FileNotFoundError | StorageError):
-            raise
-        raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
+    """A part's table. Raises DataError for another file, or for a part of another tokenizer than `fingerprint`."""
+    with _parquet_errors(path), storage.open(path) as file:
+        table = pq.read_table(file, page_checksum_verification=True)
     form = part_format(table.schema, path)
     if not table.schema.equals(form.schema()) or any(column.null_count for column in table.columns):
         raise DataError(f"{path} has not the columns that its metadata names, or gaps in them: run build_tokens again")
@@ -144,8 +144,19 @@ def read_part(path: str, fingerprint: str | None = None) -> pa.Table:
     return table
 
 
+@contextmanager
+def _parquet_errors(path: str) -> Iterator[None]:
+    """Turn the errors of a damaged Parquet file into DataError; a missing file and a failing store stay as they are."""
+    try:
+        yield
+    except (FileNotFoundError, StorageError):
+        raise
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
+
+
 def part_format(schema: pa.Schema, path: str) -> TokenFormat:
-    """The format that a part's schema names. Raises DataError when it is not one of ours."""
+    """The format that a part's schema names. Raises DataError where the file is no token part."""
     raw = (schema.metadata or {}).get(b"nvg")
     if raw is None:
         raise DataError(f"{path} is no token part: its schema has no `nvg` metadata")
@@ -153,9 +164,10 @@ def part_format(schema: pa.Schema, path: str) -> TokenFormat:
 
 
 def part_quarantine(schema: pa.Schema, path: str) -> list[BrokenImage]:
-    """What of a part's unit could not be read. Raises DataError."""
-    raw = b'{"items": %s}' % (schema.metadata or {}).get(b"quarantine", b"")
-    return storage.parse_record(_Quarantine, raw, f"{path}: the quarantine", DataError).items
+    """The images of a part's unit that could not be read. Raises DataError where the schema does not name them."""
+    raw = (schema.metadata or {}).get(b"quarantine", b"")
+    record = b'{"items": ' + raw + b"}"  # parse_record reads objects, and the metadata holds a list
+    return storage.parse_record(_Quarantine, record, f"{path}: the quarantine", DataError).items
 
 
 @dataclass(frozen=True)
@@ -164,8 +176,10 @@ class _Quarantine:
 
 
 def to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
-    """The columns that training reads: codes (n, L) and content (n, 2L - 1) int64, labels (n,) int64 and, where there,
-    features (n, L * D) float16."""
+    """The columns that training reads, of n rows.
+
+    codes (n, L), content (n, 2L - 1) and labels (n,) are int64; features (n, L * D), where the table has them, float16.
+    """
     names = {"structure": "codes", "content": "content", "label": "labels", "features": "features"}
     result = {}
     for column, name in names.items():
@@ -182,85 +196,95 @@ def to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
     return result
 
 
-def read_metadata(folder: str) -> dict[str, Any]:
-    """`metadata.json` of a finished token set. Raises DataError when it is not there."""
-    path = storage.join(folder, storage.LAST_FILE)
-    if not storage.exists(path):
-        raise DataError(f"{folder} holds no finished token set ({storage.LAST_FILE} is missing): run build_tokens")
-    try:
-        about = storage.read_json(path)
-    except ValueError as error:
-        raise DataError(f"{error}: run build_tokens again") from None
-    if not isinstance(about, dict) or not all(type(about.get(name)) is int and about[name] >= 0 for name in COUNTS):
-        raise DataError(f"{path} is damaged: {', '.join(COUNTS)} must be counts: run build_tokens again")
-    metadata_format(about, path)
-    return about
-
-
-def metadata_format(about: Mapping[str, Any], path: str) -> TokenFormat:
-    """The format that metadata.json names. Raises DataError."""
-    names = {item.name for item in fields(TokenFormat)} & about.keys()
-    return storage.parse_record(TokenFormat, json.dumps({name: about[name] for name in names}), path, DataError)
-
-
 @dataclass(frozen=True)
 class PartSummary:
-    """What the footer of a part says."""
+    """What a part's footer says: its number of rows, and the images of its unit that could not be read."""
 
     rows: int
     broken: list[BrokenImage]
 
 
-def look(files: Iterable[str], form: TokenFormat, folder: str) -> list[PartSummary]:
-    """The footers of parts, in order. Raises DataError where one is damaged, or made of something else than `form`."""
+def read_footers(files: Iterable[str], form: TokenFormat, folder: str) -> list[PartSummary]:
+    """The footers of parts, in order. Raises DataError where one is damaged, or of another format than `form`."""
 
     def read(path: str) -> PartSummary:
-        try:
+        with _parquet_errors(path):
             with storage.open(path) as file:
-                metadata = pq.read_metadata(file)
-            schema = metadata.schema.to_arrow_schema()
-        except (pa.ArrowException, ValueError, OSError) as error:
-            if isinstance(error, FileNotFoundError | StorageError):
-                raise
-            raise DataError(f"{path} is damaged ({error}): remove it and run build_tokens again") from None
-        found = part_format(schema, path)
-        if found.fingerprint != form.fingerprint:
-            what = f"of tokenizer {found.fingerprint}, not of {form.fingerprint}"
-        elif found != form:
-            what = "of other images or settings"
+                footer = pq.read_metadata(file)
+            schema = footer.schema.to_arrow_schema()
+        part = part_format(schema, path)
+        if part == form:
+            return PartSummary(footer.num_rows, part_quarantine(schema, path))
+        if part.fingerprint != form.fingerprint:
+            difference = f"of tokenizer {part.fingerprint}, not of {form.fingerprint}"
         else:
-            return PartSummary(metadata.num_rows, part_quarantine(schema, path))
-        raise DataError(f"{path} is {what}: remove {folder}, or give another output, and run build_tokens again")
+            difference = "of other images or settings"
+        raise DataError(f"{path} is {difference}: remove {folder}, or give another output, and run build_tokens again")
 
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(read, files))
 
 
-def finish(folder: str, form: TokenFormat, wanted: set[Place], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Check that the units and views that are wanted are there, write quarantine.parquet (one row a broken image,
-    whatever the views) and, last, metadata.json; returns what metadata.json holds. Raises DataError."""
-    there = parts(folder)
-    if set(there) != wanted:
-        odd = sorted(set(there) ^ wanted)[:3]
+# ---- the whole set ----
+
+
+def read_metadata(folder: str) -> dict[str, Any]:
+    """`metadata.json` of a finished token set. Raises DataError where it is missing or damaged."""
+    path = storage.join(folder, storage.LAST_FILE)
+    if not storage.exists(path):
+        raise DataError(f"{folder} holds no finished token set ({storage.LAST_FILE} is missing): run build_tokens")
+    try:
+        metadata = storage.read_json(path)
+    except ValueError as error:
+        raise DataError(f"{error}: run build_tokens again") from None
+    if not isinstance(metadata, dict) or not all(
+        type(metadata.get(name)) is int and metadata[name] >= 0 for name in COUNTS
+    ):
+        raise DataError(f"{path} is damaged: {', '.join(COUNTS)} must be counts: run build_tokens again")
+    metadata_format(metadata, path)
+    return metadata
+
+
+def metadata_format(metadata: Mapping[str, Any], path: str) -> TokenFormat:
+    """The format that metadata.json names. Raises DataError where it names none."""
+    names = {item.name for item in fields(TokenFormat)} & metadata.keys()
+    return storage.parse_record(TokenFormat, json.dumps({name: metadata[name] for name in names}), path, DataError)
+
+
+def finish(folder: str, form: TokenFormat, expected: set[UnitView], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that a token set is complete, and close it; returns the content of metadata.json.
+
+    Writes quarantine.parquet (one row per broken image, whatever the views) and, last, metadata.json. Raises DataError
+    where the folder holds other units and views than `expected`, or no image could be read.
+    """
+    existing = part_files(folder)
+    if set(existing) != expected:
+        odd = sorted(set(existing) ^ expected)[:3]
         raise DataError(
-            f"{folder} holds {len(there)} parts where {len(wanted)} belong (unit, view: {odd}, ...): remove what "
+            f"{folder} holds {len(existing)} parts where {len(expected)} belong (unit, view: {odd}, ...): remove what "
             "does not belong and run build_tokens again"
         )
-    found = iter(look([path for paths in there.values() for path in paths], form, folder))
-    files = {place: [next(found) for _ in paths] for place, paths in there.items()}
-    images = sum(part.rows for (_, view), pieces in files.items() for part in pieces if view == 0)
-    total = sum(part.rows for pieces in files.values() for part in pieces)
-    everything = [item for pieces in files.values() for part in pieces for item in part.broken]
-    broken = sorted({(item.image_id, item.path, item.reason) for item in everything})
-    names = ("image_id", "path", "reason")
-    table = pa.table({name: pa.array([row[i] for row in broken], pa.string()) for i, name in enumerate(names)})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write_bytes(storage.join(folder, "quarantine.parquet"), buffer.getvalue())
+    files = [(view, path) for (_, view), paths in existing.items() for path in paths]
+    footers = read_footers([path for _, path in files], form, folder)
+    images = sum(footer.rows for (view, _), footer in zip(files, footers, strict=True) if view == 0)
+    broken = sorted({(item.image_id, item.path, item.reason) for footer in footers for item in footer.broken})
+    _write_quarantine(folder, broken)
     if images == 0:
         first = f" The first of {len(broken)} reasons: {broken[0][1]}: {broken[0][2]}" if broken else ""
         raise DataError(f"no image could be read, see {folder}/quarantine.parquet.{first}")
-    counts = {"images": images, "rows": total, "parts": sum(map(len, there.values())), "quarantined": len(broken)}
-    result = asdict(form) | dict(about) | counts
+    counts = {
+        "images": images,
+        "rows": sum(footer.rows for footer in footers),
+        "parts": len(files),
+        "quarantined": len(broken),
+    }
+    result = asdict(form) | dict(metadata) | counts
     storage.write_json(storage.join(folder, storage.LAST_FILE), result)
     return result
+
+
+def _write_quarantine(folder: str, broken: Sequence[tuple[str, str, str]]) -> None:
+    columns = {name: pa.array([row[number] for row in broken], pa.string()) for number, name in enumerate(QUARANTINE)}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    storage.write_bytes(storage.join(folder, "quarantine.parquet"), buffer.getvalue())

@@ -1,1 +1,1 @@
-"""What is measured and shown of a tokenizer and of a sampler."""
+"""Figures and pictures of a tokenizer and of a sampler."""

@@ -120,8 +120,9 @@ def train_classifier(
 
     batches(epoch): shuffled batches of that epoch, about 128 images each. Centre crops serve few epochs better than
     random views: on Fashion-MNIST flips cost a point after two. images_per_epoch: how many images they hold, for the
-    learning rate's cycle; epochs may be a fraction. on_step(images seen, loss): for a progress bar. The result is a
-    function of batches and seed on one machine. Raises ValueError when an epoch has no batches or a label is no class.
+    learning rate's cycle; epochs may be a fraction. on_step(images of the step, loss): for a progress bar. The result
+    is a function of batches and seed on one machine. Raises ValueError when an epoch has no batches or a label is no
+    class.
     """
     config = ClassifierConfig(num_classes, channels, size, width)
     with torch.random.fork_rng(devices=[]):
@@ -132,7 +133,7 @@ def train_classifier(
     seen = 0
     model.train()
     for epoch in range(math.ceil(epochs)):
-        began = seen
+        before = seen
         for batch in batches(epoch):
             images, labels = torch.as_tensor(batch["images"]), torch.as_tensor(batch["labels"]).long()
             if len(labels) < 2:  # batch statistics of one image say nothing
@@ -148,10 +149,10 @@ def train_classifier(
             optimizer.step()
             seen += len(labels)
             if on_step is not None:
-                on_step(seen, float(loss.detach()))
+                on_step(len(labels), float(loss.detach()))
             if seen >= total:
                 return model.eval()
-        if seen == began:
+        if seen == before:
             raise ValueError(f"epoch {epoch} gave no batches of at least 2 images: the classifier cannot be trained")
     return model.eval()
 
@@ -189,7 +190,10 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """What `save_classifier` wrote (path or URL), in evaluation mode. Raises DataError when it is no classifier."""
+    """The classifier that `save_classifier` wrote (path or URL), in evaluation mode.
+
+    Raises DataError when the file is no classifier.
+    """
     try:
         metadata, tensors = storage.read_safetensors(str(path))
     except ValueError as error:

@@ -21,15 +21,16 @@ SHARED = ("samples", "reference", "reference_images", "reference_fingerprint", "
 
 
 def check(evaluations: dict[str, dict[str, Any]]) -> None:
-    """evaluations: file -> what evaluation.json holds. Raises NotComparable."""
-    (first, one), *others = evaluations.items()
-    for name, other in others:
+    """Whether evaluations have one protocol. evaluations: file -> content of an evaluation.json. Raises NotComparable
+    naming the first difference."""
+    (first_file, first), *others = evaluations.items()
+    for file, other in others:
         for key in SHARED:
-            mine, theirs = one["protocol"][key], other["protocol"][key]
-            if mine != theirs:
+            value, other_value = first["protocol"][key], other["protocol"][key]
+            if value != other_value:
                 raise NotComparable(
-                    f"{first} and {name} cannot be compared: {key} is {mine!r} in the one and {theirs!r} in the other. "
-                    "Evaluate both samplers with the same settings of `evaluate`"
+                    f"{first_file} and {file} cannot be compared: {key} is {value!r} in the one and {other_value!r} in "
+                    "the other. Evaluate both samplers with the same settings of `evaluate`"
                 )
 
 

@@ -1,4 +1,4 @@
-"""The classifier of a data set as a job: trained once on the training images, kept under their fingerprint."""
+"""The classifier of a data set as a job: trained once on the training images, and kept in a file named by them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nvg import config as configuration
 from nvg import storage
+from nvg.cluster import device_of, progress, set_threads
 from nvg.config import Config
 from nvg.data import ImageSource, image_batches, open_source
 from nvg.evaluation.classifier import save_classifier, train_classifier
@@ -20,7 +19,7 @@ from nvg.evaluation.classifier import save_classifier, train_classifier
 BATCH = 128
 
 
-def classifier_place(config: Config, source: ImageSource) -> str:
+def classifier_file(config: Config, source: ImageSource) -> str:
     """The file of a data set's classifier, `<output>/classifier-<key>.safetensors`. source: the training images."""
     settings, data = config.evaluate, copy.copy(config.data)
     data.train, data.test, data.views = "", None, 1  # the fingerprint tells the images, wherever they are
@@ -32,14 +31,12 @@ def classifier_place(config: Config, source: ImageSource) -> str:
 
 def train_data_classifier(config: Config, path: str) -> None:
     """Train the data set's classifier into a file (path or URL), in a Ray task."""
-    from ray.experimental import tqdm_ray
-
-    torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
+    set_threads(config.cluster)
     settings, data = config.evaluate, config.data
     source = open_source(data, "train")
     images = source.count()
     batch_size = min(BATCH, max(2, images // 4))
-    bar = tqdm_ray.tqdm(total=round(images * settings.classifier_epochs), desc="classifier", unit="image")
+    bar = progress(round(images * settings.classifier_epochs), "classifier", "image")
 
     def batches(epoch: int) -> Iterator[dict[str, Any]]:
         stream = image_batches(
@@ -48,11 +45,6 @@ def train_data_classifier(config: Config, path: str) -> None:
         # No more than the epoch holds: for one batch beyond it the stream would begin to read the images again.
         return itertools.islice(stream, max(1, images // batch_size))
 
-    def on_step(seen: int, loss: float) -> None:
-        bar.update(seen - on_step.before)  # type: ignore[attr-defined]
-        on_step.before = seen  # type: ignore[attr-defined]
-
-    on_step.before = 0  # type: ignore[attr-defined]
     classifier = train_classifier(
         batches,
         images_per_epoch=images,
@@ -61,8 +53,8 @@ def train_data_classifier(config: Config, path: str) -> None:
         size=settings.classifier_size,
         epochs=settings.classifier_epochs,
         seed=settings.seed,
-        device=torch.device("cuda" if config.cluster.use_gpu else "cpu"),
-        on_step=on_step,
+        device=device_of(config.cluster),
+        on_step=lambda images, loss: bar.update(images),
     )
     bar.close()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,9 +1,10 @@
-"""The network whose features figures are taken on: Inception-v3 as published, else a data set's own classifier."""
+"""The network whose features figures are taken on: Inception-v3 as published, else a classifier of the data set."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,28 @@ class FeatureNetwork:
                 features, logits = self.module(some)
                 results.append((features.cpu(), logits.cpu()))
         return torch.cat([pair[0] for pair in results]), torch.cat([pair[1] for pair in results])
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """The file that a feature network is loaded from."""
+
+    kind: str  # "inception" or "classifier"
+    path: str  # of its .safetensors file, path or URL
+
+    @cached_property
+    def name(self) -> str:
+        """Its `network_name`."""
+        return network_name(self.kind, self.path)
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether the network's outputs are the data set's classes."""
+        return self.kind == "classifier"
+
+    def load(self, device: torch.device) -> FeatureNetwork:
+        """The network. Raises as `load_network` does."""
+        return load_network(self.kind, self.path, device)
 
 
 def network_name(kind: str, path: str) -> str:

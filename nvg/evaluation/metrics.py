@@ -6,6 +6,7 @@ images or references cannot be compared, and nvg/evaluation/compare.py refuses t
 Intervals: Fréchet distance and Inception Score by the normal bootstrap over the samples (the reference stands fixed),
 kernel distance by disjoint groups of samples, shares (accuracy, precision, recall) after Wilson. A bootstrap's own
 values lie above the figure, since both scores depend on the number of different images: only their spread is used.
+An interval of figure plus and minus spread is cut to the limits of the figure, e.g. [0, 1] of a share.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 NORMAL = 1.96  # of a 95% interval
 NEIGHBOURS = 3  # k of the manifold's radii, as published
-SPLIT = 5000  # images a part of the Inception Score, as in the ADM suite
+SPLIT = 5000  # images per split of the Inception Score, as in the ADM suite
 GROUPS = 10  # disjoint groups of the kernel distance
 KERNEL_IMAGES = 1000  # images of a group, at most
 ROWS = 1024  # of a block of pairwise distances
@@ -33,6 +34,20 @@ class Figure:
     value: float
     low: float
     high: float
+
+
+Limits = tuple[float, float]  # the least and the greatest value that a figure can have
+DISTANCE: Limits = (0.0, math.inf)
+SHARE: Limits = (0.0, 1.0)
+
+
+def interval(value: float, half: float, limits: Limits) -> Figure:
+    """A value with the interval of `half` to either side, as far as it lies within the limits.
+
+    A value that itself lies beyond them, as an unbiased estimate may, bounds the interval.
+    """
+    least, greatest = limits
+    return Figure(value, min(value, max(value - half, least)), max(value, min(value + half, greatest)))
 
 
 # ---- Fréchet distance ----
@@ -80,7 +95,7 @@ class MomentsMeter:
 
 
 def moments(features: Tensor) -> Moments:
-    """Of features (N, D). Raises ValueError for less than two rows."""
+    """The moments of features (N, D). Raises ValueError for less than two rows."""
     meter = MomentsMeter()
     meter.add(features)
     return meter.moments()
@@ -103,23 +118,23 @@ def frechet(samples: Tensor, reference: Moments, *, replicates: int, seed: int =
     def distance(rows: Tensor) -> float:
         return frechet_distance(moments(samples[rows]), reference)
 
-    return bootstrap(distance, len(samples), replicates, seed)
+    return bootstrap(distance, len(samples), replicates, seed, limits=DISTANCE)
 
 
 # ---- Inception Score ----
 
 
 def inception_score(logits: Tensor, *, replicates: int, seed: int = 0) -> Figure:
-    """exp(mean KL(p(y|x) | p(y))), a mean over parts of SPLIT images: logits (N, classes)."""
+    """exp(mean KL(p(y|x) | p(y))), a mean over splits of SPLIT images: logits (N, classes)."""
     logs = logits.double().log_softmax(dim=1)
 
     def score(rows: Tensor) -> float:
-        parts = logs[rows].split(SPLIT)
-        if len(parts) > 1 and len(parts[-1]) < SPLIT:  # a short part has a lower score for its size alone
-            parts = parts[:-1]
-        return sum(_score(part) for part in parts) / len(parts)
+        splits = logs[rows].split(SPLIT)
+        if len(splits) > 1 and len(splits[-1]) < SPLIT:  # a short one has a lower score for its size alone
+            splits = splits[:-1]
+        return sum(_score(split) for split in splits) / len(splits)
 
-    return bootstrap(score, len(logits), replicates, seed)
+    return bootstrap(score, len(logits), replicates, seed, limits=(1.0, logits.shape[1]))
 
 
 def _score(logs: Tensor) -> float:
@@ -133,24 +148,27 @@ def _score(logs: Tensor) -> float:
 
 def kernel_distance(samples: Tensor, reference: Tensor, *, seed: int = 0) -> Figure:
     """The unbiased squared MMD under (x.y / D + 1)^3  (Binkowski et al., "Demystifying MMD GANs"), a mean over GROUPS
-    disjoint groups of samples, each against other reference images: (N, D), (M, D), both at least 2 * GROUPS."""
+    disjoint groups of samples, each against other reference images: (N, D), (M, D), both at least 2 * GROUPS.
+
+    An unbiased estimate of 0 is negative as often as not.
+    """
     from torchmetrics.image.kid import poly_mmd
 
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     size = min(len(samples) // GROUPS, len(reference) // GROUPS, KERNEL_IMAGES)
     if size < 2:
         least = 2 * GROUPS
         raise ValueError(f"{len(samples)} samples, {len(reference)} reference images: at least {least} are needed")
-    mine = torch.randperm(len(samples), generator=generator)[: GROUPS * size].view(GROUPS, size)
-    theirs = torch.randperm(len(reference), generator=generator)[: GROUPS * size].view(GROUPS, size)
+    mine = torch.randperm(len(samples), generator=rng)[: GROUPS * size].view(GROUPS, size)
+    theirs = torch.randperm(len(reference), generator=rng)[: GROUPS * size].view(GROUPS, size)
     values = torch.stack(
         [
             poly_mmd(reference[b].double(), samples[a].double(), degree=3, gamma=None, coef=1.0)
             for a, b in zip(mine, theirs, strict=True)
         ]
     )
-    value, half = float(values.mean()), NORMAL * float(values.std()) / math.sqrt(GROUPS)
-    return Figure(value, value - half, value + half)
+    half = NORMAL * float(values.std()) / math.sqrt(GROUPS)
+    return interval(float(values.mean()), half, DISTANCE)
 
 
 # ---- improved precision and recall ----
@@ -204,19 +222,20 @@ def share(hits: int, count: int) -> Figure:
     return Figure(p, min(max(middle - half, 0.0), p), max(min(middle + half, 1.0), p))
 
 
-def mean(values: Tensor) -> Figure:
-    """The mean of values (N,), one an image, and its normal interval. Raises ValueError where there are none."""
+def mean(values: Tensor, *, limits: Limits) -> Figure:
+    """The mean of values (N,), one per image, and its normal interval. Raises ValueError where there are none."""
     if len(values) == 0:
         raise ValueError("a mean of no images is not defined")
     value = float(values.double().mean())
     half = NORMAL * float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return Figure(value, value - half, value + half)
+    return interval(value, half, limits)
 
 
-def bootstrap(statistic: Callable[[Tensor], float], count: int, replicates: int, seed: int) -> Figure:
+def bootstrap(
+    statistic: Callable[[Tensor], float], count: int, replicates: int, seed: int, *, limits: Limits
+) -> Figure:
     """A statistic of rows (count,) int64, with the spread that resampled rows give it (Efron's normal interval)."""
     value = statistic(torch.arange(count))
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(replicates)]
-    half = NORMAL * float(torch.tensor(drawn, dtype=torch.float64).std())
-    return Figure(value, value - half, value + half)
+    rng = torch.Generator().manual_seed(seed)
+    drawn = [statistic(torch.randint(count, (count,), generator=rng)) for _ in range(replicates)]
+    return interval(value, NORMAL * float(torch.tensor(drawn, dtype=torch.float64).std()), limits)

@@ -5,20 +5,23 @@ Errors are on pixels in [-1, 1], so the peak-to-peak range of the PSNR is 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nvg.evaluation.metrics import Figure, bootstrap, mean
+from nvg.evaluation.metrics import DISTANCE, SHARE, Figure, bootstrap, mean
 from nvg.granularity import GranularitySequence
 
 Decode = Callable[[GranularitySequence, int], Tensor]  # Autoencoder.decode: (sequence, stages) -> (N, C, H, W)
+GREATEST_ERROR = 4.0  # of pixels in [-1, 1]
+LEAST_ERROR = 1e-10  # below, the PSNR takes an image for an exact copy
 
 
 def mean_squared_error(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Of each image: two (N, C, H, W) in [-1, 1] -> (N,) float64. Raises ValueError when the shapes differ."""
+    """The error of each image: two (N, C, H, W) in [-1, 1] -> (N,) float64. Raises ValueError for other shapes."""
     if images.shape != reconstructions.shape:
         raise ValueError(f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} differ")
     return (images.double() - reconstructions.double()).square().mean(dim=(1, 2, 3))
@@ -26,7 +29,7 @@ def mean_squared_error(images: Tensor, reconstructions: Tensor) -> Tensor:
 
 def psnr(squared_error: Tensor) -> Tensor:
     """10 log10(2^2 / MSE) in dB, elementwise. An exact copy gives 106 dB, not infinity, so that means stay finite."""
-    return 10.0 * torch.log10(4.0 / squared_error.clamp_min(1e-10))
+    return 10.0 * torch.log10(GREATEST_ERROR / squared_error.clamp_min(LEAST_ERROR))
 
 
 def mse_by_stages(images: Tensor, sequence: GranularitySequence, decode: Decode) -> Tensor:
@@ -36,22 +39,22 @@ def mse_by_stages(images: Tensor, sequence: GranularitySequence, decode: Decode)
 
 
 def code_counts(sequence: GranularitySequence, codebook_size: int) -> Tensor:
-    """How often each code stands at each stage: (K + 1, V) int64, on the CPU."""
+    """How often each entry of the codebook stands at each stage: (K + 1, V) int64, on the CPU."""
     return torch.stack([torch.bincount(tokens.flatten().cpu(), minlength=codebook_size) for tokens in sequence.content])
 
 
 @dataclass(frozen=True)
 class CodebookUse:
-    """Use of a codebook of V codes. A stage of N images holds N * 2^i tokens, so its share is at most N * 2^i / V."""
+    """Use of a codebook of V entries. A stage of N images holds N * 2^i tokens: its share is at most N * 2^i / V."""
 
-    share: float  # of the codes, used at any stage
+    share: float  # of the entries, used at any stage
     share_by_stage: list[float]  # K + 1 numbers
-    perplexity: float  # exp of the entropy of code use over all tokens: V when all are equally frequent
+    perplexity: float  # exp of the entropy of their use over all tokens: V when all are equally frequent
     perplexity_by_stage: list[float]
 
 
 def codebook_use(counts: Tensor) -> CodebookUse:
-    """From counts (K + 1, V), which add up over batches and workers."""
+    """The use that counts (K + 1, V) show; counts add up over batches and workers."""
     total = counts.sum(dim=0)
     return CodebookUse(
         share=_share(total),
@@ -71,7 +74,7 @@ def _perplexity(counts: Tensor) -> float:
 
 
 class ReconstructionFigures:
-    """Figures over many batches."""
+    """The tokenizer's figures over many batches."""
 
     def __init__(self) -> None:
         self.errors: list[Tensor] = []
@@ -97,15 +100,16 @@ class ReconstructionFigures:
             raise ValueError("no images were measured: evaluate.reconstructions must be at least 1")
         errors, counts = torch.cat(self.errors), torch.cat(self.counts)
         use = codebook_use(counts.sum(dim=0))
+        best_psnr = 10.0 * math.log10(GREATEST_ERROR / LEAST_ERROR)
         result: dict[str, Figure | list[float] | float] = {
-            "reconstruction_mse": mean(errors[:, -1]),
-            "reconstruction_psnr": mean(psnr(errors[:, -1])),
+            "reconstruction_mse": mean(errors[:, -1], limits=(0.0, GREATEST_ERROR)),
+            "reconstruction_psnr": mean(psnr(errors[:, -1]), limits=(0.0, best_psnr)),
             "reconstruction_mse_by_stages": errors.mean(dim=0).tolist(),
         }
         if self.distances:
-            result["reconstruction_lpips"] = mean(torch.cat(self.distances))
+            result["reconstruction_lpips"] = mean(torch.cat(self.distances), limits=DISTANCE)
         result["codebook_use"] = bootstrap(
-            lambda rows: codebook_use(counts[rows].sum(dim=0)).share, len(counts), replicates, seed
+            lambda rows: codebook_use(counts[rows].sum(dim=0)).share, len(counts), replicates, seed, limits=SHARE
         )
         result["codebook_use_by_stage"] = use.share_by_stage
         result["codebook_perplexity"] = use.perplexity

@@ -1,4 +1,4 @@
-"""What samples are compared with: features of real images, kept on disk once they are computed."""
+"""Features of real images, which samples are compared with; they are kept in a file once they are computed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Reference:
         """Write a .safetensors file, path or URL."""
         from safetensors.torch import save
 
-        about = {
+        record = {
             "name": self.name,
             "fingerprint": self.fingerprint,
             "network": self.network,
@@ -44,18 +44,18 @@ class Reference:
             "covariance": self.moments.covariance,
             "features": self.features.contiguous(),
         }
-        storage.write_bytes(path, save(tensors, metadata={"format": FORMAT, "reference": json.dumps(about)}))
+        storage.write_bytes(path, save(tensors, metadata={"format": FORMAT, "reference": json.dumps(record)}))
 
 
 def load_reference(path: str) -> Reference:
-    """What `Reference.save` wrote. Raises DataError when the file is damaged or something else."""
+    """The reference that `Reference.save` wrote. Raises DataError when the file is damaged or something else."""
     try:
         metadata, tensors = storage.read_safetensors(path)
     except ValueError as error:
         raise DataError(str(error)) from None
     if metadata.get("format") != FORMAT or "reference" not in metadata:
         raise DataError(f"{path} is no reference of format {FORMAT}: remove it and evaluate again")
-    about = storage.parse_record(_About, metadata["reference"], path, DataError)
+    record = storage.parse_record(_Record, metadata["reference"], path, DataError)
     try:
         mean, covariance, features = (tensors[name] for name in ("mean", "covariance", "features"))
         fits = mean.ndim == 1 and covariance.shape == (*mean.shape, *mean.shape) and features.shape[1:] == mean.shape
@@ -63,11 +63,13 @@ def load_reference(path: str) -> Reference:
         raise DataError(f"{path} has no tensor {error}: remove it and evaluate again") from None
     if not fits or not all(value.isfinite().all() for value in (mean, covariance, features)):
         raise DataError(f"{path} is damaged: moments and features do not fit: remove it and evaluate again")
-    return Reference(**vars(about), moments=Moments(mean, covariance), features=features)
+    return Reference(**vars(record), moments=Moments(mean, covariance), features=features)
 
 
 @dataclass
-class _About:
+class _Record:
+    """The metadata of the file."""
+
     name: str
     fingerprint: str
     network: str
@@ -83,14 +85,14 @@ class ReferenceMeter:
         self.kept: list[Tensor] = []
         self.keys: list[Tensor] = []
         self.right = 0
-        self.generator = torch.Generator().manual_seed(seed)
+        self.rng = torch.Generator().manual_seed(seed)
 
     def add(self, features: Tensor, right: int) -> None:
         """features: (n, D); right: how many of them the network gives their label."""
         self.meter.add(features)
         self.right += right
         self.kept.append(features)
-        self.keys.append(torch.rand(len(features), generator=self.generator))
+        self.keys.append(torch.rand(len(features), generator=self.rng))
         if sum(map(len, self.kept)) > 2 * MANIFOLD_IMAGES:
             self._thin()
 

@@ -2,11 +2,15 @@
 
     python -m nvg.frozen.convert lpips --vgg vgg16-397923af.pth --heads vgg.pth --out lpips.safetensors
     python -m nvg.frozen.convert vit --folder dino-vits16
+    python -m nvg.frozen.convert inception --weights weights-inception-2015-12-05-6726825d.pth \\
+        --out inception.safetensors
 
 lpips: torchvision's VGG16 and the heads of LPIPS v0.1 become one file. The heads are weights/v0.1/vgg.pth in the
 authors' Python package `lpips` (`pip download --no-deps lpips`, a zip file of 50 kB).
 vit: adds model.safetensors to a model-hub folder that has only pytorch_model.bin.
-The feature network of FID has a command of its own: python -m nvg.frozen.convert_inception.
+inception: the feature network of FID. The .pth is an asset of torch-fidelity's release v0.2.0 on GitHub;
+pt_inception-2015-12-05-6726825d.pth of pytorch-fid's release fid_weights holds the same tensors. torchvision's
+inception_v3 is another network.
 Pickled files are read with torch.load(weights_only=True), which runs no code.
 """
 
@@ -20,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nvg.frozen import inception
 from nvg.frozen.lpips import CONVOLUTIONS, LPIPS, TAPS
 
 
@@ -52,6 +57,24 @@ def convert_vit(folder: Path) -> Path:
     return out
 
 
+def convert_inception(weights: Path, out: Path) -> None:
+    """The published .pth -> one .safetensors file with the names of nvg/frozen/inception.py.
+
+    Raises FileNotFoundError for a missing input and ValueError for one whose tensors are not exactly those, by name
+    and shape.
+    """
+    # Counters that training leaves behind; some copies of the file have them.
+    state = {k: v for k, v in read_state(weights).items() if not k.endswith(".num_batches_tracked")}
+    if wrong := inception.misfits(state):
+        raise ValueError(f"{weights}: {wrong}: is it the right file?")
+    if foreign := sorted(state.keys() - inception.tensor_shapes().keys()):
+        raise ValueError(f"{weights} has tensors that are not Inception's ({foreign[0]} ...): is it the right file?")
+    write_tensors({name: value.float() for name, value in state.items()}, out)
+
+
+# ---- files ----
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a pickled state_dict. Raises FileNotFoundError, or ValueError for a file of something else."""
     if not path.is_file():
@@ -67,6 +90,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _take(state: dict[str, Tensor], names: list[str], path: Path) -> Tensor:
+    """The first of some tensors that a state_dict has, as float32."""
     for name in names:
         if name in state:
             return state[name].float()
@@ -87,8 +111,10 @@ def write_tensors(tensors: dict[str, Tensor], out: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+# ---- the command ----
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     lpips = commands.add_parser("lpips", help="VGG16 and LPIPS heads for tokenizer_train.lpips_weights")
@@ -97,13 +123,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lpips.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     vit = commands.add_parser("vit", help="DINO or DINOv2 folder for discriminator_weights or repa.weights")
     vit.add_argument("--folder", type=Path, required=True, help="folder with config.json and pytorch_model.bin")
-    options = parser.parse_args(arguments)
+    fid = commands.add_parser("inception", help="the feature network of FID for evaluate.inception_weights")
+    fid.add_argument("--weights", type=Path, required=True, help="weights-inception-2015-12-05-6726825d.pth")
+    fid.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
     try:
-        if options.command == "lpips":
-            convert_lpips(options.vgg, options.heads, options.out)
-            out = options.out
-        else:
+        if options.command == "vit":
             out = convert_vit(options.folder)
+        else:
+            out = options.out
+            if options.command == "lpips":
+                convert_lpips(options.vgg, options.heads, out)
+            else:
+                convert_inception(options.weights, out)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -55,7 +55,7 @@ class DinoBackbone(nn.Module):
         return ((images + 1.0) / 2.0 - self.mean) / self.std  # broadcasting repeats a grey channel
 
     def train(self, mode: bool = True) -> DinoBackbone:
-        """Stays in evaluation mode, whatever its owner does."""
+        """The backbone stays in evaluation mode, whatever mode is asked for."""
         return super().train(False)
 
 

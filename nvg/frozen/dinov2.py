@@ -1,4 +1,4 @@
-"""DINOv2 patch features, what representation alignment (REPA) pulls the content generator towards.
+"""DINOv2 patch features, towards which representation alignment (REPA) pulls the content generator.
 
 Source: Yu et al., "Representation alignment for generation" (arXiv 2410.06940), section 3.2: the last layer's patch
 tokens of a frozen encoder, on an image resized so that it has as many patches as the generator has tokens.
@@ -19,7 +19,7 @@ _KEY = "repa.weights"
 
 
 class DinoFeatures(nn.Module):
-    """Frozen DINOv2: one feature vector a latent position."""
+    """Frozen DINOv2: one feature vector per latent position."""
 
     mean: Tensor
     std: Tensor
@@ -46,7 +46,7 @@ class DinoFeatures(nn.Module):
         return tokens[:, -grid * grid :]  # before them stand the class token and, in some models, registers
 
     def train(self, mode: bool = True) -> DinoFeatures:
-        """Stays in evaluation mode, whatever its owner does."""
+        """The network stays in evaluation mode, whatever mode is asked for."""
         return super().train(False)
 
 

@@ -6,7 +6,7 @@ average pooling does not count the padding, the last block pools by the maximum,
 resized inside the graph, without half-pixel centres. FID, Inception Score and precision/recall of other suites
 (torch-fidelity, ADM's evaluator) are on these features; no other network's figures compare with them.
 
-Weights are one .safetensors file of float32 tensors, made by `python -m nvg.frozen.convert_inception`, under the
+Weights are one .safetensors file of float32 tensors, made by `python -m nvg.frozen.convert inception`, under the
 names of weights-inception-2015-12-05-6726825d.pth (torch-fidelity; pytorch-fid's pt_inception-2015-12-05-6726825d.pth):
     {layer}.conv.weight (out, in, rows, columns)                layer: Conv2d_1a_3x3 ... Mixed_7c.branch_pool, 94 in all
     {layer}.bn.{weight,bias,running_mean,running_var} (out,)
@@ -15,7 +15,7 @@ names of weights-inception-2015-12-05-6726825d.pth (torch-fidelity; pytorch-fid'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -25,59 +25,14 @@ from nvg.errors import WeightsError
 from nvg.frozen.weights import freeze, read_tensors
 
 SIDE = 299  # pixels a side that the network sees
-FEATURES = 2048
 CLASSES = 1008  # the graph's outputs; 1000 of them are ImageNet's classes
 
 _KEY = "evaluate.inception_weights"
 _EXPECTED = "one .safetensors file with the tensors of weights-inception-2015-12-05-6726825d.pth"
 _REMEDY = (
-    "Convert the published .pth: python -m nvg.frozen.convert_inception "
+    "Convert the published .pth: python -m nvg.frozen.convert inception "
     "--weights weights-inception-2015-12-05-6726825d.pth --out inception.safetensors"
 )
-
-Branches = dict[str, str]  # name -> its convolutions in order, "width:kernel"; kernels with a comma stand side by side
-
-
-def _block_5(pool: int) -> Branches:
-    return {
-        "branch1x1": "64:1x1",
-        "branch5x5": "48:1x1 64:5x5",
-        "branch3x3dbl": "64:1x1 96:3x3 96:3x3",
-        "branch_pool": f"{pool}:1x1",
-    }
-
-
-def _block_6(width: int) -> Branches:
-    return {
-        "branch1x1": "192:1x1",
-        "branch7x7": f"{width}:1x1 {width}:1x7 192:7x1",
-        "branch7x7dbl": f"{width}:1x1 {width}:7x1 {width}:1x7 {width}:7x1 192:1x7",
-        "branch_pool": "192:1x1",
-    }
-
-
-_BLOCK_7 = {
-    "branch1x1": "320:1x1",
-    "branch3x3": "384:1x1 384:1x3,3x1",
-    "branch3x3dbl": "448:1x1 384:3x3 384:1x3,3x1",
-    "branch_pool": "192:1x1",
-}
-_BLOCKS: dict[str, tuple[str, Branches]] = {  # name -> (what the pooling branch does first, branches)
-    "Mixed_5b": ("average", _block_5(pool=32)),
-    "Mixed_5c": ("average", _block_5(pool=64)),
-    "Mixed_5d": ("average", _block_5(pool=64)),
-    "Mixed_6a": ("halve", {"branch3x3": "384:3x3", "branch3x3dbl": "64:1x1 96:3x3 96:3x3", "branch_pool": ""}),
-    "Mixed_6b": ("average", _block_6(width=128)),
-    "Mixed_6c": ("average", _block_6(width=160)),
-    "Mixed_6d": ("average", _block_6(width=160)),
-    "Mixed_6e": ("average", _block_6(width=192)),
-    "Mixed_7a": (
-        "halve",
-        {"branch3x3": "192:1x1 320:3x3", "branch7x7x3": "192:1x1 192:1x7 192:7x1 192:3x3", "branch_pool": ""},
-    ),
-    "Mixed_7b": ("average", _BLOCK_7),
-    "Mixed_7c": ("maximum", _BLOCK_7),  # not so in the paper, but in the graph: probably an oversight
-}
 
 
 class _Normalization(nn.Module):
@@ -99,59 +54,145 @@ class _Normalization(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """Convolution, normalisation, ReLU. kernel: "rows x columns"; padded: at stride 1 the size stays."""
+    """Convolution, normalisation, ReLU. kernel and padding: of rows and columns, one number for both."""
 
-    def __init__(self, width_in: int, width_out: int, kernel: str, *, stride: int = 1, padded: bool = False) -> None:
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        kernel: int | tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
         super().__init__()
-        rows, columns = (int(side) for side in kernel.split("x"))
-        padding = (rows // 2, columns // 2) if padded else 0
-        self.conv = nn.Conv2d(width_in, width_out, (rows, columns), stride, padding, bias=False)
+        self.conv = nn.Conv2d(width_in, width_out, kernel, stride, padding, bias=False)
         self.bn = _Normalization(width_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-class _Mixed(nn.Module):
-    """Branches of convolutions, joined over channels: (N, width_in, H, W) -> (N, width, H, W).
+# The blocks, each some branches side by side, joined over channels. Their attributes bear the published names.
 
-    pool "halve" makes it (N, width, (H - 1) // 2, (W - 1) // 2): every branch's last step has stride 2, unpadded.
-    """
 
-    def __init__(self, width_in: int, pool: str, branches: Branches) -> None:
+class _Block5(nn.Module):
+    """Mixed_5b, 5c, 5d: (N, width_in, 35, 35) -> (N, 224 + pool_width, 35, 35)."""
+
+    def __init__(self, width_in: int, pool_width: int) -> None:
         super().__init__()
-        halve = pool == "halve"
-        self.pool: nn.Module = (
-            nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
-            if pool == "average"
-            else nn.MaxPool2d(3, stride=2 if halve else 1, padding=0 if halve else 1)
-        )
-        self.branches: dict[str, list[list[str]]] = {}  # of each branch the steps, of each step the submodules' names
-        self.width = 0
-        for branch, description in branches.items():
-            self.branches[branch] = []
-            steps, width = description.split(), width_in
-            for number, step in enumerate(steps, start=1):
-                width_out, kernels = int(step.split(":")[0]), step.split(":")[1].split(",")
-                last = number == len(steps)
-                names = []
-                for kernel, letter in zip(kernels, "ab" if len(kernels) > 1 else [""], strict=True):
-                    names.append(f"{branch}_{number}{letter}" if len(steps) > 1 else branch)
-                    stride = 2 if halve and last else 1
-                    convolution = _Convolution(width, width_out, kernel, stride=stride, padded=stride == 1)
-                    self.add_module(names[-1], convolution)
-                self.branches[branch].append(names)
-                width = width_out * len(kernels)
-            self.width += width
+        self.branch1x1 = _Convolution(width_in, 64, 1)
+        self.branch5x5_1 = _Convolution(width_in, 48, 1)
+        self.branch5x5_2 = _Convolution(48, 64, 5, padding=2)
+        self.branch3x3dbl_1 = _Convolution(width_in, 64, 1)
+        self.branch3x3dbl_2 = _Convolution(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = _Convolution(96, 96, 3, padding=1)
+        self.branch_pool = _Convolution(width_in, pool_width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs = []
-        for branch, steps in self.branches.items():
-            y = [self.pool(x) if branch == "branch_pool" else x]
-            for names in steps:  # only the last step of a branch has two: y[0] is all there is before
-                y = [self.get_submodule(name)(y[0]) for name in names]
-            outputs.extend(y)
-        return torch.cat(outputs, dim=1)
+        single = self.branch1x1(x)
+        five = self.branch5x5_2(self.branch5x5_1(x))
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        pooled = self.branch_pool(_average_pool(x))
+        return torch.cat((single, five, double, pooled), dim=1)
+
+
+class _Block6a(nn.Module):
+    """Mixed_6a halves the sides: (N, 288, 35, 35) -> (N, 768, 17, 17)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch3x3 = _Convolution(288, 384, 3, stride=2)
+        self.branch3x3dbl_1 = _Convolution(288, 64, 1)
+        self.branch3x3dbl_2 = _Convolution(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = _Convolution(96, 96, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        single = self.branch3x3(x)
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat((single, double, F.max_pool2d(x, 3, stride=2)), dim=1)
+
+
+class _Block6(nn.Module):
+    """Mixed_6b ... 6e: (N, 768, 17, 17) -> the same shape. 7x7 convolutions are pairs of 1x7 and 7x1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch1x1 = _Convolution(768, 192, 1)
+        self.branch7x7_1 = _Convolution(768, width, 1)
+        self.branch7x7_2 = _Convolution(width, width, (1, 7), padding=(0, 3))
+        self.branch7x7_3 = _Convolution(width, 192, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_1 = _Convolution(768, width, 1)
+        self.branch7x7dbl_2 = _Convolution(width, width, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_3 = _Convolution(width, width, (1, 7), padding=(0, 3))
+        self.branch7x7dbl_4 = _Convolution(width, width, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_5 = _Convolution(width, 192, (1, 7), padding=(0, 3))
+        self.branch_pool = _Convolution(768, 192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        point = self.branch1x1(x)
+        single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
+        pooled = self.branch_pool(_average_pool(x))
+        return torch.cat((point, single, double, pooled), dim=1)
+
+
+class _Block7a(nn.Module):
+    """Mixed_7a halves the sides: (N, 768, 17, 17) -> (N, 1280, 8, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch3x3_1 = _Convolution(768, 192, 1)
+        self.branch3x3_2 = _Convolution(192, 320, 3, stride=2)
+        self.branch7x7x3_1 = _Convolution(768, 192, 1)
+        self.branch7x7x3_2 = _Convolution(192, 192, (1, 7), padding=(0, 3))
+        self.branch7x7x3_3 = _Convolution(192, 192, (7, 1), padding=(3, 0))
+        self.branch7x7x3_4 = _Convolution(192, 192, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        three = self.branch3x3_2(self.branch3x3_1(x))
+        seven = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
+        return torch.cat((three, self.branch7x7x3_4(seven), F.max_pool2d(x, 3, stride=2)), dim=1)
+
+
+class _Block7(nn.Module):
+    """Mixed_7b, 7c: (N, width_in, 8, 8) -> (N, 2048, 8, 8). 3x3 convolutions end in a 1x3 and a 3x1 side by side.
+
+    pool: the pooling before branch_pool.
+    """
+
+    def __init__(self, width_in: int, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.pool = pool
+        self.branch1x1 = _Convolution(width_in, 320, 1)
+        self.branch3x3_1 = _Convolution(width_in, 384, 1)
+        self.branch3x3_2a = _Convolution(384, 384, (1, 3), padding=(0, 1))
+        self.branch3x3_2b = _Convolution(384, 384, (3, 1), padding=(1, 0))
+        self.branch3x3dbl_1 = _Convolution(width_in, 448, 1)
+        self.branch3x3dbl_2 = _Convolution(448, 384, 3, padding=1)
+        self.branch3x3dbl_3a = _Convolution(384, 384, (1, 3), padding=(0, 1))
+        self.branch3x3dbl_3b = _Convolution(384, 384, (3, 1), padding=(1, 0))
+        self.branch_pool = _Convolution(width_in, 192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        point = self.branch1x1(x)
+        single = self.branch3x3_1(x)
+        single = torch.cat((self.branch3x3_2a(single), self.branch3x3_2b(single)), dim=1)
+        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        double = torch.cat((self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)), dim=1)
+        pooled = self.branch_pool(self.pool(x))
+        return torch.cat((point, single, double, pooled), dim=1)
+
+
+def _average_pool(x: Tensor) -> Tensor:
+    """The mean of 3x3 positions, of those within the image at its edge: (N, C, H, W) -> (N, C, H, W)."""
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def _maximum_pool(x: Tensor) -> Tensor:
+    """The maximum of 3x3 positions: (N, C, H, W) -> (N, C, H, W)."""
+    return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
 class Inception(nn.Module):
@@ -159,17 +200,23 @@ class Inception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = _Convolution(3, 32, "3x3", stride=2)
-        self.Conv2d_2a_3x3 = _Convolution(32, 32, "3x3")
-        self.Conv2d_2b_3x3 = _Convolution(32, 64, "3x3", padded=True)
-        self.Conv2d_3b_1x1 = _Convolution(64, 80, "1x1")
-        self.Conv2d_4a_3x3 = _Convolution(80, 192, "3x3")
-        width = 192
-        for name, (pool, branches) in _BLOCKS.items():
-            block = _Mixed(width, pool, branches)
-            self.add_module(name, block)
-            width = block.width
-        self.fc = nn.Linear(width, CLASSES)
+        self.Conv2d_1a_3x3 = _Convolution(3, 32, 3, stride=2)
+        self.Conv2d_2a_3x3 = _Convolution(32, 32, 3)
+        self.Conv2d_2b_3x3 = _Convolution(32, 64, 3, padding=1)
+        self.Conv2d_3b_1x1 = _Convolution(64, 80, 1)
+        self.Conv2d_4a_3x3 = _Convolution(80, 192, 3)
+        self.Mixed_5b = _Block5(192, pool_width=32)
+        self.Mixed_5c = _Block5(256, pool_width=64)
+        self.Mixed_5d = _Block5(288, pool_width=64)
+        self.Mixed_6a = _Block6a()
+        self.Mixed_6b = _Block6(width=128)
+        self.Mixed_6c = _Block6(width=160)
+        self.Mixed_6d = _Block6(width=160)
+        self.Mixed_6e = _Block6(width=192)
+        self.Mixed_7a = _Block7a()
+        self.Mixed_7b = _Block7(1280, _average_pool)
+        self.Mixed_7c = _Block7(2048, _maximum_pool)  # not so in the paper, but in the graph: probably an oversight
+        self.fc = nn.Linear(2048, CLASSES)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPUs
         freeze(self)
 
@@ -189,13 +236,16 @@ class Inception(nn.Module):
         x = F.max_pool2d(x, 3, stride=2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))  # (N, 192, 71, 71)
         x = F.max_pool2d(x, 3, stride=2)
-        for name in _BLOCKS:  # 35 pixels a side, from Mixed_6a on 17, from Mixed_7a on 8
-            x = self.get_submodule(name)(x)
+        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))  # (N, 288, 35, 35)
+        x = self.Mixed_6a(x)
+        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x))))  # (N, 768, 17, 17)
+        x = self.Mixed_7a(x)
+        x = self.Mixed_7c(self.Mixed_7b(x))  # (N, 2048, 8, 8)
         features = x.mean(dim=(2, 3))
         return features, F.linear(features, self.fc.weight)
 
     def train(self, mode: bool = True) -> Inception:
-        """Stays in evaluation mode, whatever its owner does."""
+        """The network stays in evaluation mode, whatever mode is asked for."""
         return super().train(False)
 
 
@@ -207,9 +257,9 @@ def resize_bilinear(images: Tensor, side: int) -> Tensor:
     """
     for dim in (3, 2):
         length = images.shape[dim]
-        place = torch.arange(side, dtype=images.dtype, device=images.device) * (length / side)
-        low = place.long()
-        share = (place - low).view(-1, 1) if dim == 2 else place - low
+        position = torch.arange(side, dtype=images.dtype, device=images.device) * (length / side)
+        low = position.long()
+        share = (position - low).view(-1, 1) if dim == 2 else position - low
         below = images.index_select(dim, low)
         above = images.index_select(dim, (low + 1).clamp_max(length - 1))
         images = below + (above - below) * share

@@ -88,7 +88,7 @@ class LPIPS(nn.Module):
         return taps
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in evaluation mode, whatever its owner does."""
+        """The network stays in evaluation mode, whatever mode is asked for."""
         return super().train(False)
 
 
@@ -107,8 +107,8 @@ def load_lpips(url: str) -> LPIPS:
     """
     tensors = read_tensors(url, key=_KEY, expected=_EXPECTED, remedy=_REMEDY)
     lpips = LPIPS()
-    wanted = lpips.state_dict()
-    for name, value in wanted.items():
+    expected = lpips.state_dict()
+    for name, value in expected.items():
         if name not in tensors:
             raise WeightsError(f"{_KEY}={url}: tensor {name} is missing. Expected: {_EXPECTED}. {_REMEDY}")
         if tensors[name].shape != value.shape:
@@ -116,5 +116,5 @@ def load_lpips(url: str) -> LPIPS:
                 f"{_KEY}={url}: tensor {name} has shape {tuple(tensors[name].shape)}, VGG16's is {tuple(value.shape)}. "
                 f"{_REMEDY}"
             )
-    lpips.load_state_dict({name: tensors[name].float() for name in wanted})
+    lpips.load_state_dict({name: tensors[name].float() for name in expected})
     return lpips

@@ -1,20 +1,15 @@
-"""Finding the weights of frozen networks (VGG16, DINO, DINOv2): one clear message when they are not there.
-
-A local path is read as it is; a URL goes through nvg.storage, imported only then.
-"""
+"""Finding the weights of frozen networks (VGG16, DINO, DINOv2, Inception): one clear message when they are missing."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from nvg import storage
 from nvg.errors import WeightsError
-
-
-def _is_url(url: str) -> bool:
-    return "://" in url
 
 
 def read_tensors(url: str, *, key: str, expected: str, remedy: str) -> dict[str, Tensor]:
@@ -26,14 +21,8 @@ def read_tensors(url: str, *, key: str, expected: str, remedy: str) -> dict[str,
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    url = str(url)
     try:
-        if _is_url(url):
-            from nvg import storage
-
-            data = storage.read_bytes(url)
-        else:
-            data = Path(url).expanduser().read_bytes()
+        data = storage.read_bytes(os.path.expanduser(url))
     except OSError as error:
         raise WeightsError(f"{key}={url}: cannot be read ({error}). Expected: {expected}. {remedy}") from error
     try:
@@ -50,8 +39,6 @@ def load_vit(url: str, *, key: str, class_name: str, model: str, **options: Any)
     Nothing is downloaded from a hub, and pickled weights are refused. Raises WeightsError when the folder or a file
     is missing or the weights do not fill the model, ImportError when `transformers` is not installed.
     """
-    url = str(url)
-    expected = f"Expected: a folder with config.json and model.safetensors of {model}"
     from safetensors import SafetensorError
 
     try:
@@ -60,24 +47,8 @@ def load_vit(url: str, *, key: str, class_name: str, model: str, **options: Any)
         raise ImportError(
             f"{key}={url} needs the package `transformers`: pip install 'nvg[vit]', or set {key}=null"
         ) from error
-    try:
-        if _is_url(url):
-            from nvg import storage
-
-            folder = Path(storage.local_folder(url))
-        else:
-            folder = Path(url).expanduser()
-    except OSError as error:
-        raise WeightsError(f"{key}={url}: cannot be read ({error}). {expected}") from error
-    if not folder.is_dir():
-        raise WeightsError(f"{key}={url}: no such folder. {expected}, or set {key}=null")
-    if not (folder / "config.json").is_file():
-        raise WeightsError(f"{key}={url}: the folder has no config.json. {expected}")
-    if not (folder / "model.safetensors").is_file():
-        remedy = ""
-        if (folder / "pytorch_model.bin").is_file():
-            remedy = f". Make it: python -m nvg.frozen.convert vit --folder {url}"
-        raise WeightsError(f"{key}={url}: the folder has no model.safetensors. {expected}{remedy}")
+    expected = f"Expected: a folder with config.json and model.safetensors of {model}"
+    folder = _vit_folder(url, key, expected)
     try:
         network, info = getattr(transformers, class_name).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
@@ -89,6 +60,24 @@ def load_vit(url: str, *, key: str, class_name: str, model: str, **options: Any)
     if missing:
         raise WeightsError(f"{key}={url}: model.safetensors does not hold {', '.join(missing[:3])} … . {expected}")
     return freeze(network)
+
+
+def _vit_folder(url: str, key: str, expected: str) -> Path:
+    """The local folder, or local copy, of a vision transformer. Raises WeightsError where a file is missing."""
+    try:
+        folder = storage.local_folder(os.path.expanduser(url))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{key}={url}: no such folder. {expected}, or set {key}=null") from error
+    except OSError as error:
+        raise WeightsError(f"{key}={url}: cannot be read ({error}). {expected}") from error
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{key}={url}: the folder has no config.json. {expected}")
+    if not (folder / "model.safetensors").is_file():
+        remedy = ""
+        if (folder / "pytorch_model.bin").is_file():
+            remedy = f". Make it: python -m nvg.frozen.convert vit --folder {url}"
+        raise WeightsError(f"{key}={url}: the folder has no model.safetensors. {expected}{remedy}")
+    return folder
 
 
 def freeze(network: nn.Module) -> nn.Module:

@@ -44,28 +44,28 @@ class Block(nn.Module):
         self.query_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-6)
         self.key_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.modulation.weight)  # gate 0: every block begins as the identity
+        nn.init.zeros_(self.modulation.weight)  # gate 0: every block starts as the identity
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor, table: Tensor, wanted: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, table: Tensor, keep_last: int | None = None) -> Tensor:
         """x (B, T, w); condition (B, w), already activated; table (B, 1, T, 32, 2) of `rotary_table`.
 
-        wanted: only the last so many tokens are given back, (B, wanted, w). The others are attended to, and their
-        queries and MLPs, which nobody reads, not computed: the last block of a backbone.
+        keep_last: the number of tokens to return, counted from the end: (B, keep_last, w). The others are attended to,
+        but their queries and MLPs, which nobody reads, are not computed: the last block of a backbone.
         """
         shift, scale, gate = by_rows(self.modulation, condition)[:, None].chunk(3, dim=-1)  # (B, 1, w) each
         inside = self.norm(x) * (1 + scale) + shift
-        if wanted is None:
+        if keep_last is None:
             hidden = self.project_in(inside)  # (B, T, 7w)
             q, k, v, mlp = hidden.split((self.width, self.width, self.width, 4 * self.width), dim=-1)
         else:
             q_weight, kv_weight, mlp_weight = self.project_in.weight.split((self.width, 2 * self.width, 4 * self.width))
             q_bias, kv_bias, mlp_bias = self.project_in.bias.split((self.width, 2 * self.width, 4 * self.width))
             k, v = F.linear(inside, kv_weight, kv_bias).chunk(2, dim=-1)  # (B, T, w) each
-            x, inside = x[:, -wanted:], inside[:, -wanted:]
+            x, inside = x[:, -keep_last:], inside[:, -keep_last:]
             q, mlp = F.linear(inside, q_weight, q_bias), F.linear(inside, mlp_weight, mlp_bias)
-        q, k, v = (part.unflatten(-1, (self.heads, HEAD_WIDTH)).transpose(1, 2) for part in (q, k, v))
-        q = rotate(self.query_norm(q), table[:, :, -q.shape[2] :])  # (B, heads, T or wanted, 64)
+        q, k, v = (value.unflatten(-1, (self.heads, HEAD_WIDTH)).transpose(1, 2) for value in (q, k, v))
+        q = rotate(self.query_norm(q), table[:, :, -q.shape[2] :])  # (B, heads, T or keep_last, 64)
         k = rotate(self.key_norm(k), table)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out = self.project_out(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Depth blocks on one sequence, with class, stage and optionally time in the modulation.
+    """A stack of `depth` blocks on one sequence, with class, stage and optionally time in the modulation.
 
     The class is also a token in front of the sequence; index `num_classes` is "no class", for guidance.
     """
@@ -95,13 +95,13 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def condition(self, labels: Tensor, stage: Tensor, time: Tensor | None, more: Tensor | None) -> Tensor:
-        """The activated condition vector: labels (B,), stage (B,), time (B,) or None, more (B, w) or None -> (B, w)."""
+    def condition(self, labels: Tensor, stage: Tensor, time: Tensor | None, extra: Tensor | None) -> Tensor:
+        """The activated condition vector (B, w): labels (B,), stage (B,), time (B,) or None, extra (B, w) or None."""
         vector = self.class_condition(labels) + self.stage_condition(stage)
         if self.time_condition is not None:
             assert time is not None
             vector = vector + self.time_condition(time)
-        return F.silu(vector if more is None else vector + more.to(vector.dtype))
+        return F.silu(vector if extra is None else vector + extra.to(vector.dtype))
 
     def forward(
         self,
@@ -111,28 +111,28 @@ class Backbone(nn.Module):
         stage: Tensor,
         time: Tensor | None = None,
         *,
-        more: Tensor | None = None,
+        extra: Tensor | None = None,
         tap: int | None = None,
-        wanted: int | None = None,
+        keep_last: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """tokens (B, T, w) without the class token, table for 1 + T tokens -> (output (B, T, w), hidden or None).
 
-        `more` (B, w) is added to the condition. `hidden` is what leaves block number `tap` (from 1), without the class
-        token: representation alignment. wanted: the output holds the last so many tokens alone.
+        extra (B, w) is added to the condition. `hidden` is the output of block number `tap` (from 1), without the class
+        token, for representation alignment. keep_last: the number of tokens of the output, counted from the end.
         """
-        condition = self.condition(labels, stage, time, more)
+        condition = self.condition(labels, stage, time, extra)
         first = self.class_token(labels)[:, None]
         x = torch.cat((first, tokens.to(first.dtype)), dim=1)  # (B, 1 + T, w)
         hidden = None
         for number, block in enumerate(self.blocks, start=1):
-            some = wanted if number == len(self.blocks) else None
+            keep = keep_last if number == len(self.blocks) else None
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, condition, table, some, use_reentrant=False)
+                x = checkpoint(block, x, condition, table, keep, use_reentrant=False)
             else:
-                x = block(x, condition, table, some)
+                x = block(x, condition, table, keep)
             if number == tap:
                 hidden = x[:, 1:]
-        x = x[:, -(wanted or tokens.shape[1]) :]
+        x = x[:, -(keep_last or tokens.shape[1]) :]
         shift, scale = by_rows(self.modulation, condition)[:, None].chunk(2, dim=-1)
         return (self.norm(x) * (1 + scale) + shift).to(tokens.dtype), hidden
 
@@ -148,7 +148,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def begin_as_zero(self) -> None:
-        """Nothing is added until it has been trained."""
+        """Make the output zero: an untrained embedding adds nothing to the condition."""
         for parameter in self.mlp[-1].parameters():
             nn.init.zeros_(parameter)
 

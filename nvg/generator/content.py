@@ -5,9 +5,9 @@ x_hat = f_c(x_i); the difference x_hat - x_i, averaged over each cluster of s_i,
 
 Three choices make it learn from the first step (docs/recipe.md has what they are worth):
 - The network's output is the difference itself, x_hat = x_i + output: late stages correct little and need not copy x_i.
-- The map from difference to logits begins as the quantizer's own rule, softened: -|r - c|^2 / T for a code c. A code
-  differs from its neighbours by a tenth of a unit, so a map of ordinary initial size needs tens of thousands of steps.
-- A gain a stage on the logits: a coarse stage's residuals are many times those of a fine one.
+- The map from difference to logits starts as the quantizer's own rule, softened: -|r - c|^2 / T for an entry c. Entries
+  differ from their neighbours by a tenth of a unit, so a map of ordinary initial size needs tens of thousands of steps.
+- A gain per stage on the logits: a coarse stage's residuals are many times those of a fine one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nvg.granularity import cluster_means, last_stage, structure_embedding
 
 
 class ContentGenerator(nn.Module):
-    """f_c. Labels are class indices; `num_classes` is "no class"."""
+    """The content generator f_c. Labels are class indices; `num_classes` is "no class"."""
 
     def __init__(self, config: ContentConfig) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class ContentGenerator(nn.Module):
 
     @torch.no_grad()
     def begin(self, codebook: Tensor, canvas: Tensor) -> None:
-        """Before the first step: logits as -|r - c|^2 / T of the codebook (V, e), inputs scaled to one by canvases
-        (N, L, e). T is twice the codebook's mean squared norm."""
+        """Set the weights before the first step: logits are -|r - c|^2 / T of the codebook (V, e), and canvases (N, L,
+        e) scale the inputs to one. T is twice the codebook's mean squared norm."""
         temperature = 2.0 * codebook.square().sum(dim=1).mean()
         self.to_logits.weight.copy_(2 * codebook / temperature)
         self.to_logits.bias.copy_(-codebook.square().sum(dim=1) / temperature)
@@ -83,11 +83,11 @@ class ContentGenerator(nn.Module):
         with this scale (docs/fast_sampling.md).
         """
         tap = self.config.repa_block if self.training else None
-        more = None
+        extra = None
         if self.config.guided:
             assert guidance is not None
-            more = self.guidance_condition((guidance - 1) / (self.config.max_guidance - 1))  # in [0, 1], as times are
-        out, hidden = self.backbone(self.embed(canvas), table, labels, stage, more=more, tap=tap)
+            extra = self.guidance_condition((guidance - 1) / (self.config.max_guidance - 1))  # in [0, 1], as times are
+        out, hidden = self.backbone(self.embed(canvas), table, labels, stage, extra=extra, tap=tap)
         aligned = self.align(hidden) if self.align is not None and hidden is not None else None
         return canvas + self.difference(out), aligned
 

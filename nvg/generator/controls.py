@@ -1,4 +1,5 @@
-"""What a caller may give and need not have generated (docs/method.md, sampling): structure, or structure and content.
+"""Stages that a caller gives and the sampler does not generate (docs/method.md, sampling): structure, or structure and
+content.
 
 Three ways to a `Given`: a drawn binary map (stage 1), the first n structure maps of a reference, the first n
 structures and contents of a reference.
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvg.granularity import GranularitySequence, last_stage, split_codes
+from nvg.granularity import GranularitySequence, codes_from_map, last_stage, split_codes, structure_map
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,18 @@ class Given:
         """The number of stages whose content is given, from stage 0."""
         return len(self.content)
 
+    def codes_of(self, stage: int) -> Tensor | None:
+        """Structure codes (N, L) with the bits of stages 1 ... `stage` alone, or None where these are not given."""
+        if stage > self.structure_stages:
+            return None
+        return codes_from_map(structure_map(self.codes, stage), stage)
+
+    def tokens_of(self, stage: int) -> Tensor | None:
+        """Content tokens c_i of `stage`, (N, 2^i), or None where these are not given."""
+        return self.content[stage] if stage < self.content_stages else None
+
     def each(self) -> list[Given]:
-        """The same, image by image."""
+        """A Given of one image for each of the N images."""
         return [
             Given(
                 self.codes[j : j + 1],
@@ -47,7 +58,7 @@ class Given:
         ]
 
     def to(self, device: torch.device) -> Given:
-        """The same on another device."""
+        """A copy on another device."""
         return Given(
             self.codes.to(device),
             self.structure_stages,
@@ -62,9 +73,9 @@ def given_from_sequence(sequence: GranularitySequence, *, structure_stages: int,
 
     Raises ValueError when a stage is out of range, or when content is to be kept whose structure is not.
     """
-    stages = sequence.last_stage
-    if not 0 <= structure_stages <= stages:
-        raise ValueError(f"structure_stages={structure_stages} is none of 0 ... {stages}")
+    last = sequence.last_stage
+    if not 0 <= structure_stages <= last:
+        raise ValueError(f"structure_stages={structure_stages} is none of 0 ... {last}")
     if not 0 <= content_stages <= structure_stages + 1:
         raise ValueError(
             f"content_stages={content_stages}: content can be kept of stages whose structure is kept too, so of at "
@@ -88,7 +99,7 @@ def given_from_drawing(drawing: Tensor, grid: int) -> Given:
     if drawing.dim() != 3:
         raise ValueError(f"a drawing has shape (N, H, W), not {tuple(drawing.shape)}")
     positions = grid**2
-    stages = last_stage(positions)
+    last = last_stage(positions)
     coverage = F.adaptive_avg_pool2d(drawing.float()[:, None], grid).flatten(1)  # (N, L)
     drawn = coverage >= 0.5
     for index, count in enumerate(drawn.sum(dim=1).tolist()):
@@ -100,7 +111,7 @@ def given_from_drawing(drawing: Tensor, grid: int) -> Given:
     score = _signed_distance(drawn, grid)
     codes = split_codes(torch.zeros_like(drawn, dtype=torch.int64), 1, score)
     # The halves' names may be swapped against the drawing (position 0 has bit 0 by convention).
-    half = codes >> (stages - 1) == 1
+    half = codes >> (last - 1) == 1
     differs = (half != drawn).sum(dim=1)
     moved = torch.minimum(differs, positions - differs)
     return Given(codes, 1, [], moved)
@@ -109,15 +120,15 @@ def given_from_drawing(drawing: Tensor, grid: int) -> Given:
 def _signed_distance(drawn: Tensor, grid: int) -> Tensor:
     """Distance to the nearest position of the other side, positive inside: (N, L) bool -> (N, L) float."""
     index = torch.arange(grid**2, device=drawn.device)
-    place = torch.stack((index // grid, index % grid), dim=1).float()
-    distance = torch.cdist(place, place)  # (L, L)
+    point = torch.stack((index // grid, index % grid), dim=1).float()
+    distance = torch.cdist(point, point)  # (L, L)
     other = drawn[:, :, None] != drawn[:, None, :]
     nearest = distance.expand_as(other).masked_fill(~other, torch.inf).amin(dim=2)
     return torch.where(drawn, nearest, -nearest)
 
 
 def one_each(given: Given | Sequence[Given | None] | None, count: int, positions: int) -> list[Given]:
-    """What is given for each image, of one image each. Raises ValueError where sizes do not fit."""
+    """Turn `given` into one Given per image, of one image each. Raises ValueError where sizes do not fit."""
     if isinstance(given, Given):
         if tuple(given.codes.shape) not in ((1, positions), (count, positions)):
             raise ValueError(
@@ -126,7 +137,7 @@ def one_each(given: Given | Sequence[Given | None] | None, count: int, positions
             )
         return given.each() * (count if given.codes.shape[0] == 1 else 1)
     if given is not None and len(given) != count:
-        raise ValueError(f"{len(given)} given for {count} images: one (or None) an image")
+        raise ValueError(f"{len(given)} given for {count} images: one (or None) per image")
     nothing = Given(torch.zeros(1, positions, dtype=torch.int64), 0, [], torch.zeros(1, dtype=torch.int64))
     each = [one or nothing for one in given or [None] * count]
     for one in each:

@@ -1,10 +1,11 @@
-"""Sampling settings with a value an image: what may differ within a batch, checked."""
+"""Sampling settings with a value per image, checked: they may differ within a batch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from nvg.config import SamplerConfig
 
 @dataclass(frozen=True, eq=False)
 class Options:
-    """SamplerConfig with a value an image: (N,) tensors, but one number of flow steps."""
+    """SamplerConfig with a value per image: (N,) tensors, and one number of flow steps for all images."""
 
     flow_steps: int
     structure_guidance: Tensor
@@ -24,7 +25,7 @@ class Options:
     content_temperature: Tensor
 
     @staticmethod
-    def of(settings: SamplerConfig, changes: dict, count: int, device: torch.device) -> Options:
+    def of(settings: SamplerConfig, changes: dict[str, Any], count: int, device: torch.device) -> Options:
         """Settings with some fields changed. Raises ValueError naming an unknown field or an impossible value."""
         known = {item.name for item in dataclasses.fields(settings)}
         for name in changes:

@@ -8,9 +8,10 @@ A sample is a function of (weights, class, seed, settings). Every random number 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,14 @@ from nvg.generator.content import ContentGenerator
 from nvg.generator.controls import Given, one_each
 from nvg.generator.guidance import guided
 from nvg.generator.options import Options
+from nvg.generator.state import SamplingState
 from nvg.generator.structure import STEP_COUNTS, StructureGenerator
-from nvg.granularity import GranularitySequence, codes_from_map, split_codes, structure_embedding, structure_map
+from nvg.granularity import GranularitySequence, split_codes, structure_embedding, structure_map
 
 
 @dataclass(eq=False)
 class Step:
-    """What is known after a stage, of N images."""
+    """N images after one stage: their codes, content and canvas so far."""
 
     stage: int
     sequence_codes: Tensor  # (N, L) int64; bits of stages up to `stage` are set
@@ -50,7 +52,7 @@ class Step:
 
     @torch.inference_mode()
     def images(self, index: list[int]) -> np.ndarray:
-        """`preview` of some images alone, n of them: uint8 (n, H, W, C). Costs one pass of the decoder, each time."""
+        """The previews of n of the images: uint8 (n, H, W, C). Costs one pass of the decoder, each time."""
         return to_pixels(in_fours(self.tokenizer.decode_canvas, self.canvas[index]))
 
     @property
@@ -77,16 +79,16 @@ class Sampler:
         self.structure = structure.eval().requires_grad_(False)
         self.settings = settings
         self.class_names = list(class_names)
-        self._first_logits: dict[int, Tensor] = {}  # of stage 0 by class: (1, V) each
+        self._first_logits: dict[int, Tensor] = {}  # class -> logits of stage 0, (1, V)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.tokenizer.quantizer.codebook.device
 
     @property
     def last_stage(self) -> int:
-        """K."""
+        """The last stage's number, K. Stages are 0 ... K."""
         return self.tokenizer.config.last_stage
 
     @property
@@ -145,9 +147,9 @@ class Sampler:
         *,
         seed: int | Sequence[int] = 0,
         given: Given | Sequence[Given | None] | None = None,
-        **settings,
+        **settings: Any,
     ) -> np.ndarray:
-        """Draw one image a class: uint8 (N, H, W, C). Arguments as for `stages`."""
+        """Draw one image per class: uint8 (N, H, W, C). The arguments are those of `stages`."""
         *_, last = self.stages(classes, seed=seed, given=given, **settings)
         return last.preview
 
@@ -158,123 +160,127 @@ class Sampler:
         *,
         seed: int | Sequence[int] = 0,
         given: Given | Sequence[Given | None] | None = None,
-        **settings,
+        **settings: Any,
     ) -> Iterator[Step]:
-        """Draw one image a class, and yield after each of the K + 1 stages.
+        """Draw one image per class, and yield after each of the K + 1 stages.
 
-        classes: names or indices, N of them. seed: a number (image j then has seed + j) or one an image. given: stages
-        not to generate, of all images, or a list with one (of one image, or None) an image. settings: fields of
-        SamplerConfig that differ for this call, a number or (all but flow_steps) a list with one an image. Raises
-        ValueError for an unknown class or setting, or a `given` of another size.
+        classes: N names or indices. seed: a number (image j then has seed + j), or one per image. given: stages that
+        are not generated, for all images; or a list with one Given (of one image) or None per image. settings: fields
+        of SamplerConfig that differ for this call, a number each or (all but flow_steps) a list with one per image.
+        Raises ValueError for an unknown class or setting, or a `given` of another size.
         """
-        count = len(classes)
+        state, positions = self._start(classes, seed, given, settings), self.tokenizer.config.positions
+        content: list[Tensor] = []
+        for stage in range(self.last_stage + 1):
+            if stage > 0:  # stage 0 is one cluster
+                given_codes = [one.codes_of(stage) for one in state.given]
+                state.codes = state.fill(given_codes, positions, partial(self._sample_structure, stage))
+            given_tokens = [one.tokens_of(stage) for one in state.given]
+            content.append(state.fill(given_tokens, 2**stage, partial(self._sample_content, stage)))
+            increment = partial(self.tokenizer.quantizer.increment, stage)
+            state.canvas = state.canvas + in_fours(increment, content[stage], structure_map(state.codes, stage))
+            yield Step(stage, state.codes, list(content), state.canvas, self.tokenizer)
+
+    def _start(
+        self,
+        classes: Sequence[str | int],
+        seed: int | Sequence[int],
+        given: Given | Sequence[Given | None] | None,
+        settings: dict[str, Any],
+    ) -> SamplingState:
+        """The state of a call of `stages` before stage 0, from checked arguments. Raises ValueError."""
+        count, positions = len(classes), self.tokenizer.config.positions
         options = Options.of(self.settings, settings, count, self.device)
         for name in ("structure_guidance", "content_guidance"):
             for scale in getattr(options, name).tolist():
                 self.check_guidance(name, scale)
-        labels = torch.tensor([self.class_index(name) for name in classes], device=self.device)
+        labels = [self.class_index(name) for name in classes]
         seeds = [seed + j for j in range(count)] if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
             raise ValueError(f"{len(seeds)} seeds for {count} images")
-        positions = self.tokenizer.config.positions
-        givens = [one.to(self.device) for one in one_each(given, count, positions)]
-        quantizer, last = self.tokenizer.quantizer, self.last_stage
-        codes = torch.zeros(count, positions, dtype=torch.int64, device=self.device)
-        canvas = torch.zeros(count, positions, self.tokenizer.config.code_width, device=self.device)
-        flat_content = torch.zeros(count, 2 * positions - 1, dtype=torch.int64, device=self.device)
-        content = flat_content.split([2**stage for stage in range(last + 1)], dim=1)  # (N, 2^i) each
-
-        def rows(index: list[int]) -> tuple[Tensor, Tensor, Tensor, list[int], Options]:
-            """Some images alone: rows of a network do not depend on each other."""
-            return canvas[index], codes[index], labels[index], [seeds[j] for j in index], options.rows(index)
-
-        for stage in range(last + 1):
-            if stage > 0:  # stage 0 is one cluster
-                kept, free = divided(stage <= one.structure_stages for one in givens)
-                for j in kept:
-                    codes[j] = codes_from_map(structure_map(givens[j].codes, stage), stage)[0]
-                if free:
-                    codes[free] = self._sample_structure(stage, *rows(free))
-            tokens = content[stage]
-            kept, free = divided(stage < one.content_stages for one in givens)
-            for j in kept:
-                tokens[j] = givens[j].content[stage][0]
-            if free:
-                tokens[free] = self._sample_content(stage, *rows(free))
-            canvas = canvas + in_fours(partial(quantizer.increment, stage), tokens, structure_map(codes, stage))
-            yield Step(stage, codes.clone(), list(content[: stage + 1]), canvas, self.tokenizer)
+        return SamplingState(
+            torch.tensor(labels, device=self.device),
+            seeds,
+            options,
+            [one.to(self.device) for one in one_each(given, count, positions)],
+            codes=torch.zeros(count, positions, dtype=torch.int64, device=self.device),
+            canvas=torch.zeros(count, positions, self.tokenizer.config.code_width, device=self.device),
+        )
 
     # ---- structure ----
 
-    def _sample_structure(
-        self, stage: int, canvas: Tensor, codes: Tensor, labels: Tensor, seeds: list[int], options: Options
-    ) -> Tensor:
-        """Codes of `stage` from stage - 1's: integrate the flow, read channel stage - 1, halve by Gumbel-top-k."""
+    def _sample_structure(self, stage: int, state: SamplingState) -> Tensor:
+        """Codes of `stage` (N, L) from those of stage - 1: integrate the flow, read channel stage - 1, and halve each
+        cluster by Gumbel-top-k."""
+        codes, options, known = state.codes, state.options, stage - 1
         if stage == self.last_stage:  # pairs: the first of two gets bit 0, by convention, so nothing is left to choose
             return split_codes(codes, stage, torch.arange(codes.shape[1], device=self.device).float().expand_as(codes))
-        known = stage - 1
-        kept = 0 if self.structure.config.noise_known else known
         clean = structure_embedding(codes, known)  # (N, L, K)
-        noise = draw(seeds, stage, FLOW, clean.shape[1:], torch.randn).to(self.device)
-        z = torch.cat((clean[..., :kept], noise[..., kept:]), dim=-1)
-        guidance = ramp(options.structure_guidance, stage - 1, self.last_stage - 2)
-
-        table = self.structure.rotary(codes, torch.full_like(labels, stage))  # the same in all steps
-
-        def velocity(labels: Tensor, z: Tensor, canvas: Tensor, table: Tensor, time: float, **inputs) -> Tensor:
-            times = torch.full((labels.shape[0],), time, device=self.device)
-            return self.structure(z, times, canvas, labels, torch.full_like(labels, stage), table, **inputs)
-
-        times = torch.linspace(1.0, 0.0, options.flow_steps + 1).tolist()
-        for now, then in zip(times[:-1], times[1:], strict=True):
-            if self.structure.config.few_step:  # one pass: it has learned the guided flow, and its mean over a step
-                size = torch.full_like(guidance, step_size(options.flow_steps))
-                flow = velocity(labels, z, canvas, table, now, step=size, guidance=guidance)
-            else:
-                flow = guided(partial(velocity, time=now), labels, (z, canvas, table), guidance, self.no_class)
-            z[..., kept:] += (then - now) * flow[..., kept:]  # known channels stay clean
-        gumbel = draw(seeds, stage, HALVING, (codes.shape[1],), gumbel_noise).to(self.device)
+        noise = draw(state.seeds, stage, FLOW, clean.shape[1:], torch.randn).to(self.device)
+        z = self._integrate(stage, state, clean, noise)
+        gumbel = draw(state.seeds, stage, HALVING, (codes.shape[1],), gumbel_noise).to(self.device)
         preference = z[..., known] + options.structure_temperature[:, None] * gumbel
         return split_codes(codes, stage, preference, rename=self.tokenizer.config.child_order == "raster")
 
+    def _integrate(self, stage: int, state: SamplingState, clean: Tensor, noise: Tensor) -> Tensor:
+        """z(0) of the structure flow, (N, L, K), from the clean embedding and the noise (N, L, K): Euler steps from
+        t = 1 to t = 0."""
+        labels, flow_steps = state.labels, state.options.flow_steps
+        kept = 0 if self.structure.config.noise_known else stage - 1
+        z = torch.cat((clean[..., :kept], noise[..., kept:]), dim=-1)
+        guidance = ramp(state.options.structure_guidance, stage - 1, self.last_stage - 2)
+        table = self.structure.rotary(state.codes, torch.full_like(labels, stage))  # the same in all steps
+
+        def velocity(labels: Tensor, z: Tensor, canvas: Tensor, table: Tensor, time: float, **inputs: Tensor) -> Tensor:
+            times = torch.full((labels.shape[0],), time, device=self.device)
+            return self.structure(z, times, canvas, labels, torch.full_like(labels, stage), table, **inputs)
+
+        for time, next_time in pairwise(torch.linspace(1.0, 0.0, flow_steps + 1).tolist()):
+            if self.structure.config.few_step:  # one pass: it has learned the guided flow, and its mean over a step
+                size = torch.full_like(guidance, step_size(flow_steps))
+                flow = velocity(labels, z, state.canvas, table, time, step=size, guidance=guidance)
+            else:
+                network = partial(velocity, time=time)
+                flow = guided(network, labels, (z, state.canvas, table), guidance, self.no_class)
+            z[..., kept:] += (next_time - time) * flow[..., kept:]  # known channels stay clean
+        return z
+
     # ---- content ----
 
-    def _sample_content(
-        self, stage: int, canvas: Tensor, codes: Tensor, labels: Tensor, seeds: list[int], options: Options
-    ) -> Tensor:
-        """c_i, (N, 2^i)."""
-
-        guidance = ramp(options.content_guidance, stage, self.last_stage)
+    def _sample_content(self, stage: int, state: SamplingState) -> Tensor:
+        """Content tokens c_i of `stage`, (N, 2^i)."""
+        options = state.options
         if stage == 0:  # an empty canvas, no structure, scale 1: a function of the class alone
-            drawn_from = self._logits_of_classes(labels, canvas, codes)
+            logits = self._logits_of_classes(state)
         else:
-            drawn_from = self._logits(stage, canvas, codes, labels, guidance)
-        drawn_from = drawn_from / options.content_temperature[:, None, None]
-        # One uniform number a token, and the inverse of the cumulative distribution over the sorted codes.
-        uniform = draw(seeds, stage, CONTENT, (2**stage,), torch.rand).to(self.device)
-        return nucleus_sample(drawn_from, options.top_p ** (stage / self.last_stage), uniform)
+            logits = self._logits(stage, state, ramp(options.content_guidance, stage, self.last_stage))
+        logits = logits / options.content_temperature[:, None, None]
+        # One uniform number per token, and the inverse of the cumulative distribution over the sorted entries.
+        uniform = draw(state.seeds, stage, CONTENT, (2**stage,), torch.rand).to(self.device)
+        return nucleus_sample(logits, options.top_p ** (stage / self.last_stage), uniform)
 
-    def _logits(self, stage: int, canvas: Tensor, codes: Tensor, labels: Tensor, guidance: Tensor) -> Tensor:
-        """Guided logits of c_i, (N, 2^i, V)."""
+    def _logits(self, stage: int, state: SamplingState, guidance: Tensor) -> Tensor:
+        """Guided logits of c_i, (N, 2^i, V); guidance (N,)."""
 
-        def network(labels: Tensor, canvas: Tensor, codes: Tensor, table: Tensor, **inputs) -> Tensor:
+        def network(labels: Tensor, canvas: Tensor, codes: Tensor, table: Tensor, **inputs: Tensor) -> Tensor:
             estimate, _ = self.content(canvas, labels, torch.full_like(labels, stage), table, **inputs)
             return self.content.logits(estimate, canvas, structure_map(codes, stage), stage).float()
 
-        inputs = (canvas, codes, self.content.rotary(codes, torch.full_like(labels, stage)))
+        table = self.content.rotary(state.codes, torch.full_like(state.labels, stage))
+        inputs = (state.canvas, state.codes, table)
         if self.content.config.guided:  # one pass: guidance is learned
-            return network(labels, *inputs, guidance=guidance)
-        return guided(network, labels, inputs, guidance, self.no_class)
+            return network(state.labels, *inputs, guidance=guidance)
+        return guided(network, state.labels, inputs, guidance, self.no_class)
 
-    def _logits_of_classes(self, labels: Tensor, canvas: Tensor, codes: Tensor) -> Tensor:
-        """Logits of stage 0, (N, 1, V): computed once a class."""
-        wanted = labels.tolist()
-        new = [wanted.index(label) for label in dict.fromkeys(wanted) if label not in self._first_logits]
-        if new:
-            unguided = canvas.new_ones(len(new))
-            for j, row in zip(new, self._logits(0, canvas[new], codes[new], labels[new], unguided), strict=True):
-                self._first_logits[wanted[j]] = row
-        return torch.stack([self._first_logits[label] for label in wanted])
+    def _logits_of_classes(self, state: SamplingState) -> Tensor:
+        """Logits of stage 0, (N, 1, V): computed once per class."""
+        labels = state.labels.tolist()
+        missing = [labels.index(label) for label in dict.fromkeys(labels) if label not in self._first_logits]
+        if missing:
+            logits = self._logits(0, state.rows(missing), state.canvas.new_ones(len(missing)))
+            for j, row in zip(missing, logits, strict=True):
+                self._first_logits[labels[j]] = row
+        return torch.stack([self._first_logits[label] for label in labels])
 
 
 # ---- the pieces, as functions ----
@@ -282,26 +288,28 @@ class Sampler:
 FLOW, HALVING, CONTENT = 0, 1, 2  # purposes of a random draw
 
 
-def draw(seeds: Sequence[int], stage: int, purpose: int, shape: Sequence[int], distribution) -> Tensor:
+def draw(
+    seeds: Sequence[int], stage: int, purpose: int, shape: Sequence[int], distribution: Callable[..., Tensor]
+) -> Tensor:
     """Random numbers of N images, each from its own seed: (N, *shape) on the CPU, whatever the device.
 
     distribution: torch.rand, torch.randn or `gumbel_noise`.
     """
     rows = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + stage * 31 + purpose) % 2**63)
-        rows.append(distribution(tuple(shape), generator=generator))
+        rng = torch.Generator().manual_seed((seed * 1_000_003 + stage * 31 + purpose) % 2**63)
+        rows.append(distribution(tuple(shape), generator=rng))
     return torch.stack(rows)
 
 
 def gumbel_noise(shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise: -log(-log(u))."""
+    """Standard Gumbel noise, -log(-log(u)). The random generator's keyword is that of torch.rand."""
     uniform = torch.rand(shape, generator=generator).clamp_(1e-9, 1 - 1e-7)
     return -(-uniform.log()).log()
 
 
 def step_size(flow_steps: int) -> float:
-    """What a few-step generator is told of a step's size: 1 / flow_steps where it has learned that, else 0."""
+    """The size of a step as a few-step generator takes it: 1 / flow_steps where it has learned that size, else 0."""
     return 1 / flow_steps if flow_steps in STEP_COUNTS else 0.0
 
 
@@ -311,23 +319,15 @@ def ramp(final: Tensor, index: int, last: int) -> Tensor:
 
 
 def nucleus_sample(logits: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
-    """Sample from the smallest set of codes whose probability reaches top_p: (N, T, V), (N,), (N, T) -> (N, T)."""
+    """Sample from the smallest set of entries whose probability reaches top_p: (N, T, V), (N,), (N, T) -> (N, T)."""
     probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     cumulative = probabilities.cumsum(dim=-1)
-    # A code is in the set when the mass before it is below top_p; the most likely one always is.
+    # An entry is in the set when the mass before it is below top_p; the most likely one always is.
     inside = cumulative - probabilities < top_p[:, None, None]
     mass = (probabilities * inside).sum(dim=-1, keepdim=True)
     choice = (cumulative < uniform[..., None] * mass).sum(dim=-1, keepdim=True)
     choice = torch.minimum(choice, inside.sum(dim=-1, keepdim=True) - 1)
     return order.gather(-1, choice)[..., 0]
-
-
-def divided(which: Iterable[bool]) -> tuple[list[int], list[int]]:
-    """The indices of what is true, and of what is not."""
-    indices: tuple[list[int], list[int]] = ([], [])
-    for index, true in enumerate(which):
-        indices[not true].append(index)
-    return indices
 
 
 def in_fours(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

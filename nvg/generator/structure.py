@@ -18,7 +18,7 @@ STEP_COUNTS = (1, 2, 4, 8, 16)  # steps of sizes 1 ... 1/16 that a few-step gene
 
 
 class StructureGenerator(nn.Module):
-    """f_s. Labels are class indices; `num_classes` is "no class"."""
+    """The structure generator f_s. Labels are class indices; `num_classes` is "no class"."""
 
     def __init__(self, config: StructureConfig) -> None:
         super().__init__()
@@ -44,11 +44,11 @@ class StructureGenerator(nn.Module):
 
     @torch.no_grad()
     def begin(self, canvas: Tensor) -> None:
-        """Before the first step: scale the canvas input to one, by canvases (N, L, e)."""
+        """Set the weights before the first step: the canvas input is scaled to one, by canvases (N, L, e)."""
         self.embed_canvas.weight.div_(canvas.std().clamp_min(1e-6))
 
     def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
-        """The rotary table when stage `stage` is to be generated: its bits and later ones count as unknown."""
+        """The rotary table when `stage` is to be generated: its bits and later ones count as unknown."""
         return self.rotary_table(structure_embedding(codes, stage - 1 if self.config.structure_rope else 0))
 
     def forward(
@@ -70,10 +70,10 @@ class StructureGenerator(nn.Module):
         [1, max_guidance].
         """
         tokens = torch.cat((self.embed_canvas(canvas), self.embed_structure(noisy)), dim=1)  # (N, 2L, w)
-        more = None
+        extra = None
         if self.config.few_step:
             assert step is not None and guidance is not None
             scale = (guidance - 1) / (self.config.max_guidance - 1)  # in [0, 1], as times are
-            more = self.step_condition(step) + self.guidance_condition(scale)
-        out, _ = self.backbone(tokens, table, labels, stage, time, more=more, wanted=noisy.shape[1])
+            extra = self.step_condition(step) + self.guidance_condition(scale)
+        out, _ = self.backbone(tokens, table, labels, stage, time, extra=extra, keep_last=noisy.shape[1])
         return self.velocity(out)

@@ -24,10 +24,11 @@ from nvg import tracking
 from nvg.artifacts.models import fingerprint, load_sampler, sampler_folder
 from nvg.config import ServeConfig
 from nvg.generator import Sampler
-from nvg.serving.api import Service, create_app
+from nvg.serving.api import create_app
 from nvg.serving.engine import Engine, Served
 from nvg.serving.guard import hash_key, log_to_stderr
 from nvg.serving.metrics import Metrics
+from nvg.serving.routes import Service
 
 API_KEYS = "NVG_API_KEYS"
 DEPLOYMENT = "sampler"
@@ -44,7 +45,7 @@ SWITCH_SECONDS = 0.0005
 
 
 def load_model(config: ServeConfig, model: str) -> Served:
-    """A model for a deployment, on its device. Raises ValueError as `nvg.load` does."""
+    """Load the model of a deployment onto its device. Raises ValueError as `nvg.load` does."""
     device = "cuda" if config.gpus_per_replica > 0 else "cpu"
     sampler = load_sampler(sampler_folder(model)).to(device, dtype=getattr(torch, config.precision))
     if config.compile:
@@ -61,9 +62,9 @@ def default_name(model: str) -> str:
 
 
 def weights_fingerprint(sampler: Sampler) -> str:
-    """A hash of all weights of a sampler: what its pictures depend on, beside the request."""
-    parts = (sampler.tokenizer, sampler.content, sampler.structure)
-    return hashlib.sha256("".join(fingerprint(part.state_dict()) for part in parts).encode()).hexdigest()[:16]
+    """A hash of all weights of a sampler. With the request it decides what the pictures are."""
+    networks = (sampler.tokenizer, sampler.content, sampler.structure)
+    return hashlib.sha256("".join(fingerprint(each.state_dict()) for each in networks).encode()).hexdigest()[:16]
 
 
 def api_key_hashes() -> list[str]:
@@ -97,7 +98,7 @@ class SamplerReplica:
         return create_app(self.service, key_hashes=self.key_hashes, observer=self.metrics)
 
     def follow(self) -> None:
-        """Serve what the alias names, when it has moved: requests in hand end with the model that they began with."""
+        """Load the new version when the alias has moved. Requests in hand end with the model that they started with."""
         log = logging.getLogger("ray.serve")
         while True:
             time.sleep(self.config.follow_seconds)
@@ -117,7 +118,7 @@ class SamplerReplica:
 
 
 def application(config: ServeConfig) -> serve.Application:
-    """What `serve.run` deploys."""
+    """The application that `serve.run` deploys."""
     variables = ALLOCATOR | {"OMP_NUM_THREADS": str(config.threads_per_replica)}
     if tracking.ENVIRONMENT in os.environ:  # a replica looks models:/ up on its own node
         variables[tracking.ENVIRONMENT] = os.environ[tracking.ENVIRONMENT]

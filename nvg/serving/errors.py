@@ -1,10 +1,12 @@
-"""What a client is told when a request cannot be served."""
+"""The error that a client gets when a request cannot be served."""
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class RequestError(Exception):
-    """An answer with an HTTP status of 400 or above, in words that say what to do."""
+    """An answer with an HTTP status of 400 or above; the message tells the client what to do."""
 
     def __init__(
         self,
@@ -23,8 +25,8 @@ class RequestError(Exception):
         self.retry_after = retry_after  # seconds
 
     @property
-    def body(self) -> dict:
-        """As the OpenAI API writes errors."""
+    def body(self) -> dict[str, Any]:
+        """The JSON body, as the OpenAI API writes errors."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

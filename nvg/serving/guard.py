@@ -1,4 +1,4 @@
-"""What stands around every request: its id, bearer tokens, the size limit, one line of log, metrics."""
+"""The middleware around every request: its id, bearer tokens, the size limit, one line of log, metrics."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nvg.serving.errors import RequestError
 
-CLIENT_GONE = 499  # as nginx writes it: no answer was sent, because nobody was there any more
+CLIENT_GONE = 499  # as nginx writes it: no answer was sent, because the client had closed the connection
 PROTECTED = "/v1/"
 logger = logging.getLogger("nvg.requests")
 
 
-class Observer(Protocol):
-    """Where a request's figures go (nvg/serving/metrics.py)."""
+class RequestObserver(Protocol):
+    """The receiver of a request's figures (nvg/serving/metrics.py)."""
 
     def request(self, route: str, status: int, seconds: float) -> None: ...
 
 
 def hash_key(key: str) -> str:
-    """SHA-256 of a bearer token: what a deployment keeps of it."""
+    """SHA-256 of a bearer token. A deployment keeps this, never the token."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def log_to_stderr() -> None:
-    """One JSON line a request, without what was asked for."""
+    """Write one JSON line per request to stderr, without the content of the request."""
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -45,9 +45,9 @@ def log_to_stderr() -> None:
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware that lets a request through, or refuses it."""
 
-    def __init__(self, app: ASGIApp, *, key_hashes: frozenset[str], max_body: int, observer: Observer) -> None:
+    def __init__(self, app: ASGIApp, *, key_hashes: frozenset[str], max_body: int, observer: RequestObserver) -> None:
         self.app = app
         self.key_hashes = key_hashes
         self.max_body = max_body
@@ -58,7 +58,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), CLIENT_GONE
+        start, status = time.perf_counter(), CLIENT_GONE
         headers = {name.decode("latin1").lower(): value.decode("latin1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         request_id = given if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", given) else uuid.uuid4().hex
@@ -86,7 +86,7 @@ class Guard:
             raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - start
             self.observer.request(route, status, seconds)
             line: dict[str, Any] = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -99,6 +99,7 @@ class Guard:
             logger.info(json.dumps(line))
 
     def _refusal(self, path: str, headers: dict[str, str]) -> RequestError | None:
+        """The error for a request without a known key or with too large a body, None for all others."""
         if self.key_hashes and path.startswith(PROTECTED):
             scheme, _, key = headers.get("authorization", "").partition(" ")
             known = [hmac.compare_digest(hash_key(key.strip()), one) for one in self.key_hashes]
@@ -110,7 +111,7 @@ class Guard:
         return None
 
     def _counted(self, receive: Receive) -> Receive:
-        """A body sent in chunks has no length beforehand: count."""
+        """Count the bytes of a body while it is read: one sent in chunks names no length beforehand."""
         taken = 0
 
         async def counted() -> Message:

@@ -21,9 +21,9 @@ _DRAWING_SIDE = 1024  # a drawing is averaged down to the grid anyway
 
 
 def to_png(pixels: np.ndarray, *, scale: int = 1, made_by: dict[str, Any] | None = None) -> bytes:
-    """A picture, uint8 (H, W, C), every pixel repeated `scale` times, as PNG. The same input gives the same bytes.
+    """Encode a picture, uint8 (H, W, C), each pixel repeated `scale` times, as PNG: the same input, the same bytes.
 
-    made_by stands in the text chunk `nvg`, as JSON.
+    made_by goes into the text chunk `nvg`, as JSON.
     """
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     if scale > 1:
@@ -37,7 +37,7 @@ def to_png(pixels: np.ndarray, *, scale: int = 1, made_by: dict[str, Any] | None
 
 
 def made_by(png: bytes) -> dict[str, Any]:
-    """What a PNG of ours says that made it: model, fingerprint, and the request that makes it again.
+    """The text chunk of a PNG that nvg made: model, fingerprint, and the request that makes the picture again.
 
     Raises ValueError for a PNG without it.
     """
@@ -50,14 +50,14 @@ def made_by(png: bytes) -> dict[str, Any]:
 
 
 def base64_text(data: bytes) -> str:
-    """Base64, as JSON carries it."""
+    """Bytes in base64, as JSON carries them."""
     return base64.b64encode(data).decode()
 
 
 def open_upload(data: bytes, *, channels: int, max_pixels: int, field: str) -> Image.Image:
-    """An uploaded picture, decoded as training images are. Raises RequestError naming the field.
+    """Decode an uploaded picture as training images are decoded. Raises RequestError naming the field.
 
-    Its size is read from its header and judged before a pixel is decoded.
+    The size is read from the header and checked before a pixel is decoded.
     """
     _check_size(data, max_pixels, field)
     try:
@@ -81,6 +81,7 @@ def open_drawing(data: bytes, *, max_pixels: int, field: str) -> Tensor:
 
 
 def _check_size(data: bytes, max_pixels: int, field: str) -> None:
+    """Raises RequestError for a picture of too many pixels, or whose header cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is narrower

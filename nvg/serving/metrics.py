@@ -9,7 +9,7 @@ _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
 
 
 class Metrics:
-    """Requests, queue, batch sizes, seconds by stage."""
+    """The metrics of a replica: requests, queue, batch sizes, seconds by stage."""
 
     def __init__(self) -> None:
         self._requests = Counter("nvg_requests", "Answered HTTP requests.", tag_keys=("route", "status"))
@@ -21,18 +21,18 @@ class Metrics:
         self._stages = Histogram("nvg_stage_seconds", "Seconds of a batch's stage.", _SECONDS, tag_keys=("stage",))
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """An HTTP request was answered; status 499 = the client went away."""
+        """Count an answered HTTP request; status 499 = the client went away."""
         self._requests.inc(tags={"route": route, "status": str(status)})
         self._seconds.observe(seconds, tags={"route": route})
 
     def queue(self, images: int) -> None:
-        """So many images wait now."""
+        """Set the number of images that wait."""
         self._queue.set(images)
 
     def batch(self, images: int) -> None:
-        """A batch of so many images begins."""
+        """Count a batch of this number of images."""
         self._batches.observe(images)
 
     def stage(self, stage: int, seconds: float) -> None:
-        """A stage of a batch took so long."""
+        """Count the seconds of a stage of a batch."""
         self._stages.observe(seconds, tags={"stage": str(stage)})

@@ -56,19 +56,19 @@ def plan(request: Common, prompts: list[str | int], model: Served, config: Serve
     )
 
 
-def settings_of(request: Settings, own: SamplerConfig) -> SamplerConfig:
-    """The model's own settings, with those of the request over them."""
+def settings_of(request: Settings, default: SamplerConfig) -> SamplerConfig:
+    """The model's settings, with those of the request over them."""
     names = (item.name for item in dataclasses.fields(SamplerConfig))
     changes = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    return dataclasses.replace(own, **changes)
+    return dataclasses.replace(default, **changes)
 
 
 def watched_stages(request: Common, last: int) -> frozenset[int]:
     """Stages whose previews a stream sends: all, or `partial_images` of them, evenly spread before the last."""
-    wanted = request.partial_images
-    if wanted is None or wanted > last:
+    count = request.partial_images
+    if count is None or count > last:
         return frozenset(range(last + 1))
-    return frozenset(round((j + 1) * last / (wanted + 1)) for j in range(wanted))
+    return frozenset(round((j + 1) * last / (count + 1)) for j in range(count))
 
 
 def scale_of(request: Common, image_size: int) -> int:
@@ -91,91 +91,98 @@ def scale_of(request: Common, image_size: int) -> int:
 
 def given_in(request: GenerationRequest, model: Served) -> Given | None:
     """The structure and content that a generation request gives. Raises RequestError naming the field."""
-    stages = request.keep_stages or 1
-    if request.structure is None:
-        if request.keep_stages is not None:
-            raise RequestError(
-                400, "keep_stages is the stage of a given structure: give structure too", param="structure"
-            )
-        if not request.content:
-            return None
-        stages = 0
-    codes, moved = _codes(request, stages, model)
-    content = _content(request, stages, model)
-    return Given(codes, stages, content, moved)
+    positions = model.sampler.tokenizer.config.positions
+    if request.structure is not None:
+        stage = request.keep_stages or 1
+        codes, moved = _codes(request.structure, stage, model, rename=not request.content)
+    elif request.keep_stages is not None:
+        raise RequestError(400, "keep_stages is the stage of a given structure: give structure too", param="structure")
+    elif not request.content:
+        return None
+    else:
+        stage = 0
+        codes, moved = torch.zeros(1, positions, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    return Given(codes, stage, _content(request.content or [], stage, model), moved)
 
 
-def _codes(request: GenerationRequest, stages: int, model: Served) -> tuple[torch.Tensor, torch.Tensor]:
-    """(1, L) codes of a given map of stage `stages`, and how many positions rebalancing moved (1,)."""
+def _codes(rows: list[list[int]], stage: int, model: Served, *, rename: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1, L) codes of a given map of `stage`, and the number of positions that rebalancing moved (1,).
+
+    rename: clusters get the names that the tokenizer would give them.
+    """
     tokenizer = model.sampler.tokenizer.config
-    grid, last = tokenizer.grid, tokenizer.last_stage
-    if stages == 0:
-        return torch.zeros(1, tokenizer.positions, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    assert request.structure is not None
-    if stages > last:
-        raise RequestError(400, f"keep_stages={stages}: this model's last stage is {last}", param="keep_stages")
-    rows = request.structure
-    if len({len(row) for row in rows}) != 1:
-        raise RequestError(400, "the rows of structure must be equally long", param="structure")
-    drawn = torch.tensor(rows)
-    if int(drawn.max()) >= 2**stages:
-        raise RequestError(
-            400,
-            f"structure holds {int(drawn.max())}: a map of stage {stages} has numbers below {2**stages}",
-            param="structure",
-        )
-    if stages == 1:
+    last = tokenizer.last_stage
+    if stage > last:
+        raise RequestError(400, f"keep_stages={stage}: this model's last stage is {last}", param="keep_stages")
+    structure = _map_of_rows(rows, stage)
+    if stage == 1:
         try:
-            given = given_from_drawing(drawn[None].float(), grid)
+            given = given_from_drawing(structure[None].float(), tokenizer.grid)
         except ValueError as error:
             raise RequestError(400, f"structure: {error}", param="structure") from None
         return given.codes, given.moved
-    if tuple(drawn.shape) != (grid, grid):
+    _check_map(structure, stage, tokenizer.grid)
+    codes = codes_from_map(structure.flatten()[None], stage)
+    if tokenizer.child_order == "raster" and rename:
+        # A map that somebody drew: the generators know clusters by the names that the tokenizer would give them.
+        renamed = torch.zeros_like(codes)
+        for split in range(1, stage + 1):
+            renamed = split_codes(renamed, split, (codes >> (last - split) & 1).float())
+        codes = renamed
+    return codes, torch.zeros(1, dtype=torch.int64)
+
+
+def _map_of_rows(rows: list[list[int]], stage: int) -> torch.Tensor:
+    """A given structure (H, W), its numbers those of a map of `stage`. Raises RequestError."""
+    if len({len(row) for row in rows}) != 1:
+        raise RequestError(400, "the rows of structure must be equally long", param="structure")
+    structure = torch.tensor(rows)
+    if int(structure.max()) >= 2**stage:
         raise RequestError(
             400,
-            f"structure has {drawn.shape[0]} x {drawn.shape[1]} numbers: a map of stage {stages} has this model's "
-            f"{grid} x {grid} (only a drawing, keep_stages=1, may have another size)",
+            f"structure holds {int(structure.max())}: a map of stage {stage} has numbers below {2**stage}",
             param="structure",
         )
-    size = tokenizer.positions >> stages
-    counts = drawn.flatten().bincount(minlength=2**stages)
+    return structure
+
+
+def _check_map(structure: torch.Tensor, stage: int, grid: int) -> None:
+    """Raises RequestError for a map that is not on the grid, or whose clusters are not of one size."""
+    if tuple(structure.shape) != (grid, grid):
+        raise RequestError(
+            400,
+            f"structure has {structure.shape[0]} x {structure.shape[1]} numbers: a map of stage {stage} has this "
+            f"model's {grid} x {grid} (only a drawing, keep_stages=1, may have another size)",
+            param="structure",
+        )
+    size = grid**2 >> stage
+    counts = structure.flatten().bincount(minlength=2**stage)
     if (counts != size).any():
         worst = int((counts - size).abs().argmax())
         raise RequestError(
             400,
-            f"structure: in a map of stage {stages} every number below {2**stages} stands {size} times, but {worst} "
+            f"structure: in a map of stage {stage} every number below {2**stage} stands {size} times, but {worst} "
             f"stands {int(counts[worst])} times",
             param="structure",
         )
-    codes = codes_from_map(drawn.flatten()[None], stages)
-    if tokenizer.child_order == "raster" and not request.content:
-        # A map that somebody drew: the generators know clusters by the names that the tokenizer would give them.
-        named = torch.zeros_like(codes)
-        for stage in range(1, stages + 1):
-            named = split_codes(named, stage, (codes >> (last - stage) & 1).float())
-        codes = named
-    return codes, torch.zeros(1, dtype=torch.int64)
 
 
-def _content(request: GenerationRequest, stages: int, model: Served) -> list[torch.Tensor]:
-    content = request.content or []
-    if len(content) > stages + 1:
+def _content(content: list[list[int]], stage: int, model: Served) -> list[torch.Tensor]:
+    """Given content tokens, with the structure of `stage`: (1, 2^i) for each stage i. Raises RequestError."""
+    if len(content) > stage + 1:
         raise RequestError(
             400,
-            f"content has {len(content)} stages: with the structure of stage {stages}, content can be kept of at most "
-            f"{stages + 1} stages",
+            f"content has {len(content)} stages: with the structure of stage {stage}, content can be kept of at most "
+            f"{stage + 1} stages",
             param="content",
         )
     size = model.sampler.tokenizer.config.codebook_size
-    for stage, tokens in enumerate(content):
-        if len(tokens) != 2**stage:
-            raise RequestError(
-                400, f"content of stage {stage} has {len(tokens)} tokens, it needs {2**stage}", param="content"
-            )
+    for content_stage, tokens in enumerate(content):
+        where = f"content of stage {content_stage}"
+        if len(tokens) != 2**content_stage:
+            raise RequestError(400, f"{where} has {len(tokens)} tokens, it needs {2**content_stage}", param="content")
         if max(tokens) >= size:
-            raise RequestError(
-                400, f"content of stage {stage} holds {max(tokens)}: the codebook has {size} entries", param="content"
-            )
+            raise RequestError(400, f"{where} holds {max(tokens)}: the codebook has {size} entries", param="content")
     return [torch.tensor(tokens)[None] for tokens in content]
 
 
@@ -198,30 +205,34 @@ def encode(image: torch.Tensor, model: Served) -> GranularitySequence:
 def given_in_edit(
     request: EditRequest, reference: GranularitySequence | None, mask: torch.Tensor | None, model: Served
 ) -> Given:
-    """What an edit keeps: the drawn structure of a mask (1, H, W), or stages of a reference (its first content too).
+    """The stages that an edit keeps: the drawn structure of a mask (1, H, W), or stages of a reference and its content.
 
     Raises RequestError naming the field.
     """
     tokenizer = model.sampler.tokenizer.config
-    last, stages = tokenizer.last_stage, request.keep_stages
-    if stages is not None and stages > last:
-        raise RequestError(400, f"keep_stages={stages}: this model's last stage is {last}", param="keep_stages")
-    if mask is not None and stages not in (None, 1):
-        words = "a mask is the structure of stage 1: leave keep_stages out, or leave the mask out"
-        raise RequestError(400, words, param="keep_stages")
-    if stages is None:
-        stages = 1 if mask is not None else last
-    # Beside a mask an image can give its first stage's content alone, which belongs to no structure.
-    most = 0 if reference is None else 1 if mask is not None else stages + 1
+    last, stage = tokenizer.last_stage, request.keep_stages
+    if stage is not None and stage > last:
+        raise RequestError(400, f"keep_stages={stage}: this model's last stage is {last}", param="keep_stages")
+    if mask is not None and stage not in (None, 1):
+        message = "a mask is the structure of stage 1: leave keep_stages out, or leave the mask out"
+        raise RequestError(400, message, param="keep_stages")
+    if stage is None:
+        stage = 1 if mask is not None else last
+    if reference is None:
+        most = 0
+    elif mask is not None:  # with a mask, an image gives the content of stage 0 alone, which belongs to no structure
+        most = 1
+    else:
+        most = stage + 1
     if request.keep_content > most:
-        words = f"keep_content={request.keep_content}: with what is given here at most {most}"
-        raise RequestError(400, words, param="keep_content")
-    kept = list(reference.content[: request.keep_content]) if reference is not None else []
+        message = f"keep_content={request.keep_content}: with what is given here at most {most}"
+        raise RequestError(400, message, param="keep_content")
+    content = list(reference.content[: request.keep_content]) if reference is not None else []
     if mask is not None:
         try:
-            return dataclasses.replace(given_from_drawing(mask, tokenizer.grid), content=kept)
+            return dataclasses.replace(given_from_drawing(mask, tokenizer.grid), content=content)
         except ValueError as error:
             raise RequestError(400, f"mask: {error}", param="mask") from None
     if reference is None:
         raise RequestError(400, "give image (a reference), mask (a drawn structure) or both", param="image")
-    return given_from_sequence(reference, structure_stages=stages, content_stages=request.keep_content)
+    return given_from_sequence(reference, structure_stages=stage, content_stages=request.keep_content)

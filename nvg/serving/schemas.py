@@ -1,4 +1,6 @@
-"""What travels over HTTP, after the OpenAI Images API; fields that are this project's own are marked "extension".
+"""Requests and answers, after the OpenAI Images API. Fields that this project adds are marked "extension".
+
+Docstrings and descriptions here are the text of the OpenAPI document.
 
 Sizes that depend on the model (stages, positions, classes) are checked in nvg/serving/requests.py.
 """

@@ -9,7 +9,7 @@ A training checkpoint is a folder `step-00000500`:
 Of weights that are split over workers (train.parallel=fsdp) each worker writes its own rows, `model-00001-of-00004.
 safetensors`; any number of workers reads them again.
 Every random draw of a step is a function of (seed, step, slice of the batch), so metadata.json holds the whole state of
-the random numbers. The folder gets its name when it is complete, metadata.json last; what lacks it is no checkpoint.
+the random numbers. The folder gets its name when it is complete, metadata.json last; a folder without it is unfinished.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 from nvg import config as configuration
 from nvg import storage
-from nvg.artifacts.models import FORMAT, checked_record, checksum, compare_shapes, plain, shapes
+from nvg.artifacts.files import FORMAT, checked_record, checksum, compare_shapes, plain, shapes
 from nvg.config import Config
 from nvg.errors import CheckpointError
 from nvg.training.ema import EMA
 from nvg.training.parallel import local
 from nvg.training.shards import Saved, file_name, write_shards
 
+TensorSets = Mapping[str, Mapping[str, Tensor]]  # file name -> tensors by their names
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, by parameter
 KEEP = 2  # checkpoints of a training that stay: the newest may be hurt by a failing disk
 
@@ -55,15 +56,19 @@ def save_checkpoint(
     """
     url = storage.join(folder, f"step-{step:08d}")
     names = parameter_names(modules)
-    state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
-    average = {f"{name}.{key}": value for name, ema in averages.items() for key, value in ema.shadow.items()}
-    optimizer_state = {
-        f"{name}/{names[parameter]}/{key}": value
-        for name, optimizer in optimizers.items()
-        for parameter, entry in optimizer.state.items()
-        for key, value in entry.items()
+    tensor_sets = {
+        "model": {
+            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+        },
+        "ema": {f"{name}.{key}": value for name, ema in averages.items() for key, value in ema.shadow.items()},
+        "optimizer": {
+            f"{name}/{names[parameter]}/{key}": value
+            for name, optimizer in optimizers.items()
+            for parameter, entry in optimizer.state.items()
+            for key, value in entry.items()
+        },
     }
-    about = {
+    content = {
         "format": FORMAT,
         "kind": "training",
         "step": step,
@@ -71,42 +76,55 @@ def save_checkpoint(
         "shards": shards,
         **metadata,
     }
-    parts = {"model": state, "ema": average, "optimizer": optimizer_state}
-    if shards > 1:
-        files = write_shards(url, parts, shard, shards)
-        if files is None:
-            return url
-        data = configuration.to_yaml(config).encode()
-        storage.write_bytes(storage.join(url, "config.yaml"), data)
-        files["config.yaml"] = {"size": len(data), "crc32": zlib.crc32(data)}
-        storage.write_json(storage.join(url, "metadata.json"), about | {"files": files})
+    if shards == 1:
+        _write(url, tensor_sets, config, content)
     else:
-        with storage.folder_writer(url) as temporary:
-            new = Path(temporary)
-            for name, tensors in parts.items():
-                save_file(plain(tensors), new / f"{name}.safetensors")
-            (new / "config.yaml").write_text(configuration.to_yaml(config))
-            files = {path.name: checksum(path) for path in sorted(new.iterdir())}
-            storage.write_json(str(new / "metadata.json"), about | {"files": files})
+        _write_split(url, tensor_sets, config, content, shard, shards)
+        if shard > 0:
+            return url
     for old in list_checkpoints(folder)[:-KEEP]:
         storage.remove(old)
     return url
+
+
+def _write(url: str, tensor_sets: TensorSets, config: Config, content: dict[str, Any]) -> None:
+    """Write a checkpoint of one file per tensor set. content: of metadata.json, without its list of files."""
+    with storage.folder_writer(url) as temporary:
+        new = Path(temporary)
+        for name, tensors in tensor_sets.items():
+            save_file(plain(tensors), new / f"{name}.safetensors")
+        (new / "config.yaml").write_text(configuration.to_yaml(config))
+        files = {path.name: checksum(path) for path in sorted(new.iterdir())}
+        storage.write_json(str(new / storage.LAST_FILE), content | {"files": files})
+
+
+def _write_split(
+    url: str, tensor_sets: TensorSets, config: Config, content: dict[str, Any], shard: int, shards: int
+) -> None:
+    """Write this worker's rows of a checkpoint; the first worker writes the other files when all rows are written."""
+    files = write_shards(url, tensor_sets, shard, shards)
+    if files is None:
+        return
+    data = configuration.to_yaml(config).encode()
+    storage.write_bytes(storage.join(url, "config.yaml"), data)
+    files["config.yaml"] = {"size": len(data), "crc32": zlib.crc32(data)}
+    storage.write_json(storage.join(url, storage.LAST_FILE), content | {"files": files})
 
 
 def list_checkpoints(folder: str) -> list[str]:
     """The complete checkpoints of a training, oldest first."""
     if not storage.exists(folder):
         return []
-    found = []
-    for path in storage.list_files(folder, ("metadata.json",)):
-        match = re.search(r"/(step-\d{8})/metadata\.json$", path)
+    names = set()
+    for path in storage.list_files(folder, (storage.LAST_FILE,)):
+        match = re.search(rf"/(step-\d{{8}})/{re.escape(storage.LAST_FILE)}$", path)
         if match:
-            found.append(storage.join(folder, match.group(1)))
-    return sorted(set(found))
+            names.add(match.group(1))
+    return [storage.join(folder, name) for name in sorted(names)]
 
 
 def checkpoint_step(url: str) -> int:
-    """How many steps are done in a checkpoint, by its name."""
+    """The number of steps that a checkpoint's name says are done."""
     return int(url.rpartition("/step-")[2])
 
 
@@ -136,17 +154,17 @@ def restore_checkpoint(
     _restore(_saved(url, "model", metadata), {name: module.state_dict() for name, module in modules.items()}, url)
     _restore(_saved(url, "ema", metadata), {name: ema.shadow for name, ema in averages.items()}, url)
     for name, ema in averages.items():
-        ema.updates = _count(metadata["ema_updates"], name, f"{url}/metadata.json: ema_updates")
+        ema.updates = _count(metadata["ema_updates"], name, f"{url}/{storage.LAST_FILE}: ema_updates")
     moments = _saved(url, "optimizer", metadata)
     names = parameter_names(modules)
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 prefix = f"{name}/{names[parameter]}/"
-                there = {key: moments.shape(prefix + key) for key in MOMENTS if prefix + key in moments.keys()}
-                _check_moments(there, parameter, f"{url}/optimizer.safetensors: {prefix[:-1]}")
+                saved_shapes = {key: moments.shape(prefix + key) for key in MOMENTS if prefix + key in moments.names}
+                _check_moments(saved_shapes, parameter, f"{url}/optimizer.safetensors: {prefix[:-1]}")
                 optimizer.state.pop(parameter, None)
-                if there:  # else it had no gradient yet
+                if saved_shapes:  # else it had no gradient yet
                     optimizer.state[parameter] = _moments(moments, prefix, parameter)
     return metadata
 
@@ -160,9 +178,10 @@ def _saved(url: str, name: str, metadata: Mapping[str, Any]) -> Saved:
 
 @torch.no_grad()
 def _restore(saved: Saved, targets: Mapping[str, Mapping[str, Tensor]], url: str) -> None:
-    own = {f"{name}.{key}": value for name, tensors in targets.items() for key, value in tensors.items()}
-    compare_shapes(shapes(own), {name: saved.shape(name) for name in saved.keys()}, f"{url}/{saved.name}.safetensors")
-    for name, value in own.items():
+    tensors = {f"{name}.{key}": value for name, target in targets.items() for key, value in target.items()}
+    saved_shapes = {name: saved.shape(name) for name in saved.names}
+    compare_shapes(shapes(tensors), saved_shapes, f"{url}/{saved.name}.safetensors")
+    for name, value in tensors.items():
         local(value).copy_(saved.read(name, value))
 
 
@@ -177,7 +196,7 @@ def _moments(saved: Saved, prefix: str, parameter: Tensor) -> dict[str, Tensor]:
 
 
 def checked_metadata(url: str) -> dict[str, Any]:
-    """metadata.json of a training checkpoint whose files are all there and as they were written.
+    """metadata.json of a training checkpoint whose files are complete and as they were written.
 
     Raises CheckpointError naming the file that is missing, cut short or altered.
     """
@@ -186,7 +205,7 @@ def checked_metadata(url: str) -> dict[str, Any]:
     folder = Path(storage.local_folder(url))
     shards = metadata.get("shards", 1)
     if type(shards) is not int or not 1 <= shards <= len(metadata["files"]):
-        raise CheckpointError(f"{url}/metadata.json is damaged: shards must be a count, not {shards!r:.80}")
+        raise CheckpointError(f"{url}/{storage.LAST_FILE} is damaged: shards must be a count, not {shards!r:.80}")
     files = [file_name(name, shard, shards) for name in ("ema", "model", "optimizer") for shard in range(shards)]
     for name in ("config.yaml", *files):
         if not (folder / name).is_file():
@@ -201,10 +220,11 @@ def parameter_names(modules: Mapping[str, nn.Module]) -> dict[Tensor, str]:
     return {value: f"{name}.{key}" for name, module in modules.items() for key, value in module.named_parameters()}
 
 
-def _check_moments(found: Mapping[str, torch.Size], parameter: Tensor, where: str) -> None:
+def _check_moments(saved_shapes: Mapping[str, torch.Size], parameter: Tensor, where: str) -> None:
     expected = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": torch.Size()}
-    if found not in (expected, {}):
-        raise CheckpointError(f"{where} does not fit the model: { ({k: tuple(v) for k, v in found.items()}) }")
+    if saved_shapes not in (expected, {}):
+        tuples = {name: tuple(shape) for name, shape in saved_shapes.items()}
+        raise CheckpointError(f"{where} does not fit the model: {tuples}")
 
 
 def _count(values: Mapping[str, Any], name: str, where: str) -> int:

@@ -1,4 +1,4 @@
-"""Distillation of the generators as a `Task`: a frozen teacher, and students that begin as the teacher."""
+"""Distillation of the generators as a `Task`: a frozen teacher, and students that start as the teacher."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from nvg.training.few_step_loss import FewStep
 from nvg.training.generator_loss import rows_of_stages
 from nvg.training.generator_task import adamw, preview_grid
 from nvg.training.guided_loss import GuidedContent
-from nvg.training.loop import Batch, Task, draw_seed
 from nvg.training.parallel import Wrap, alone
 from nvg.training.schedule import scaled_lr, warmup_stable_decay
+from nvg.training.seeds import draw_seed
+from nvg.training.task import Batch, Task
 
 
 class DistillTask(Task):
-    """Batches hold codes (b, L), content (b, 2L - 1), labels (b,)."""
+    """The distillation. Batches hold codes (b, L), content (b, 2L - 1), labels (b,)."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class DistillTask(Task):
         device: torch.device,
         wrap: Wrap = alone,
     ) -> None:
-        """teacher: whole; a generator that is not distilled is taken over. wrap: data parallelism."""
+        """teacher: a sampler, whose generators that are not distilled stay as they are. wrap: data parallelism."""
         self.config, self.settings = config, config.distill
         self.total_steps, self.stream = total_steps, stream
         self.teacher = teacher.to(device)
@@ -75,7 +76,7 @@ class DistillTask(Task):
         )
         return dict.fromkeys(self.optimizers, scaled_lr(settings.lr, settings.batch_size) * factor)
 
-    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         sequence = GranularitySequence.from_flat(batch["codes"], batch["content"])
         quantizer, device = self.teacher.tokenizer.quantizer, sequence.codes.device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -84,23 +85,22 @@ class DistillTask(Task):
         terms: dict[str, Tensor] = {}
         for part, loss in self.losses.items():
             first, last = (0, quantizer.last_stage) if part == "content" else (1, quantizer.last_stage - 1)
-            stages, rows = rows_of_stages(
-                batch["labels"].shape[0], first, last, generator, all_stages=self.settings.all_stages
-            )
-            stage, rows = stages.to(device), rows.to(device)
-            one, found = loss(
-                canvases[stage, rows],
+            images = batch["labels"].shape[0]
+            stage, rows = rows_of_stages(images, first, last, rng, all_stages=self.settings.all_stages)
+            stage_on_device, rows = stage.to(device), rows.to(device)
+            part_loss, part_terms = loss(
+                canvases[stage_on_device, rows],
                 batch["labels"][rows],
-                stages if part == "content" else stage,
+                stage if part == "content" else stage_on_device,  # the content's loss groups rows by stage on the CPU
                 sequence.codes[rows],
-                generator,
+                rng,
             )
-            whole, terms = whole + one, terms | found
+            whole, terms = whole + part_loss, terms | part_terms
         return whole, terms
 
     @torch.no_grad()
     def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
-        """samples.png, by the averaged weights."""
+        """Draw samples.png with the averaged weights."""
         with ExitStack() as stack:
             for average in self.averages.values():
                 stack.enter_context(average.applied())
@@ -119,7 +119,7 @@ class DistillTask(Task):
 
 
 def begin_as(teacher: ContentGenerator | StructureGenerator, max_guidance: float) -> Any:
-    """A student of the teacher's kind whose output is the teacher's, whatever guidance (and step size) it is told."""
+    """A student of the teacher's kind whose output is the teacher's, for any guidance (and step size) it is given."""
     folded = {"guided": True} if isinstance(teacher, ContentGenerator) else {"few_step": True}
     student = type(teacher)(dataclasses.replace(teacher.config, max_guidance=max_guidance, **folded))  # type: ignore
     student.load_state_dict(student.state_dict() | dict(teacher.state_dict()))

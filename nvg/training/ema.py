@@ -1,4 +1,4 @@
-"""Exponential moving average of weights: what is sampled from."""
+"""Exponential moving average of weights: the sampler has the averaged weights."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ class EMA:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Begin again at the module's weights as they are now."""
+        """Start again at the module's weights as they are now."""
         self.updates = 0
         for name, value in self.module.state_dict().items():
             local(self.shadow[name]).copy_(local(value))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within this context the module has the averaged weights, to look at what training made so far.
+        """Give the module the averaged weights within this context, for previews.
 
-        Mode and frozenness are put back afterwards too, for a sampler changes both.
+        The module's mode and its parameters' requires_grad are put back too, for a sampler changes both.
         """
-        own = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        weights = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         training = self.module.training
         try:
@@ -64,12 +64,12 @@ class EMA:
             self.module.eval()
             yield
         finally:
-            self.module.load_state_dict(own)
+            self.module.load_state_dict(weights)
             self.module.train(training)
             for parameter in trained:
                 parameter.requires_grad_(True)
 
     @torch.no_grad()
     def copy_rows(self, name: str, rows: Tensor) -> None:
-        """Take some rows of a weight as they are, without averaging: codes that were put elsewhere by hand."""
+        """Take some rows of a weight as they are, without averaging: entries that the task moved elsewhere."""
         self.shadow[name][rows] = self.module.state_dict()[name][rows].detach().float()

@@ -25,7 +25,7 @@ from nvg.granularity import structure_embedding
 
 
 class FewStep(nn.Module):
-    """The student, called with what its loss needs."""
+    """The student with its loss: a module that is called with the loss's inputs."""
 
     def __init__(
         self,
@@ -41,11 +41,11 @@ class FewStep(nn.Module):
         self.frozen = (average, teacher)  # in a tuple: no part of this module's state
 
     def forward(
-        self, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor, generator: torch.Generator
+        self, canvas: Tensor, labels: Tensor, stage: Tensor, codes: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, mean squared errors: of N rows those with d = 0 (`flow`) and with d > 0 (`shortcut`).
 
-        canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated, codes (N, L) whole; generator: CPU.
+        canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated, codes (N, L) whole; rng: on the CPU.
         """
         average, teacher = self.frozen
         no_class = teacher.config.num_classes
@@ -55,9 +55,9 @@ class FewStep(nn.Module):
         unknown = torch.arange(last, device=device) >= stage[:, None, None] - 1  # (N, 1, K)
         if self.student.config.noise_known:
             unknown = torch.ones_like(unknown)
-        noise = torch.randn(rows, positions, last, generator=generator).to(device)
-        guidance = 1 + (self.student.config.max_guidance - 1) * torch.rand(rows, generator=generator)
-        size, time = draw_steps(rows, self.config.flow_share, generator)
+        noise = torch.randn(rows, positions, last, generator=rng).to(device)
+        guidance = 1 + (self.student.config.max_guidance - 1) * torch.rand(rows, generator=rng)
+        size, time = draw_steps(rows, self.config.flow_share, rng)
         flow, half = size == 0, size / 2
         inner = torch.where(half < 1 / STEP_COUNTS[-1], 0.0, half)  # below the smallest size it is the flow itself
         split = [index.nonzero()[:, 0].to(device) for index in (flow, ~flow)]
@@ -85,17 +85,17 @@ class FewStep(nn.Module):
         return terms["flow"] + terms["shortcut"], terms
 
 
-def draw_steps(rows: int, flow_share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_steps(rows: int, flow_share: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Step sizes d and times t, (N,) each on the CPU. The first share of rows has d = 0 and t in [0, 1]; the others
-    have d = 1 ... 1/16, each equally often but for chance, and t at the begin of a step of that size."""
+    have d = 1 ... 1/16, each equally often but for chance, and t at the start of a step of that size."""
     flows = round(rows * flow_share)
     counts = torch.tensor(STEP_COUNTS, dtype=torch.float32)
-    counts = counts[torch.randint(len(STEP_COUNTS), (rows,), generator=generator)]
-    place = torch.rand(rows, generator=generator)
-    time = 1 - (place * counts).floor() / counts
+    counts = counts[torch.randint(len(STEP_COUNTS), (rows,), generator=rng)]
+    position = torch.rand(rows, generator=rng)
+    time = 1 - (position * counts).floor() / counts
     size = 1 / counts
-    size[:flows], time[:flows] = 0.0, place[:flows]
-    order = torch.randperm(rows, generator=generator)
+    size[:flows], time[:flows] = 0.0, position[:flows]
+    order = torch.randperm(rows, generator=rng)
     return size[order], time[order]
 
 

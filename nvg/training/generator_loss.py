@@ -47,11 +47,11 @@ class Generators(nn.Module):
             self.structure.begin(canvas)
 
     def forward(
-        self, sequence: GranularitySequence, labels: Tensor, generator: torch.Generator, features: Tensor | None = None
+        self, sequence: GranularitySequence, labels: Tensor, rng: torch.Generator, features: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss and its terms.
 
-        sequence and labels (N,) of N images; generator: CPU generator of every draw of this step; features
+        sequence and labels (N,) of N images; rng: random generator (CPU) of every draw of this step; features
         (N, L, D) of DINOv2 for representation alignment, or None.
         """
         quantizer = self.quantizer[0]
@@ -67,12 +67,10 @@ class Generators(nn.Module):
         ):
             if part is None:
                 continue
-            stage_list, rows = rows_of_stages(
-                labels.shape[0], first, last, generator, all_stages=self.config.all_stages
-            )
+            stage_list, rows = rows_of_stages(labels.shape[0], first, last, rng, all_stages=self.config.all_stages)
             stage, rows = stage_list.to(device), rows.to(device)
             canvas = canvases[stage, rows]  # x_i, (M, L, e), M = N or N * stages
-            dropped = torch.rand(len(stage_list), generator=generator) < self.config.class_dropout
+            dropped = torch.rand(len(stage_list), generator=rng) < self.config.class_dropout
             shown = torch.where(dropped.to(device), part.config.num_classes, labels[rows])
             if isinstance(part, ContentGenerator):
                 aligned = features[rows] if features is not None else None
@@ -81,29 +79,29 @@ class Generators(nn.Module):
                 if "alignment" in part_terms:
                     loss = loss + self.repa_weight * part_terms["alignment"]
             else:
-                part_terms = structure_loss(part, canvas, shown, stage, sequence.codes[rows], generator)
+                part_terms = structure_loss(part, canvas, shown, stage, sequence.codes[rows], rng)
                 loss = loss + part_terms["flow"]
             terms |= part_terms
         return loss, terms
 
 
 def rows_of_stages(
-    images: int, first: int, last: int, generator: torch.Generator, *, all_stages: bool
+    images: int, first: int, last: int, rng: torch.Generator, *, all_stages: bool
 ) -> tuple[Tensor, Tensor]:
     """What a pass is made of: the stage of each row, and its image, (M,) each on the CPU. M is `images`, with stages
     drawn by `draw_stages`, or with all_stages `images` times the stages first ... last."""
     if not all_stages:
-        return draw_stages(images, first, last, generator), torch.arange(images)
+        return draw_stages(images, first, last, rng), torch.arange(images)
     stages = torch.arange(first, last + 1)
     return stages.repeat_interleave(images), torch.arange(images).repeat(len(stages))
 
 
-def draw_stages(count: int, first: int, last: int, generator: torch.Generator) -> Tensor:
+def draw_stages(count: int, first: int, last: int, rng: torch.Generator) -> Tensor:
     """A stratified draw of `count` stages from first ... last: (count,) int64 on the CPU."""
     stages = last - first + 1
-    offset = int(torch.randint(stages, (), generator=generator))  # which stages get the one more
+    offset = int(torch.randint(stages, (), generator=rng))  # which stages get the one more
     even = (torch.arange(count) + offset) % stages + first
-    return even[torch.randperm(count, generator=generator)]
+    return even[torch.randperm(count, generator=rng)]
 
 
 def content_loss(
@@ -148,7 +146,7 @@ def structure_loss(
     labels: Tensor,
     stage: Tensor,
     codes: Tensor,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> dict[str, Tensor]:
     """The rectified flow's |v - (eps - se)|^2 over the unknown channels.
 
@@ -157,8 +155,8 @@ def structure_loss(
     """
     samples, positions = codes.shape
     complete = structure_embedding(codes, structure.last_stage)  # (N, L, K)
-    noise = torch.randn(samples, positions, structure.last_stage, generator=generator).to(codes.device)
-    time = torch.rand(samples, generator=generator).to(codes.device)
+    noise = torch.randn(samples, positions, structure.last_stage, generator=rng).to(codes.device)
+    time = torch.rand(samples, generator=rng).to(codes.device)
     noisy = time[:, None, None] * noise + (1 - time[:, None, None]) * complete
     unknown = torch.arange(structure.last_stage, device=codes.device) >= (stage[:, None, None] - 1)  # (N, 1, K)
     if structure.config.noise_known:

@@ -1,4 +1,4 @@
-"""Training of the generators as a `Task`: content, structure or both, from token batches."""
+"""The training of the generators as a `Task`: content, structure or both, from token batches."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.granularity import GranularitySequence
 from nvg.training.ema import EMA
 from nvg.training.generator_loss import Generators
-from nvg.training.loop import Batch, Task, draw_seed, workers
-from nvg.training.parallel import Wrap, alone, assign
+from nvg.training.parallel import Wrap, alone, assign, workers
 from nvg.training.schedule import scaled_lr, warmup_stable_decay
+from nvg.training.seeds import draw_seed
+from nvg.training.task import Batch, Task
 
 PREVIEW_CLASSES = 10
 PREVIEW_COLUMNS = 4
 
 
 class GeneratorTask(Task):
-    """Batches hold codes (b, L), content (b, 2L - 1), labels (b,) and, for alignment, features (b, L, D)."""
+    """The generators' training.
+
+    Batches hold codes (b, L), content (b, 2L - 1), labels (b,) and, for alignment, features (b, L, D).
+    """
 
     def __init__(
         self,
@@ -43,7 +47,7 @@ class GeneratorTask(Task):
         self.class_names, self.device = class_names, device
         settings = config.train
         both = self._fresh()
-        self.modules = {name: part for name, part in both.named_children()}
+        self.modules = {name: module for name, module in both.named_children()}
         self.generators = wrap(both, settings.parallel)
         self.averages = {name: EMA(module, settings.ema_decay) for name, module in self.modules.items()}
         self.optimizers = {name: adamw(module, settings) for name, module in self.modules.items()}
@@ -54,14 +58,14 @@ class GeneratorTask(Task):
     def _fresh(self) -> Generators:
         """Generators as they are before the first step."""
         settings = self.config.train
-        parts: dict[str, Any] = {}
+        fresh: dict[str, Any] = {}
         for name, build in (("content", ContentGenerator), ("structure", StructureGenerator)):
             if name in settings.parts:
                 torch.manual_seed(draw_seed(self.config.seed, name))
-                parts[name] = build(getattr(self.config, name)).to(self.device)
-                parts[name].backbone.gradient_checkpointing = settings.gradient_checkpointing
+                fresh[name] = build(getattr(self.config, name)).to(self.device)
+                fresh[name].backbone.gradient_checkpointing = settings.gradient_checkpointing
         return Generators(
-            parts.get("content"), parts.get("structure"), self.tokenizer.quantizer, settings, self.config.repa.weight
+            fresh.get("content"), fresh.get("structure"), self.tokenizer.quantizer, settings, self.config.repa.weight
         )
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -79,24 +83,24 @@ class GeneratorTask(Task):
         rate = scaled_lr(settings.lr, settings.batch_size) * factor
         return dict.fromkeys(self.optimizers, rate)
 
-    def begin(self, batch: Batch, generator: torch.Generator) -> None:
-        """What follows from the codebook and from the scale of the first worker's first batch."""
+    def begin(self, batch: Batch, rng: torch.Generator) -> None:
+        """Set what follows from the codebook and from the scale of the first worker's first batch."""
         whole = self._fresh()  # the bare one may be split over the workers
         whole.begin(GranularitySequence.from_flat(batch["codes"], batch["content"]))
-        for own, value in zip(self.bare.parameters(), whole.parameters(), strict=True):
+        for parameter, value in zip(self.bare.parameters(), whole.parameters(), strict=True):
             if workers() > 1:
                 distributed.broadcast(value.data, src=0)
-            assign(own.data, value.data)
+            assign(parameter.data, value.data)
         for average in self.averages.values():
             average.reset()
 
-    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         sequence = GranularitySequence.from_flat(batch["codes"], batch["content"])
-        return self.generators(sequence, batch["labels"], generator, batch.get("features"))
+        return self.generators(sequence, batch["labels"], rng, batch.get("features"))
 
     @torch.no_grad()
     def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
-        """samples.png of the averaged weights, when both generators are there."""
+        """Draw samples.png with the averaged weights, where both generators are trained."""
         if len(averaged) < 2:
             return {}
         both = self._fresh()

@@ -20,7 +20,7 @@ from nvg.granularity import structure_map
 
 
 class GuidedContent(nn.Module):
-    """The student, called with what its loss needs."""
+    """The student with its loss: a module that is called with the loss's inputs."""
 
     def __init__(self, student: ContentGenerator, teacher: ContentGenerator, config: DistillConfig) -> None:
         """teacher: frozen."""
@@ -30,17 +30,17 @@ class GuidedContent(nn.Module):
         self.frozen = (teacher,)  # in a tuple: no part of this module's state
 
     def forward(
-        self, canvas: Tensor, labels: Tensor, stages: Tensor, codes: Tensor, generator: torch.Generator
+        self, canvas: Tensor, labels: Tensor, stages: Tensor, codes: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, of N rows: `divergence` in nats, a mean over an image's clusters and then over
         images, and `estimate`, a mean squared error.
 
-        canvas x_i (N, L, e), labels (N,), stages (N,) on the CPU, codes (N, L) whole; generator: CPU.
+        canvas x_i (N, L, e), labels (N,), stages (N,) on the CPU, codes (N, L) whole; rng: on the CPU.
         """
         (teacher,) = self.frozen
         rows, device = codes.shape[0], codes.device
         stage, highest = stages.to(device), self.student.config.max_guidance
-        guidance = (1 + (highest - 1) * torch.rand(rows, generator=generator)).to(device)
+        guidance = (1 + (highest - 1) * torch.rand(rows, generator=rng)).to(device)
         table = self.student.rotary(codes, stage)
         with torch.no_grad():
 
@@ -56,9 +56,9 @@ class GuidedContent(nn.Module):
                 continue
             labelled = (canvas[some], structure_map(codes[some], i), i)
             with torch.no_grad():
-                wanted = teacher.logits(target[some], *labelled).float().log_softmax(dim=-1)
-            found = self.student.logits(estimate[some], *labelled).float().log_softmax(dim=-1)
-            mean = F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1).mean()
+                expected = teacher.logits(target[some], *labelled).float().log_softmax(dim=-1)
+            predicted = self.student.logits(estimate[some], *labelled).float().log_softmax(dim=-1)
+            mean = F.kl_div(predicted, expected, reduction="none", log_target=True).sum(dim=-1).mean()
             divergence = divergence + mean * (some.shape[0] / rows)
         terms = {"divergence": divergence, "estimate": F.mse_loss(estimate, target)}
         return terms["divergence"] + terms["estimate"], terms

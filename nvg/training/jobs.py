@@ -1,37 +1,41 @@
-"""What a training worker does, from its data to the finished artifact: `train_tokenizer`, `train_generators` and
-`distill_generators`.
+"""The trainings, from their data to the finished artifact: tokenizer, generators, generators of fewer passes.
 
-They run in a Ray Train worker (nvg/training/ray_train.py gives `place` and `wrap`) or, with the defaults, in a test.
+A Ray Train worker runs them (nvg/training/ray_train.py gives `place` and `wrap`) or, with the defaults, a test does.
+Each writes the artifact's files, closes its MLflow run, and writes metadata.json last: a job that is killed in between
+is started again, and does what is missing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from nvg import config as configuration
 from nvg import pyfunc, storage, tracking
+from nvg.artifacts.keys import distilled_identity, generators_identity, tokenizer_identity
 from nvg.artifacts.models import (
     HALF,
     PARTS,
-    export_sampler,
     exported_parts,
     fingerprint,
+    finish_folder,
     load_sampler,
     load_tokenizer,
-    save_tokenizer,
     tokenizer_fingerprint,
+    write_sampler,
+    write_tokenizer,
 )
-from nvg.config import Config, DistillConfig, TrainConfig
-from nvg.data import image_batches, open_source, token_batches
+from nvg.config import Config, GeneratorTrainingConfig, TrainingConfig
+from nvg.data import ImageSource, image_batches, open_source, token_batches
 from nvg.data.tokens import read_metadata
 from nvg.errors import ConfigError
 from nvg.training.distill_task import DistillTask
 from nvg.training.generator_task import GeneratorTask
-from nvg.training.loop import Batch, Place, Settings, train
+from nvg.training.loop import LoopSettings, Place, train
 from nvg.training.parallel import Wrap, alone
+from nvg.training.task import Batch, Task
 from nvg.training.tokenizer_task import TokenizerTask
 
 # ---- the tokenizer ----
@@ -46,37 +50,13 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
     images = source.count()
     steps_per_epoch = _steps_per_epoch(images, settings.batch_size, "images", "tokenizer_train")
     total_steps = _total_steps(settings.steps, settings.epochs, steps_per_epoch)
-
-    rows = _rows(config, settings, place)
-
-    def epoch(number: int, skip: int) -> Iterator[Batch]:
-        return image_batches(
-            config,
-            source,
-            epoch=number,
-            rank=place.rank,
-            world=place.world,
-            batch_size=rows.stop - rows.start,
-            seed=config.seed,
-            skip=skip,
-        )
-
-    task = TokenizerTask(
-        config, endless(epoch, steps_per_epoch), total_steps, steps_per_epoch, device=place.device, wrap=wrap
-    )
-    data = {key: value for key, value in configuration.to_dict(config.data).items() if key not in ("test", "views")}
-    identity = configuration.digest("tokenizer", data, config.tokenizer, _weights_only(settings), config.seed)
-    run = _Tracking(config, "train_tokenizer", folder, {"data_fingerprint": source.fingerprint()})
-    figures = train(
-        task,
-        _settings("train_tokenizer", settings, config, total_steps, identity),
-        config,
-        storage.join(folder, "checkpoints"),
-        place=place,
-        start_tracking=run.start,
-    )
+    stream = _image_stream(source, config, settings, place, steps_per_epoch)
+    task = TokenizerTask(config, stream, total_steps, steps_per_epoch, device=place.device, wrap=wrap)
+    identity = tokenizer_identity(config)
+    training = _Training("train_tokenizer", config, place, folder, {"data_fingerprint": source.fingerprint()})
+    figures = training.train(task, settings, total_steps, identity)
     if place.rank == 0:
-        save_tokenizer(
+        metadata = write_tokenizer(
             folder,
             task.averages["tokenizer"].shadow,
             config,
@@ -85,10 +65,11 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
                 "data_fingerprint": source.fingerprint(),
                 "images": images,
                 "training": figures,
-                "run_id": run.id,
+                "run_id": training.run_id,
             },
-            last=run.finish,
         )
+        training.finish_run(metadata)
+        finish_folder(folder, metadata)
     return figures
 
 
@@ -110,50 +91,48 @@ def train_generators(
     """
     if (figures := _figures(folder)) is not None:
         return figures
-    done = exported_parts(folder)
-    config.train.parts = [part for part in PARTS if part in config.train.parts and part not in done]
-    if not config.train.parts:
-        return storage.read_json(storage.join(folder, HALF))["training"]
+    config = _with_missing_parts(config, folder)
     settings = config.train
-    about, mark = _token_set(tokens, tokenizer, config), tokenizer_fingerprint(tokenizer)
-    steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "train")
+    if not settings.parts:
+        return storage.read_json(storage.join(folder, HALF))["training"]
+    token_set, mark = _token_set(tokens, tokenizer, config), tokenizer_fingerprint(tokenizer)
+    class_names = token_set["class_names"]
+    steps_per_epoch = _steps_per_epoch(token_set["images"], settings.batch_size, "images in the tokens", "train")
     total_steps = _total_steps(settings.steps, settings.epochs, steps_per_epoch)
 
     autoencoder = load_tokenizer(tokenizer)
     weights = {name: value.clone() for name, value in autoencoder.state_dict().items()}
-    stream = _tokens(tokens, config, settings, place, steps_per_epoch)
+    stream = _token_stream(tokens, config, settings, place, steps_per_epoch)
     task = GeneratorTask(
-        config, autoencoder, stream, total_steps, class_names=about["class_names"], device=place.device, wrap=wrap
+        config, autoencoder, stream, total_steps, class_names=class_names, device=place.device, wrap=wrap
     )
-    identity = configuration.digest(
-        "generators", mark, config.content, config.structure, _weights_only(settings), config.repa, config.seed
-    )
-    job = "train_" + ("generators" if len(settings.parts) == 2 else settings.parts[0])
-    run = _Tracking(config, job, folder, {"tokenizer": mark, "data_fingerprint": about.get("data_fingerprint", "")})
-    checkpoints = storage.join(folder, "-".join(["checkpoints", *settings.parts]))
-    figures = train(
-        task,
-        _settings(job, settings, config, total_steps, identity),
-        config,
-        checkpoints,
-        place=place,
-        start_tracking=run.start,
-    )
+    identity = generators_identity(config, mark)
+    name = "train_" + ("generators" if len(settings.parts) == 2 else settings.parts[0])
+    tags = {"tokenizer": mark, "data_fingerprint": token_set.get("data_fingerprint", "")}
+    training = _Training(name, config, place, folder, tags)
+    figures = training.train(task, settings, total_steps, identity, _checkpoints_name(settings.parts))
     averaged = task.averaged()
     if place.rank == 0:
-        whole = export_sampler(
+        metadata = write_sampler(
             folder,
             tokenizer=weights,
             parts=averaged,
             config=config,
-            class_names=about["class_names"],
-            metadata={"training": figures, "run_id": run.id, "steps_per_epoch": steps_per_epoch},
-            last=run.finish,
+            class_names=class_names,
+            metadata={"training": figures, "run_id": training.run_id, "steps_per_epoch": steps_per_epoch},
         )
-        if not whole:
-            missing = next(part for part in PARTS if part not in exported_parts(folder))
-            print(f"{job}: now train the {missing} generator, with train.parts=[{missing}]", flush=True)
+        training.finish_run(metadata)
+        if not finish_folder(folder, metadata):
+            missing = next(part for part in PARTS if part not in metadata["parts"])
+            print(f"{name}: now train the {missing} generator, with train.parts=[{missing}]", flush=True)
     return figures
+
+
+def _with_missing_parts(config: Config, folder: str) -> Config:
+    """The configuration with those of train.parts that the folder does not hold yet."""
+    exported = exported_parts(folder)
+    missing = [part for part in PARTS if part in config.train.parts and part not in exported]
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, parts=missing))
 
 
 # ---- generators of fewer passes ----
@@ -176,87 +155,93 @@ def distill_generators(
     if (figures := _figures(folder)) is not None:
         return figures
     settings = config.distill
-    about, teacher = _token_set(tokens, generators, config), load_sampler(generators)
-    steps_per_epoch = _steps_per_epoch(about["images"], settings.batch_size, "images in the tokens", "distill")
+    token_set, teacher = _token_set(tokens, generators, config), load_sampler(generators)
+    steps_per_epoch = _steps_per_epoch(token_set["images"], settings.batch_size, "images in the tokens", "distill")
 
-    parts = {"tokenizer": teacher.tokenizer, "content": teacher.content, "structure": teacher.structure}
-    kept = {name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in parts.items()}
+    networks = {"tokenizer": teacher.tokenizer, "content": teacher.content, "structure": teacher.structure}
+    kept = {
+        name: {key: value.clone() for key, value in network.state_dict().items()} for name, network in networks.items()
+    }
     marks = {name: fingerprint(state) for name, state in kept.items()}
     marks["tokenizer"] = tokenizer_fingerprint(generators)  # of the file: one that ships holds float16
-    stream = _tokens(tokens, config, settings, place, steps_per_epoch)
+    stream = _token_stream(tokens, config, settings, place, steps_per_epoch)
     task = DistillTask(config, teacher, stream, settings.steps, device=place.device, wrap=wrap)
-    identity = configuration.digest("distill", marks, _weights_only(settings), config.seed)
-    job = "distill"
-    run = _Tracking(config, job, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
-    checkpoints = storage.join(folder, "checkpoints")
-    figures = train(
-        task,
-        _settings(job, settings, config, settings.steps, identity),
-        config,
-        checkpoints,
-        place=place,
-        start_tracking=run.start,
-    )
+    identity = distilled_identity(config, marks)
+    training = _Training("distill", config, place, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
+    figures = training.train(task, settings, settings.steps, identity)
     if place.rank == 0:
         students = task.averaged()
-        export_sampler(
+        metadata = write_sampler(
             folder,
             tokenizer=kept["tokenizer"],
             parts={part: students.get(part, kept[part]) for part in PARTS},
             config=task.sampler_config(),
-            class_names=about["class_names"],
+            class_names=token_set["class_names"],
             metadata={
                 "training": figures,
-                "run_id": run.id,
+                "run_id": training.run_id,
                 "teacher": {"folder": settings.teacher or generators, **marks},
             },
-            last=run.finish,
         )
+        training.finish_run(metadata)
+        finish_folder(folder, metadata)
     return figures
 
 
-# ---- shared ----
+# ---- the artifact's folder ----
 
 
 def tidy(folder: str) -> None:
-    """Remove what a finished training needs no more: its checkpoints and Ray Train's notes. Safe at any time.
+    """Remove the files that a finished training no longer needs: its checkpoints and Ray Train's notes.
 
-    metadata.json says that a training is finished, so this comes after it; a job that is killed in between leaves it to
-    the next one that finds the artifact complete (pipelines/steps.py).
+    This is safe at any time. metadata.json says that a training is finished, so tidying comes after it; when a job is
+    killed in between, the next job that finds the artifact complete tidies up (pipelines/steps.py).
     """
-    whole = storage.exists(storage.join(folder, "metadata.json"))
+    complete = storage.exists(storage.join(folder, storage.LAST_FILE))
     names = ["ray_train"]
-    if whole:
-        names += ["checkpoints", "-".join(["checkpoints", *PARTS])]
-    names += [f"checkpoints-{part}" for part in (PARTS if whole else exported_parts(folder))]
+    if complete:
+        names += ["checkpoints", _checkpoints_name(PARTS)]
+    names += [_checkpoints_name([part]) for part in (PARTS if complete else exported_parts(folder))]
     for name in names:
         with contextlib.suppress(FileNotFoundError):
             storage.remove(storage.join(folder, name))
 
 
+def _checkpoints_name(parts: Sequence[str]) -> str:
+    """The folder of the checkpoints of a training of some generators."""
+    return "-".join(["checkpoints", *parts])
+
+
 def _figures(folder: str) -> dict[str, Any] | None:
-    """The figures of a finished training: its workers may be started again when their work was done."""
-    path = storage.join(folder, "metadata.json")
+    """The figures of a finished training: Ray may start its workers again after their work was done."""
+    path = storage.join(folder, storage.LAST_FILE)
     return storage.read_json(path)["training"] if storage.exists(path) else None
 
 
+# ---- data ----
+
+
 def _token_set(tokens: str, tokenizer: str, config: Config) -> dict[str, Any]:
-    """metadata.json of tokens that are of this tokenizer (its folder, or a sampler's) and of so many classes."""
-    about, mark, classes = read_metadata(tokens), tokenizer_fingerprint(tokenizer), config.data.num_classes
-    if about["fingerprint"] != mark:
-        raise ConfigError(f"the tokens in {tokens} are of tokenizer {about['fingerprint']}, {tokenizer} has {mark}")
-    if len(about["class_names"]) != classes:
+    """metadata.json of a folder of tokens.
+
+    Raises ConfigError for tokens of another tokenizer than that of `tokenizer` (its folder, or a sampler's), and for
+    tokens of another number of classes than data.num_classes.
+    """
+    metadata, mark, classes = read_metadata(tokens), tokenizer_fingerprint(tokenizer), config.data.num_classes
+    if metadata["fingerprint"] != mark:
+        raise ConfigError(f"the tokens in {tokens} are of tokenizer {metadata['fingerprint']}, {tokenizer} has {mark}")
+    if len(metadata["class_names"]) != classes:
         raise ConfigError(
-            f"the tokens in {tokens} are of {len(about['class_names'])} classes, and data.num_classes={classes}"
+            f"the tokens in {tokens} are of {len(metadata['class_names'])} classes, and data.num_classes={classes}"
         )
-    return about
+    return metadata
 
 
 def endless(epoch: Callable[[int, int], Iterator[Batch]], steps_per_epoch: int) -> Callable[[int], Iterator[Batch]]:
     """From batches of one epoch, `epoch(number, skip)`, to batches from any step on, epoch after epoch.
 
-    Every worker must make the same number of steps in an epoch: what an epoch has beyond `steps_per_epoch` is left out
-    and less is an error (RuntimeError).
+    Every worker must make the same number of steps in an epoch: batches of an epoch beyond `steps_per_epoch` are left
+    out, and fewer are an error (RuntimeError).
     """
 
     def batches(step: int) -> Iterator[Batch]:
@@ -275,8 +260,29 @@ def endless(epoch: Callable[[int, int], Iterator[Batch]], steps_per_epoch: int) 
     return batches
 
 
-def _tokens(
-    folder: str, config: Config, settings: TrainConfig | DistillConfig, place: Place, steps_per_epoch: int
+def _image_stream(
+    source: ImageSource, config: Config, settings: TrainingConfig, place: Place, steps_per_epoch: int
+) -> Callable[[int], Iterator[Batch]]:
+    """A worker's share of the image batches of a source, from any step on."""
+    rows = _rows(config, settings, place)
+
+    def epoch(number: int, skip: int) -> Iterator[Batch]:
+        return image_batches(
+            config,
+            source,
+            epoch=number,
+            rank=place.rank,
+            world=place.world,
+            batch_size=rows.stop - rows.start,
+            seed=config.seed,
+            skip=skip,
+        )
+
+    return endless(epoch, steps_per_epoch)
+
+
+def _token_stream(
+    folder: str, config: Config, settings: GeneratorTrainingConfig, place: Place, steps_per_epoch: int
 ) -> Callable[[int], Iterator[Batch]]:
     """A worker's share of the token batches of a folder, from any step on."""
     rows = _rows(config, settings, place)
@@ -296,39 +302,62 @@ def _tokens(
     return endless(epoch, steps_per_epoch)
 
 
-def _slices(config: Config, section: Any) -> int:
+def _slices(config: Config, section: TrainingConfig) -> int:
     return config.cluster.num_workers * section.accumulate
 
 
-def _rows(config: Config, section: Any, place: Place) -> slice:
+def _rows(config: Config, section: TrainingConfig, place: Place) -> slice:
     """The rows of each global batch that are this worker's."""
-    own, size = place.own(_slices(config, section)), section.batch_size // _slices(config, section)
-    return slice(own.start * size, own.stop * size)
+    share, size = place.share(_slices(config, section)), section.batch_size // _slices(config, section)
+    return slice(share.start * size, share.stop * size)
 
 
-class _Tracking:
-    """The MLflow run of a job: the same one after a restart, and what is added when the job has ended."""
+# ---- the loop and the run ----
 
-    def __init__(self, config: Config, job: str, folder: str, tags: dict[str, str]) -> None:
-        self.config, self.job, self.folder = config, job, folder
+
+class _Training:
+    """A training job: its loop, and its MLflow run, which is the same after a restart."""
+
+    def __init__(self, name: str, config: Config, place: Place, folder: str, tags: dict[str, str]) -> None:
+        self.name, self.config, self.place, self.folder = name, config, place, folder
         self.tags = {**tags, "artifact": folder}
         self.run: tracking.Run | None = None
 
     @property
-    def id(self) -> str | None:
+    def run_id(self) -> str | None:
         """The run's id, once it has started."""
         return self.run.id if self.run is not None else None
 
-    def start(self, run_id: str | None) -> tracking.Run:
-        """Begin, or go on with the checkpoint's run, or with one that never came to a checkpoint."""
-        self.run = tracking.start(self.config, self.job, run_id, self.folder)
+    def train(
+        self, task: Task, section: TrainingConfig, total_steps: int, identity: str, checkpoints: str = "checkpoints"
+    ) -> dict[str, Any]:
+        """Train to the last step, going on from the checkpoints in the artifact's folder; returns figures."""
+        settings = LoopSettings(
+            job=self.name,
+            total_steps=total_steps,
+            batch_size=section.batch_size,
+            slices=_slices(self.config, section),
+            clip_norm=section.clip_norm,
+            checkpoint_every=section.checkpoint_every,
+            log_every=self.config.tracking.log_every,
+            preview_every=section.preview_every,
+            precision=section.precision,
+            seed=self.config.seed,
+            identity=identity,
+        )
+        folder = storage.join(self.folder, checkpoints)
+        return train(task, settings, self.config, folder, place=self.place, start_tracking=self._start_run)
+
+    def _start_run(self, run_id: str | None) -> tracking.Run:
+        """Start a run, or go on with the checkpoint's run, or with one that never came to a checkpoint."""
+        self.run = tracking.start(self.config, self.name, run_id, self.folder)
         self.run.set_tags(self.tags)
         return self.run
 
-    def finish(self, metadata: dict[str, Any]) -> None:
-        """Add the job's figures, register a whole sampler when asked to, and close the run. May be done twice.
+    def finish_run(self, metadata: dict[str, Any]) -> None:
+        """Add the job's figures, register a complete sampler when asked to, and close the run. May be done twice.
 
-        metadata: what the folder's metadata.json will say when this is done.
+        metadata: the content of the folder's metadata.json, which is written after this.
         """
         assert self.run is not None
         figures = metadata["training"]
@@ -341,37 +370,13 @@ class _Tracking:
             data = self.config.data
             mlmodel = pyfunc.describe((data.image_size, data.image_size, data.channels))
             version = self.run.register(name, storage.local_folder(self.folder), metadata, mlmodel)
-            print(f"{self.job}: registered as models:/{name}/{version}, alias champion", flush=True)
+            print(f"{self.name}: registered as models:/{name}/{version}, alias champion", flush=True)
         self.run.end()
 
 
-def _settings(job: str, section: Any, config: Config, total_steps: int, identity: str) -> Settings:
-    return Settings(
-        job=job,
-        total_steps=total_steps,
-        batch_size=section.batch_size,
-        slices=_slices(config, section),
-        clip_norm=section.clip_norm,
-        checkpoint_every=section.checkpoint_every,
-        log_every=config.tracking.log_every,
-        preview_every=getattr(section, "preview_every", 0),
-        precision=section.precision,
-        seed=config.seed,
-        identity=identity,
-    )
-
-
-def _weights_only(section: Any) -> dict[str, Any]:
-    """A training section without what changes no weight: it may change between a stop and going on."""
-    plain = configuration.to_dict(section)
-    for name in ("checkpoint_every", "preview_every", "gradient_checkpointing", "parallel", "teacher"):
-        plain.pop(name, None)
-    return plain
-
-
-def _steps_per_epoch(rows: int, batch_size: int, what: str, section: str) -> int:
+def _steps_per_epoch(rows: int, batch_size: int, kind: str, section: str) -> int:
     if rows < batch_size:
-        raise ConfigError(f"{section}.batch_size={batch_size} is more than the {rows} {what}: lower it")
+        raise ConfigError(f"{section}.batch_size={batch_size} is more than the {rows} {kind}: lower it")
     return rows // batch_size
 
 

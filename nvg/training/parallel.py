@@ -1,7 +1,7 @@
 """Data parallelism, put on a module from outside: copies (DDP) or slices of its weights (FSDP2) on the workers.
 
 A sliced module's tensors are DTensors, split by rows: of n rows worker r of w has r * ceil(n / w) and the next ones, at
-most ceil(n / w). The models know of neither; what training, averages and checkpoints need of a DTensor is here.
+most ceil(n / w). The models know of neither: training, averages and checkpoints use the functions here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 Wrap = Callable[[nn.Module, str], nn.Module]  # (module, "ddp" or "fsdp") -> the module to call
 
 
+def workers() -> int:
+    """How many workers train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def alone(module: nn.Module, how: str = "ddp") -> nn.Module:
-    """A `Wrap` for one worker: nothing to share."""
+    """The `Wrap` of a single worker: the module as it is."""
     return module
 
 
@@ -44,14 +49,14 @@ def parallelize(module: nn.Module, how: str) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.get_world_size(),))
-    for block in [part for part in module.modules() if isinstance(part, Block)]:
+    for block in [child for child in module.modules() if isinstance(child, Block)]:
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)  # in place
     return module
 
 
 def exchange_gradients(module: nn.Module, now: bool) -> None:
-    """Whether the next backward pass exchanges gradients: once a step does, after its last slice."""
+    """Have the next backward pass exchange gradients or not: a step does so once, after its last slice."""
     if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = now
     elif is_split(next(module.parameters())):
@@ -71,7 +76,7 @@ def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
 
 def shards(module: nn.Module) -> int:
     """Among how many workers a module's weights are split."""
-    return max((part.device_mesh.size() for part in module.parameters() if is_split(part)), default=1)
+    return max((weight.device_mesh.size() for weight in module.parameters() if is_split(weight)), default=1)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -94,8 +99,8 @@ def assign(target: Tensor, value: Tensor) -> None:
     local(target).copy_(local(value))
 
 
-def own_rows(tensor: Tensor) -> range | None:
-    """Which rows of the whole tensor a DTensor's worker has; None for another tensor."""
+def local_rows(tensor: Tensor) -> range | None:
+    """The rows of the whole DTensor that this worker has; None for another tensor."""
     if not is_split(tensor):
         return None
     most = math.ceil(tensor.shape[0] / tensor.device_mesh.size())

@@ -26,7 +26,7 @@ class Prefetch(Generic[T]):
                 if not self._put((item, None)):
                     return
             self._put((None, StopIteration()))
-        except BaseException as error:  # handed to the reader, whatever it is
+        except BaseException as error:  # any error is the reader's
             self._put((None, error))
 
     def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:

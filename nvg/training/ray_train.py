@@ -1,8 +1,8 @@
 """The Ray edge of training: one loop on one worker becomes data-parallel on many, and survives the loss of some.
 
-Ray Train starts the workers, joins them in a process group and starts all of them again when one is lost. What a
-restart goes on from are this project's own checkpoints (nvg/training/checkpoint.py), in the artifact's folder: so a
-killed driver, started again, goes on as well.
+Ray Train starts the workers, joins them in a process group and starts all of them again when one is lost. A restart
+goes on from this project's own checkpoints (nvg/training/checkpoint.py) in the artifact's folder: so a killed driver,
+started again, goes on as well.
 """
 
 from __future__ import annotations
@@ -14,20 +14,17 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
 from nvg import storage, tracking
-from nvg.cluster import OWN_RAY
-from nvg.config import Config
+from nvg.cluster import is_own_ray, keep_services_here, set_threads, warn_of_too_few_cpus
+from nvg.config import ClusterConfig, Config
 from nvg.errors import NvgError
 from nvg.training.jobs import tidy
-from nvg.training.loop import Bar, Place, terminal_bar
+from nvg.training.loop import Place
 from nvg.training.parallel import parallelize
 
-Wrap = Callable[[nn.Module], nn.Module]
 Body = Callable[..., Any]
 
 
@@ -42,69 +39,59 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     for name in ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_TRAIN_ENABLE_PRINT_PATCH"):
         os.environ.setdefault(name, "0")
     import ray
-    import ray.train
     import ray.train.torch
 
-    library: Any = ray.train  # its annotations are those of the old version
     # Nobody takes the only node away: no need of an actor that looks out for it.
-    alone = sum(node["Alive"] for node in ray.nodes()) == 1
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if alone else "1"
-    cluster = config.cluster
-    workers: int | tuple[int, int] = cluster.num_workers
-    if cluster.min_workers is not None:
-        workers = (cluster.min_workers, cluster.num_workers)
-    _warn_of_too_few_cpus(ray.cluster_resources().get("CPU", 0.0), config)
-    if OWN_RAY not in ray.cluster_resources():
-        _services_here()
+    single_node = sum(node["Alive"] for node in ray.nodes()) == 1
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if single_node else "1"
+    warn_of_too_few_cpus(ray.cluster_resources().get("CPU", 0.0), config.cluster)
+    if not is_own_ray():
+        keep_services_here()
+    tidy(folder)  # after a driver that was killed
     notes = storage.join(folder, "ray_train")
-    path, filesystem = _storage(notes)
-    tidy(folder)  # what a killed driver left
+    work = _Work(
+        body=body,
+        config=config,
+        arguments={"folder": folder, **arguments},
+        tracking_uri=tracking.tracking_uri(config),
+        single_node=single_node,
+    )
+    library: Any = ray.train  # its annotations are those of the old version
     trainer = library.torch.TorchTrainer(
         _worker,
-        train_loop_config={
-            "body": body,
-            "config": config,
-            "arguments": {"folder": folder, **arguments},
-            "tracking_uri": tracking.tracking_uri(config),  # every worker takes the driver's answer
-            "alone": alone,
-        },
-        scaling_config=library.ScalingConfig(
-            num_workers=workers,
-            elastic_resize_monitor_interval_s=cluster.resize_interval,
-            use_gpu=cluster.use_gpu,
-            resources_per_worker={
-                "CPU": cluster.cpus_per_worker,
-                **({"GPU": 1} if cluster.use_gpu else {}),
-                **cluster.worker_resources,
-            },
-        ),
-        run_config=library.RunConfig(
-            name="run",
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=library.FailureConfig(max_failures=cluster.max_failures),
-            logging_config=library.LoggingConfig(log_level="WARNING"),
-        ),
+        train_loop_config={"work": work},
+        scaling_config=_scaling(library, config.cluster),
+        run_config=_run_config(library, config.cluster, notes),
     )
     with storage.space_for(notes), _interruptible():
-        result = trainer.fit()
+        answer = trainer.fit().return_value
     tidy(folder)
-    answer = result.return_value
     if "error" in answer:
         raise answer["error"]
     return answer["value"]
 
 
-def _worker(loop: dict[str, Any]) -> dict[str, Any]:
-    """What runs on every worker."""
+@dataclass(frozen=True)
+class _Work:
+    """What the driver sends to every worker."""
+
+    body: Body
+    config: Config
+    arguments: dict[str, Any]
+    tracking_uri: str  # the driver's answer: every worker uses it
+    single_node: bool
+
+
+def _worker(message: dict[str, _Work]) -> dict[str, Any]:
+    """Run the body on one worker; returns its result, or the error that would come again at once."""
     import ray.train
     from ray.train.torch import get_device
 
-    config: Config = loop["config"]
-    os.environ[tracking.ENVIRONMENT] = loop["tracking_uri"]
+    work = message["work"]
+    os.environ[tracking.ENVIRONMENT] = work.tracking_uri
     for name in ("ray.data", "ray.train"):  # notices at every epoch and every checkpoint
         logging.getLogger(name).setLevel(logging.WARNING)
-    torch.set_num_threads(config.cluster.threads_per_worker or max(1, round(config.cluster.cpus_per_worker)))
+    set_threads(work.config.cluster)
     library: Any = ray.train
     context = library.get_context()
 
@@ -113,32 +100,48 @@ def _worker(loop: dict[str, Any]) -> dict[str, Any]:
         world=context.get_world_size(),
         device=get_device(),
         report=ray.train.report,
-        leaving=(lambda: False) if loop["alone"] else (lambda: library.get_preemption_info() is not None),
-        bar=_bar,
+        leaving=lambda: not work.single_node and library.get_preemption_info() is not None,
     )
     try:
-        return {"value": loop["body"](config, place, parallelize, **loop["arguments"])}
+        return {"value": work.body(work.config, place, parallelize, **work.arguments)}
     except NvgError as error:
         if not error.final:
             raise
         return {"error": error}
 
 
-def _bar(total: int, description: str) -> Bar:
-    """A bar that the driver draws."""
-    import ray
+def _scaling(library: Any, cluster: ClusterConfig) -> Any:
+    """Ray Train's ScalingConfig: how many workers, and the resources of each."""
+    workers: int | tuple[int, int] = cluster.num_workers
+    if cluster.min_workers is not None:
+        workers = (cluster.min_workers, cluster.num_workers)
+    gpus = {"GPU": 1} if cluster.use_gpu else {}
+    return library.ScalingConfig(
+        num_workers=workers,
+        elastic_resize_monitor_interval_s=cluster.resize_interval,
+        use_gpu=cluster.use_gpu,
+        resources_per_worker={"CPU": cluster.cpus_per_worker, **gpus, **cluster.worker_resources},
+    )
 
-    if not ray.is_initialized():
-        return terminal_bar(total, description)
-    from ray.experimental import tqdm_ray
 
-    return tqdm_ray.tqdm(total=total, desc=description, unit="step")
+def _run_config(library: Any, cluster: ClusterConfig, notes: str) -> Any:
+    """Ray Train's RunConfig: where it keeps its notes, and how many failures it survives."""
+    path, filesystem = _storage(notes)
+    return library.RunConfig(
+        name="run",
+        storage_path=path,
+        storage_filesystem=filesystem,
+        failure_config=library.FailureConfig(max_failures=cluster.max_failures),
+        logging_config=library.LoggingConfig(log_level="WARNING"),
+    )
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ray Train takes SIGINT for itself and keeps it when it has ended: Ctrl-C would then end a later job with code 0,
-    or not at all."""
+    """Give SIGINT back after Ray Train, which takes it for itself and keeps it.
+
+    Otherwise Ctrl-C would end a later job with code 0, or not at all.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -147,33 +150,6 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _services_here() -> None:
-    """Ray Data starts services that stay for the cluster's life on the node that first needs them. Let that be the
-    driver's, and not a worker's: this would be kept by them though idle, or take them with it."""
-    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
-    from ray.data._internal.stats import get_or_create_stats_actor
-    from ray.data._internal.usage.actor import get_or_create_usage_collection_actor
-    from ray.data._internal.usage.collector import usage_stats_enabled
-
-    coordinator.get_or_create_autoscaling_coordinator()
-    get_or_create_stats_actor()
-    if usage_stats_enabled():
-        get_or_create_usage_collection_actor()
-
-
-def _warn_of_too_few_cpus(there: float, config: Config) -> None:
-    """Workers that take every CPU leave none to read their data, and the job would wait for ever without a word."""
-    cluster = config.cluster
-    needed = (cluster.min_workers or cluster.num_workers) * cluster.cpus_per_worker + cluster.cpus_per_reader
-    if needed > there:
-        print(
-            f"waiting: {cluster.num_workers} workers with cluster.cpus_per_worker={cluster.cpus_per_worker:g} and a "
-            f"reader with cluster.cpus_per_reader={cluster.cpus_per_reader:g} need {needed:g} CPUs, the cluster has "
-            f"{there:g}. Unless more nodes come, set them lower (parts of a CPU are fine)",
-            flush=True,
-        )
 
 
 def _storage(url: str) -> tuple[str, Any]:

@@ -3,8 +3,8 @@
     model.safetensors                   all tensors, whole
     model-00001-of-00004.safetensors    the second quarter of every tensor's rows
 
-What is not split (buffers, step counts) is in the first file alone. A reader takes the rows that it needs from whatever
-files have them, so a checkpoint of any number of workers loads into any other.
+Tensors that are not split (buffers, step counts) are in the first file alone. A reader takes the rows that it needs
+from the files that have them, so a checkpoint of any number of workers loads into any other number.
 """
 
 from __future__ import annotations
@@ -21,27 +21,30 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nvg import storage
-from nvg.training.parallel import is_split, local, own_rows
+from nvg.training.parallel import is_split, local, local_rows
 
 
 def file_name(name: str, shard: int, shards: int) -> str:
-    """The file with a worker's part of the tensors `name`."""
+    """The file with a worker's share of the tensors `name`."""
     return f"{name}.safetensors" if shards == 1 else f"{name}-{shard:05d}-of-{shards:05d}.safetensors"
 
 
-def write_shards(url: str, parts: Mapping[str, Mapping[str, Tensor]], shard: int, shards: int) -> dict[str, Any] | None:
+def write_shards(
+    url: str, tensor_sets: Mapping[str, Mapping[str, Tensor]], shard: int, shards: int
+) -> dict[str, Any] | None:
     """Write this worker's rows into the checkpoint's folder, and wait for the other workers.
 
-    Returns, on the first worker alone, size and CRC-32 of the files of all.
+    tensor_sets: the tensors of each file name. Returns, on the first worker alone, size and CRC-32 of all workers'
+    files.
     """
-    own = {}
-    for name, tensors in parts.items():
-        mine = {key: value for key, value in tensors.items() if is_split(value) or shard == 0}
-        data = save({key: local(value.detach()).cpu().contiguous().clone() for key, value in mine.items()})
+    written = {}
+    for name, tensors in tensor_sets.items():
+        rows = {key: value for key, value in tensors.items() if is_split(value) or shard == 0}
+        data = save({key: local(value.detach()).cpu().contiguous().clone() for key, value in rows.items()})
         storage.write_bytes(storage.join(url, file_name(name, shard, shards)), data)
-        own[file_name(name, shard, shards)] = {"size": len(data), "crc32": zlib.crc32(data)}
+        written[file_name(name, shard, shards)] = {"size": len(data), "crc32": zlib.crc32(data)}
     everyone: list[Any] = [None] * shards
-    distributed.all_gather_object(everyone, own)
+    distributed.all_gather_object(everyone, written)
     return {name: mark for files in everyone for name, mark in files.items()} if shard == 0 else None
 
 
@@ -57,31 +60,33 @@ class Saved:
                 self._files.append(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
                 raise ValueError(f"{path.name} is damaged ({error})") from None
-        self._parts: dict[str, list[Any]] = {}  # slices of a tensor's rows, in their order
+        self._slices: dict[str, list[Any]] = {}  # slices of a tensor's rows, in their order
         for file in self._files:
-            for key in file.keys():
-                self._parts.setdefault(key, []).append(file.get_slice(key))
+            keys = file.keys()
+            for key in keys:
+                self._slices.setdefault(key, []).append(file.get_slice(key))
 
-    def keys(self) -> set[str]:
+    @property
+    def names(self) -> set[str]:
         """The names of all tensors."""
-        return set(self._parts)
+        return set(self._slices)
 
     def shape(self, name: str) -> torch.Size:
         """The shape of a whole tensor."""
-        shapes = [part.get_shape() for part in self._parts[name]]
+        shapes = [rows.get_shape() for rows in self._slices[name]]
         return torch.Size([sum(shape[0] for shape in shapes), *shapes[0][1:]] if len(shapes) > 1 else shapes[0])
 
     def read(self, name: str, like: Tensor) -> Tensor:
-        """A tensor, of which only this worker's rows where `like` is split over workers."""
-        rows, parts, shape = own_rows(like), self._parts[name], self.shape(name)
+        """A tensor, or this worker's rows of it where `like` is split over workers."""
+        rows, slices, shape = local_rows(like), self._slices[name], self.shape(name)
         if not shape:
-            return next(file for file in self._files if name in file.keys()).get_tensor(name)
+            return next(file for file in self._files if name in set(file.keys())).get_tensor(name)
         rows = range(shape[0]) if rows is None else rows
-        found, first = [], 0
-        for part in parts:
-            there = part.get_shape()[0]
-            start, stop = max(rows.start - first, 0), min(rows.stop - first, there)
+        pieces, first = [], 0
+        for rows_of_file in slices:
+            count = rows_of_file.get_shape()[0]
+            start, stop = max(rows.start - first, 0), min(rows.stop - first, count)
             if start < stop:
-                found.append(part[start:stop])
-            first += there
-        return torch.cat(found) if found else parts[0][0:0]
+                pieces.append(rows_of_file[start:stop])
+            first += count
+        return torch.cat(pieces) if pieces else slices[0][0:0]

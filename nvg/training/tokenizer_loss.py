@@ -18,10 +18,10 @@ def tokenizer_loss(
     warm_up: bool,
     lpips: nn.Module | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], AutoencoderOutput]:
-    """l1 + l2 + LPIPS + commitment + codebook + entropy; the adversarial term is added by the loop.
+    """l1 + l2 + LPIPS + commitment + codebook + entropy; the task adds the adversarial term.
 
     autoencoder: an Autoencoder, possibly wrapped for data parallelism. images: float (N, C, H, W) in [-1, 1].
-    warm_up: train every code through a soft assignment (index backpropagation), the first epoch.
+    warm_up: train every entry of the codebook through a soft assignment (index backpropagation), the first epoch.
     """
     output: AutoencoderOutput = autoencoder(images, soft=warm_up, entropy=config.entropy_weight > 0)
     reconstruction = output.reconstruction.float()
@@ -29,7 +29,7 @@ def tokenizer_loss(
         "l1": F.l1_loss(reconstruction, images),
         "l2": F.mse_loss(reconstruction, images),
         "commitment": output.quantized.commitment,
-        "codebook": output.quantized.codebook,
+        "codebook": output.quantized.codebook_loss,
     }
     loss = (
         config.l1_weight * terms["l1"]
@@ -46,12 +46,12 @@ def tokenizer_loss(
     return loss, terms, output
 
 
-def code_counts(output: AutoencoderOutput, codebook_size: int) -> Tensor:
-    """How often each code was used in a batch: (V,) int64."""
+def entry_counts(output: AutoencoderOutput, codebook_size: int) -> Tensor:
+    """How often a batch uses each entry of the codebook: (V,) int64."""
     return torch.bincount(output.quantized.sequence.flat_content().flatten(), minlength=codebook_size)
 
 
-def seed_codebook(autoencoder: Autoencoder, images: Tensor, generator: torch.Generator) -> None:
-    """Begin the codebook at the residuals of a batch, before the first step."""
+def seed_codebook(autoencoder: Autoencoder, images: Tensor, rng: torch.Generator) -> None:
+    """Put the codebook's entries onto residuals of a batch, before the first step."""
     with torch.no_grad():
-        autoencoder.quantizer.seed_codebook(autoencoder.latents(images), generator)
+        autoencoder.quantizer.seed_codebook(autoencoder.latents(images), rng)

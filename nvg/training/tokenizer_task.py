@@ -1,9 +1,9 @@
-"""Training of the tokenizer as a `Task`: reconstruction, codebook upkeep, and the discriminator if asked for."""
+"""The training of the tokenizer as a `Task`: reconstruction, codebook upkeep, and the discriminator if asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as distributed
@@ -13,17 +13,24 @@ from nvg.autoencoder import Autoencoder, AutoencoderOutput
 from nvg.config import Config
 from nvg.data.images import to_float, to_uint8
 from nvg.training.ema import EMA
-from nvg.training.loop import Batch, Task, draw_seed, workers
-from nvg.training.parallel import Wrap, alone
+from nvg.training.parallel import Wrap, alone, workers
 from nvg.training.schedule import warmup_cosine
-from nvg.training.tokenizer_loss import code_counts, seed_codebook, tokenizer_loss
+from nvg.training.seeds import draw_seed
+from nvg.training.task import Batch, Task
+from nvg.training.tokenizer_loss import entry_counts, seed_codebook, tokenizer_loss
+
+if TYPE_CHECKING:
+    from nvg.training.discriminator import Discriminator
 
 CODEBOOK = "quantizer.codebook"
 PREVIEW_IMAGES = 20
 
 
-class CodeUsage(nn.Module):
-    """How often each code was used since unused ones were last moved: a buffer, so that it is in checkpoints."""
+class EntryUsage(nn.Module):
+    """How often each entry of the codebook was used since unused ones were last moved.
+
+    The counts are a buffer, so that checkpoints hold them.
+    """
 
     counts: Tensor
 
@@ -33,7 +40,7 @@ class CodeUsage(nn.Module):
 
 
 class TokenizerTask(Task):
-    """Batches hold images, uint8 (b, H, W, C)."""
+    """The tokenizer's training. Batches hold images, uint8 (b, H, W, C)."""
 
     def __init__(
         self,
@@ -51,40 +58,39 @@ class TokenizerTask(Task):
         self.warm_up_steps = settings.index_backprop_epochs * steps_per_epoch
         torch.manual_seed(draw_seed(config.seed, "tokenizer"))
         self.autoencoder = Autoencoder(config.tokenizer).to(device)
-        self.usage = CodeUsage(config.tokenizer.codebook_size).to(device)
+        self.usage = EntryUsage(config.tokenizer.codebook_size).to(device)
         self.modules = {"tokenizer": self.autoencoder, "usage": self.usage}
         self.averages = {"tokenizer": EMA(self.autoencoder, settings.ema_decay)}
-        first, second = settings.betas
-        self.optimizers = {
-            "tokenizer": torch.optim.AdamW(
-                self.autoencoder.parameters(),
-                settings.lr,
-                (first, second),
-                weight_decay=settings.weight_decay,
-                fused=True,
-            )
-        }
-        self.clip = {"tokenizer": list(self.autoencoder.parameters())}
-        self.lpips = self.discriminator = None
+        parameters = list(self.autoencoder.parameters())
+        self.optimizers = {"tokenizer": self._adamw(parameters, settings.lr, settings.weight_decay)}
+        self.clip = {"tokenizer": parameters}
+        self.lpips: nn.Module | None = None
+        self.discriminator: Discriminator | None = None
         if settings.lpips_weights is not None:
             from nvg.frozen.lpips import load_lpips
 
             self.lpips = load_lpips(settings.lpips_weights).to(device)
         if settings.discriminator_weights is not None:
-            from nvg.training.discriminator import load_discriminator
-
-            self.discriminator = load_discriminator(settings.discriminator_weights).to(device)
-            heads = self.discriminator.heads
-            self.modules["discriminator"] = heads
-            self.optimizers["discriminator"] = torch.optim.AdamW(
-                heads.parameters(), settings.discriminator_lr, (first, second), weight_decay=0.0, fused=True
-            )
-            self.clip["discriminator"] = list(heads.parameters())
+            self._add_discriminator(settings.discriminator_weights, device)
         self.wrapped = wrap(self.autoencoder, "ddp")
         self.parallel = [self.wrapped]
         self._counts = torch.zeros_like(self.usage.counts)  # of this step on this worker
-        self._output: AutoencoderOutput | None = None
-        self._shown: Tensor | None = None  # images of the last batch
+        self._output: AutoencoderOutput | None = None  # of the last batch
+        self._images: Tensor | None = None  # of the last batch
+
+    def _adamw(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        first, second = self.settings.betas
+        return torch.optim.AdamW(parameters, lr, (first, second), weight_decay=weight_decay, fused=True)
+
+    def _add_discriminator(self, weights: str, device: torch.device) -> None:
+        from nvg.training.discriminator import load_discriminator
+
+        discriminator = self.discriminator = load_discriminator(weights).to(device)
+        heads = discriminator.heads
+        parameters = list(heads.parameters())
+        self.modules["discriminator"] = heads
+        self.optimizers["discriminator"] = self._adamw(parameters, self.settings.discriminator_lr, 0.0)
+        self.clip["discriminator"] = parameters
 
     def batches(self, step: int) -> Iterator[Batch]:
         return self.stream(step)
@@ -94,25 +100,25 @@ class TokenizerTask(Task):
         rates = {"tokenizer": self.settings.lr, "discriminator": self.settings.discriminator_lr}
         return {name: rates[name] * factor for name in self.optimizers}
 
-    def begin(self, batch: Batch, generator: torch.Generator) -> None:
-        """The codebook begins at residuals of the first worker's first batch."""
-        seed_codebook(self.autoencoder, to_float(batch["images"]), generator)
+    def begin(self, batch: Batch, rng: torch.Generator) -> None:
+        """Put the codebook's entries onto residuals of the first worker's first batch."""
+        seed_codebook(self.autoencoder, to_float(batch["images"]), rng)
         self._share_codebook()
         self.averages["tokenizer"].reset()
 
-    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         images = to_float(batch["images"])
         warm_up = step < self.warm_up_steps
         loss, terms, output = tokenizer_loss(self.wrapped, images, self.settings, warm_up=warm_up, lpips=self.lpips)
-        self._counts += code_counts(output, self._counts.shape[0])
-        self._output, self._shown = output, batch["images"]
+        self._counts += entry_counts(output, self._counts.shape[0])
+        self._output, self._images = output, batch["images"]
         if self.discriminator is not None and step >= self.settings.discriminator_start * self.total_steps:
             adversarial, more = self._adversarial(images, output.reconstruction.float(), terms)
             loss, terms = loss + adversarial, terms | more
         return loss, terms
 
     def _adversarial(self, images: Tensor, fake: Tensor, terms: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The decoder's adversarial loss plus the discriminator's own, whose graphs do not touch.
+        """The decoder's adversarial loss plus the discriminator's own loss, whose graphs do not touch.
 
         Both go into one backward pass: the heads are frozen while they judge for the decoder, and see reconstructions
         without gradient when they learn.
@@ -129,12 +135,12 @@ class TokenizerTask(Task):
         if "lpips" in terms:
             reconstruction = reconstruction + settings.lpips_weight * terms["lpips"]
         weight = adaptive_weight(reconstruction, decoder, self.autoencoder.decoder.last_layer.weight)
-        own = discriminator_loss(self.discriminator(images), self.discriminator(fake.detach()))
-        recorded = {"adversarial": decoder, "adversarial_weight": weight, "discriminator": own}
-        return settings.discriminator_weight * weight * decoder + own, recorded
+        judged = discriminator_loss(self.discriminator(images), self.discriminator(fake.detach()))
+        recorded = {"adversarial": decoder, "adversarial_weight": weight, "discriminator": judged}
+        return settings.discriminator_weight * weight * decoder + judged, recorded
 
     def before_optimizers(self) -> None:
-        """The heads are called bare, several times a step: their gradients are averaged over the workers here."""
+        """Average the heads' gradients over the workers: the heads are called unwrapped, several times per step."""
         if self.discriminator is not None and workers() > 1:
             for parameter in self.discriminator.heads.parameters():
                 if parameter.grad is not None:
@@ -142,8 +148,8 @@ class TokenizerTask(Task):
                     parameter.grad /= workers()
 
     @torch.no_grad()
-    def after_step(self, step: int, generator: torch.Generator) -> dict[str, float]:
-        """Count the codes; from time to time put unused ones where residuals are."""
+    def after_step(self, step: int, rng: torch.Generator) -> dict[str, float]:
+        """Count the entries used; every revive_every steps, put unused ones onto residuals."""
         if workers() > 1:
             distributed.all_reduce(self._counts)
         self.usage.counts += self._counts
@@ -155,24 +161,24 @@ class TokenizerTask(Task):
         self.usage.counts.zero_()
         if step < self.settings.revive_until * self.total_steps:
             assert self._output is not None
-            self.autoencoder.quantizer.revive(unused, self._output.quantized.residual_means, generator)
+            self.autoencoder.quantizer.revive(unused, self._output.quantized.residual_means, rng)
             self._share_codebook()
             self.averages["tokenizer"].copy_rows(CODEBOOK, unused)
         return {"codes_used": 1.0 - float(unused.float().mean())}
 
     def _share_codebook(self) -> None:
-        """Every worker takes the first one's codebook: each put codes onto residuals of its own images."""
+        """Take the first worker's codebook on every worker: each put entries onto residuals of its own images."""
         if workers() > 1:
             distributed.broadcast(self.autoencoder.quantizer.codebook.data, src=0)
 
     @torch.no_grad()
     def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
-        """reconstruction.png: some of the last batch's images, by the averaged weights."""
-        if self._shown is None:
+        """Draw reconstruction.png: some of the last batch's images, by the averaged weights."""
+        if self._images is None:
             return {}
         from nvg.pictures import reconstruction_picture
 
-        images = self._shown[:PREVIEW_IMAGES]
+        images = self._images[:PREVIEW_IMAGES]
         with self.averages["tokenizer"].applied():
             reconstructed = self.autoencoder.decode(self.autoencoder.encode(to_float(images)))
         return {"reconstruction.png": reconstruction_picture(images.cpu(), to_uint8(reconstructed).cpu())}

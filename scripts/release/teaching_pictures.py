@@ -31,7 +31,7 @@ from nvg.generator import Sampler
 from nvg.generator.controls import Given, given_from_drawing, given_from_sequence
 from nvg.generator.sampler import to_pixels
 from nvg.granularity import GranularitySequence
-from nvg.pictures import STAGE_SIDES, Row, compose, map_tile, stages_picture, tile
+from nvg.pictures import STAGE_SIDES, TileRow, compose, map_tile, stages_picture, tile
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 6  # rows or columns of a picture, at most
@@ -96,14 +96,14 @@ def drawing(sampler: Sampler, config: Config) -> Image.Image:
     """Drawn stage-1 structure by class: the drawing, the map it becomes, samples."""
     classes = some_classes(sampler)
     names = [sampler.class_names[label] for label in classes]
-    rows: list[Row] = []
+    rows: list[TileRow] = []
     for name, drawn in drawings().items():
         given = given_from_drawing(drawn[None], sampler.tokenizer.config.grid)
         images = tiles(sampler.generate(classes, seed=0, given=given))
         side = images[0].size
         ink = Image.fromarray((255 - drawn.numpy() * 255).astype(np.uint8)).convert("RGB").resize(side)
         row = [ink, structure_tile(given.codes[0], 1, images[0]), *images]
-        rows.append(Row(row, name, note=f"{int(given.moved[0])} moved", begins_block=bool(rows)))
+        rows.append(TileRow(row, name, note=f"{int(given.moved[0])} moved", begins_block=bool(rows)))
     return compose(rows, [("drawn", ""), ("stage 1", "2 tokens"), *((name, "") for name in names)])
 
 
@@ -113,12 +113,12 @@ def transfer(sampler: Sampler, config: Config) -> Image.Image:
     names = [sampler.class_names[label] for label in classes]
     images = real_images(config, classes)
     sequence = sampler.tokenizer.encode(to_float(images))
-    rows: list[Row] = []
+    rows: list[TileRow] = []
     for number, name in enumerate(names):
         given = one(sequence, number, structure_stages=sampler.last_stage)
         made = tiles(sampler.generate(classes, seed=0, given=given))
         row = [*tiles(images[number : number + 1]), structure_tile(given.codes[0], 2, made[0]), *made]
-        rows.append(Row(row, name, begins_block=bool(rows)))
+        rows.append(TileRow(row, name, begins_block=bool(rows)))
     return compose(rows, [("structure of", ""), ("stage 2", ""), *((name, "") for name in names)])
 
 
@@ -127,13 +127,13 @@ def variation(sampler: Sampler, config: Config) -> Image.Image:
     label = some_classes(sampler)[-1]
     image = real_images(config, [label])
     sequence = sampler.tokenizer.encode(to_float(image))
-    rows = [Row(tiles(image), sampler.class_names[label], note="the image")]
+    rows = [TileRow(tiles(image), sampler.class_names[label], note="the image")]
     for what in ("structure", "structure and content"):
         for kept in range(sampler.last_stage + 1):
             content = kept + 1 if what != "structure" else 0
             given = one(sequence, 0, structure_stages=kept, content_stages=content)
             made = sampler.generate([label] * SEEDS, seed=0, given=given)
-            rows.append(Row(tiles(made), f"stages 0 ... {kept}", note=f"{what} kept", begins_block=kept == 0))
+            rows.append(TileRow(tiles(made), f"stages 0 ... {kept}", note=f"{what} kept", begins_block=kept == 0))
     return compose(rows)
 
 

@@ -98,7 +98,7 @@ def test_losses_are_the_mean_squared_distances_over_the_stages(quantizer, latent
     canvases = quantizer.canvases(output.sequence)[1:]
     expected = sum((latents - canvas).square().mean() for canvas in canvases) / 5
     torch.testing.assert_close(output.commitment, expected)
-    torch.testing.assert_close(output.codebook, expected)
+    torch.testing.assert_close(output.codebook_loss, expected)
 
 
 def test_gradients_go_where_the_method_sends_them(quantizer, latents):
@@ -109,7 +109,7 @@ def test_gradients_go_where_the_method_sends_them(quantizer, latents):
     (gradient,) = torch.autograd.grad(output.commitment, latents, retain_graph=True)
     assert gradient.abs().sum() > 0
     assert torch.autograd.grad(output.commitment, quantizer.codebook, allow_unused=True, retain_graph=True) == (None,)
-    (gradient,) = torch.autograd.grad(output.codebook, quantizer.codebook)
+    (gradient,) = torch.autograd.grad(output.codebook_loss, quantizer.codebook)
     used = torch.zeros(40, dtype=torch.bool)
     used[output.sequence.flat_content().flatten()] = True
     assert torch.equal(gradient.abs().sum(dim=1) > 0, used)
@@ -166,7 +166,7 @@ def test_an_n_stage_preview_is_the_decoded_canvas_after_n_stages():
         expected = model.decode_canvas(canvases[stages]).clamp(-1, 1)
         torch.testing.assert_close(model.decode(sequence, stages), expected)
     torch.testing.assert_close(model.decode(sequence), model.decode(sequence, 5))
-    with pytest.raises(ValueError, match="stages=6"):
+    with pytest.raises(ValueError, match="stage_count=6"):
         model.decode(sequence, 6)
 
 

@@ -44,11 +44,11 @@ from nvg import config as configuration
 from nvg import tracking
 from nvg.artifacts.lease import left_over
 from nvg.data.tokens import read_part
-from pipelines.steps import plan
+from pipelines import steps
 from tests.support.synthetic import write_images
 
 ROOT = Path(__file__).parents[2]
-STEPS = ("tokenizer", "tokens", "generators", "distilled", "evaluation")
+STEPS = tuple(steps.STEPS)
 VICTIMS = {step: ("worker", "driver", "raylet", "all") for step in STEPS} | {
     step: ("data", "driver", "raylet", "all") for step in ("tokens", "evaluation")
 }
@@ -80,7 +80,7 @@ class Run:
         self.arguments = ["--config", str(ROOT / "conf" / "smoke.yaml"), *settings]
         self.config = configuration.load(self.arguments[1], self.arguments[2:])
         self.output = Path(self.config.output)
-        self.artifacts = {step: Path(item.folder) for step, item in plan(self.config).items()}
+        self.artifacts = {step: Path(item.folder) for step, item in steps.plan(self.config).items()}
 
     def start(self, step: str) -> subprocess.Popen:
         """Begin the command, up to a step, in a session of its own."""

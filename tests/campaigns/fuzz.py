@@ -45,6 +45,7 @@ from safetensors.torch import save
 import tests.support.toy_config as toy
 from nvg import config as configuration
 from nvg.artifacts import models
+from nvg.artifacts.files import checksum
 from nvg.autoencoder import Autoencoder
 from nvg.data import BrokenImageError, decode_image, make_view, open_source
 from nvg.data import tokens as token_parts
@@ -439,7 +440,7 @@ def token_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
         path = str(inputs.put("t/part-000000-view0.parquet", data))
         for read in (
             lambda: token_parts.to_arrays(token_parts.read_part(path, form.fingerprint)),
-            lambda: token_parts.look([path], form, str(inputs.folder)),
+            lambda: token_parts.read_footers([path], form, str(inputs.folder)),
         ):
             with contextlib.suppress(DataError):
                 read()
@@ -514,7 +515,7 @@ def resume(path: str) -> None:
 def trust_checksum(path: Path) -> None:
     """Write a file's present checksum into its checkpoint's metadata, so that the reader gets past it."""
     metadata = json.loads((path.parent / "metadata.json").read_bytes())
-    metadata["files"][path.name] = models.checksum(path)
+    metadata["files"][path.name] = checksum(path)
     (path.parent / "metadata.json").write_text(json.dumps(metadata))
 
 

@@ -109,7 +109,8 @@ def test_a_lost_node_takes_one_of_two_replicas_and_it_comes_back_on_another(ray_
     node = add_node()
     deploy(ServeConfig(port=port, min_replicas=2, max_replicas=2, cpus_per_replica=1.2))
     assert len(set(replica_nodes())) == 2
-    answers, stop = [], threading.Event()
+    answers: list[tuple[float, int | str]] = []
+    stop = threading.Event()
 
     def ask():
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:

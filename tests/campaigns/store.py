@@ -13,7 +13,7 @@ import pytest
 import nvg
 from nvg import config as configuration
 from nvg import storage
-from nvg.data.tokens import parts
+from nvg.data.tokens import part_files
 from pipelines.build_tokens import build_tokens
 from pipelines.steps import plan
 from tests.support.store import BUCKET, CONFIG, SETTINGS, fill, run
@@ -43,7 +43,7 @@ def test_everything_is_read_from_and_written_to_a_store(store, ray_cluster, tmp_
 
     local = configuration.load(CONFIG, [*SETTINGS, f"data.train={images}", f"output={tmp_path}"])
     build_tokens(local, str(storage.local_folder(artifacts["tokenizer"].folder)), f"{tmp_path}/tokens")
-    there, here = parts(artifacts["tokens"].folder), parts(f"{tmp_path}/tokens")
+    there, here = part_files(artifacts["tokens"].folder), part_files(f"{tmp_path}/tokens")
     assert there.keys() == here.keys() and len(there) > 1
     for place, paths in there.items():
         assert [storage.read_bytes(path) for path in paths] == [storage.read_bytes(path) for path in here[place]]

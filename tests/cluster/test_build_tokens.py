@@ -10,10 +10,11 @@ import torch
 
 from nvg import config as configuration
 from nvg.artifacts.models import load_tokenizer
+from nvg.cluster import warn_of_small_store
 from nvg.data import image_batches, open_source, token_batches
 from nvg.data.images import to_float
-from nvg.data.stream import read_pieces, read_view
-from nvg.data.tokens import parts, read_metadata, read_part, to_arrays
+from nvg.data.stream import read_view
+from nvg.data.tokens import part_files, read_metadata, read_part, to_arrays
 from nvg.errors import ConfigError, DataError, DiskFull
 from pipelines.build_tokens import Encode, build_tokens
 from tests.support.disk import small_disk
@@ -60,7 +61,7 @@ def files(folder):
 def test_a_shard_of_any_size_is_cut_into_parts_and_nothing_is_lost(tokens, tokenizer, shards):
     """A shard is read data.unit_images at a time: memory does not follow its size."""
     config = smoke(shards)
-    there = parts(str(tokens))
+    there = part_files(str(tokens))
     assert sorted(there) == [(unit, view) for unit in range(2) for view in range(2)]
     names = [Path(path).name for path in there[0, 1]]
     assert names == [f"part-000000-view1-{piece:04d}{last}.parquet" for piece, last in ((0, ""), (1, ""), (2, "-last"))]
@@ -98,7 +99,7 @@ def test_a_restart_makes_what_is_missing_to_the_same_bytes_and_reads_nothing_els
     stamps = {path.name: path.stat().st_mtime_ns for path in tokens.iterdir()}
     for name in ("metadata.json", "part-000000-view1-0001.parquet", "part-000001-view0.parquet"):
         (tokens / name).unlink()
-    assert sorted(parts(str(tokens))) == [(0, 0), (1, 1)]  # a unit with a missing piece is not there
+    assert sorted(part_files(str(tokens))) == [(0, 0), (1, 1)]  # a unit with a missing piece is not there
     build_tokens(smoke(shards), tokenizer, str(tokens))
     after = files(tokens)
     assert {name: data for name, data in after.items() if name != "metadata.json"} == {
@@ -157,7 +158,7 @@ def test_features_for_representation_alignment_stand_beside_the_tokens(ray_clust
     images, ids, *_ = read_view(source, source.units[0], config.data, 0, config.seed)
     expected = load_dinov2(f"{tmp_path}/dino")(to_float(images[:1]), 4)[0]
     first = next(r for r in range(22) if torch.allclose(batch["features"][r].float(), expected, atol=1e-2))
-    table = read_part(parts(str(tmp_path / "out"))[0, 0][0])
+    table = read_part(part_files(str(tmp_path / "out"))[0, 0][0])
     codes = torch.from_numpy(to_arrays(table)["codes"][table["image_id"].to_pylist().index(ids[0])])
     assert torch.equal(batch["codes"][first], codes)
 
@@ -191,10 +192,11 @@ def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray
     def mark(kind):
         (marks / f"{time.time_ns()}-{kind}").touch()
 
-    def read(*arguments):
-        for piece in read_pieces(*arguments):
-            mark("read")
-            yield piece
+    class MarkedRead(job.Read):
+        def __call__(self, row):
+            for piece in super().__call__(row):
+                mark("read")
+                yield piece
 
     class SlowEncode(Encode):
         def __call__(self, row):
@@ -202,7 +204,7 @@ def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray
             mark("encoded")
             return super().__call__(row)
 
-    monkeypatch.setattr(job, "read_pieces", read)
+    monkeypatch.setattr(job, "Read", MarkedRead)
     monkeypatch.setattr(job, "Encode", SlowEncode)
     about = build_tokens(config, untrained_tokenizer(config, tmp_path / "tokenizer", 0), str(tmp_path / "out"))
     assert about["parts"] == 15 and about["rows"] == 1500
@@ -212,11 +214,9 @@ def test_readers_wait_for_a_slow_encoder_instead_of_filling_the_object_store(ray
 
 
 def test_pieces_that_the_object_store_cannot_hold_are_said_before_anything_is_read(ray_cluster, shards, capsys):
-    from pipelines.build_tokens import _check_store
-
     for images, heard in ((512, ""), (100_000, "data.unit_images=")):
         config = smoke(shards, f"data.unit_images={images}", "data.image_size=64")
-        _check_store(config, 2 * images * 64 * 64 * 3)
+        warn_of_small_store(config, 2 * images * 64 * 64 * 3)
         said = capsys.readouterr().out
         assert bool(said) == bool(heard) and heard in said
     assert "cluster.object_store_gb" in said and "set data.unit_images=5" in said

@@ -8,7 +8,7 @@ import pytest
 
 from nvg.cluster import OWN_RAY, actors
 from nvg.config import ClusterConfig
-from nvg.data.tokens import parts
+from nvg.data.tokens import part_files
 from tests.support.cluster import alive, announce_loss, look_again
 from tests.support.smoke import smoke
 from tests.support.trainings import assert_bit_equal, curve, newest_checkpoint, train_in_process
@@ -31,7 +31,7 @@ def test_a_killed_raylet_loses_and_doubles_no_row(ray_cluster, add_node, images,
     for view in range(2):
         ids = [
             image_id
-            for (_, which), paths in parts(f"{tmp_path}/tokens").items()
+            for (_, which), paths in part_files(f"{tmp_path}/tokens").items()
             for path in paths
             if which == view
             for image_id in pq.read_table(path)["image_id"].to_pylist()

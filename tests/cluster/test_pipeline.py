@@ -15,7 +15,7 @@ from nvg.artifacts.lease import lease
 from nvg.data import image_batches, open_source, token_batches
 from nvg.data.images import to_float
 from nvg.data.stream import read_view
-from nvg.data.tokens import parts, read_part, to_arrays
+from nvg.data.tokens import part_files, read_part, to_arrays
 from nvg.errors import DataError
 from pipelines import run, sweep
 from pipelines.steps import plan
@@ -187,7 +187,7 @@ def test_generators_are_distilled_between_training_and_evaluation(done, argument
     capsys.readouterr()
     distill.main(few)
     assert "distilled: complete, nothing to do" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="distill.steps=0: say how many steps"):
+    with pytest.raises(SystemExit, match="distill.steps=0: there is no such step; say how many"):
         distill.main(arguments)
     with pytest.raises(SystemExit, match="distill.steps=0: there is no such step"):
         run.main([*arguments, "--until", "distilled"])
@@ -311,7 +311,7 @@ def test_token_rows_are_what_the_tokenizer_makes_of_the_images(done, arguments):
     tokenizer = nvg.load(done["generators"].folder).tokenizer
     source = open_source(settings.data, "train")
     for unit, view in ((0, 0), (1, 1)):
-        table = read_part(parts(done["tokens"].folder)[unit, view][0])
+        table = read_part(part_files(done["tokens"].folder)[unit, view][0])
         images, ids, labels, _ = read_view(source, source.units[unit], settings.data, view, settings.seed)
         sequence = tokenizer.encode(to_float(images))
         arrays = to_arrays(table)
@@ -322,7 +322,7 @@ def test_token_rows_are_what_the_tokenizer_makes_of_the_images(done, arguments):
 
 
 def test_tokens_of_another_tokenizer_are_refused(done):
-    path = parts(done["tokens"].folder)[0, 0][0]
+    path = part_files(done["tokens"].folder)[0, 0][0]
     with pytest.raises(DataError, match="not of abc"):
         read_part(path, "abc")
 

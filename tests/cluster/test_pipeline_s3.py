@@ -8,7 +8,7 @@ import pytest
 import nvg
 from nvg import config as configuration
 from nvg import storage
-from nvg.data.tokens import parts
+from nvg.data.tokens import part_files
 from pipelines.build_tokens import build_tokens
 from pipelines.steps import plan
 from tests.support import s3
@@ -35,7 +35,7 @@ def test_tokens_and_a_sampler_are_made_in_a_store(store, ray_cluster, tmp_path):
 
     local = configuration.load(CONFIG, [*SETTINGS, f"data.train={images}", f"output={tmp_path}"])
     build_tokens(local, str(storage.local_folder(artifacts["tokenizer"].folder)), f"{tmp_path}/tokens")
-    in_store, on_disk = parts(artifacts["tokens"].folder), parts(f"{tmp_path}/tokens")
+    in_store, on_disk = part_files(artifacts["tokens"].folder), part_files(f"{tmp_path}/tokens")
     assert in_store.keys() == on_disk.keys() and len(in_store) > 1
     for key, paths in in_store.items():
         assert [storage.read_bytes(path) for path in paths] == [storage.read_bytes(path) for path in on_disk[key]]

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from tests.support.ports import free_ports
+from pipelines.serve import free_ports
 from tests.support.processes import replicas
 from tests.support.smoke import ROOT
 

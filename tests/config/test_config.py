@@ -236,6 +236,28 @@ def test_values_that_do_not_fit_together_are_refused_by_name(overrides: list[str
         assert name in message
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("max_batch=0", "max_batch=0 must be at least 1"),
+        ("max_body_mb=0", "max_body_mb=0.0 must be above 0"),
+        ("precision=float16", "precision='float16' is none of float32, bfloat16"),
+        ("precision=auto", "precision='auto' is none of float32, bfloat16"),
+        ("port=65536", "port=65536 is none of 1 ... 65535"),
+        ("drain_seconds=-1", "drain_seconds=-1.0 must be at least 0"),
+        ("min_replicas=2", "max_replicas=1 is below min_replicas=2"),
+        (
+            "max_queue=3",
+            "max_queue=3 is below max_images=64: a request of so many images could never be taken",
+        ),
+    ],
+)
+def test_a_deployment_that_cannot_be_is_refused_by_name(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        configuration.serve_config({}, [override], where="here.yaml")
+    assert str(raised.value) == f"here.yaml: {words}"
+
+
 @pytest.mark.parametrize("override", ["train.lr", "=3", " = 3", "--verbose", "tokenizer.widths=[16", "name='open"])
 def test_an_override_of_another_form_is_quoted(override: str) -> None:
     message = refusal(MINIMAL, [override])
@@ -256,6 +278,57 @@ def test_a_file_that_is_not_there_or_no_mapping(tmp_path: Path) -> None:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ConfigError, match=words):
             load(tmp_path / "bad.yaml")
+
+
+# ---- a base, and what differs ----
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Write NAME.yaml for each name; returns the path of the first one."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / f"{next(iter(files))}.yaml"
+
+
+@pytest.mark.parametrize("name", ["imagenet_d16", "imagenet_d20", "imagenet_d24"])
+def test_imagenet_s_configurations_are_what_they_were_before_they_had_a_base(name: str) -> None:
+    old = Path(__file__).parents[1] / "artifacts" / "old" / "configurations"
+    assert load(f"conf/{name}.yaml") == load(old / f"{name}.yaml")
+
+
+def test_a_file_wins_over_its_base_and_overrides_over_both(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, lowest=to_yaml(from_dict(MINIMAL)))
+    write(tmp_path / "deep", middle="base: ../lowest.yaml\ntrain: {lr: 0.5, steps: 7}")
+    top = write(tmp_path, top="base: deep/middle.yaml\nname: top\ntrain: {lr: 0.25}")
+    config = load(top, ["train.warmup_steps=3"])
+    assert config.name == "top"
+    assert (config.train.lr, config.train.steps, config.train.warmup_steps) == (0.25, 7, 3)
+    assert config.tokenizer == from_dict(MINIMAL).tokenizer
+    assert configuration.read_file(top)["base"] == "deep/middle.yaml" and "base" not in configuration.read(top)
+    other = write(tmp_path / "deep", absolute=f"base: file://{tmp_path}/top.yaml")
+    assert load(other).train.steps == load(f"file://{other}").train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a": "base: b.yaml"}, ["no configuration file at", "b.yaml", "(base of", "a.yaml"]),
+        ({"a": "base: b.yaml", "b": "[1, 2]"}, ["b.yaml holds no keys", "(base of"]),
+        ({"a": "base: a.yaml"}, ["a.yaml goes in a circle"]),
+        ({"a": "base: b.yaml", "b": "base: c.yaml", "c": "base: b.yaml"}, ["c.yaml: base=", "circle", " -> "]),
+        ({"a": "base: [b.yaml]"}, ["a.yaml: base=['b.yaml'] must be the path or URL"]),
+        ({"a": "base: b.yaml", "b": "trian: {lr: 1}"}, ["a.yaml over", "b.yaml: unknown key 'trian'"]),
+    ],
+    ids=["missing", "no mapping", "itself", "circle", "list", "unknown key"],
+)
+def test_a_base_that_cannot_be_used_is_refused_by_its_file(
+    tmp_path: Path, files: dict[str, str], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(write(tmp_path, **files))
+    for word in words:
+        assert word in str(raised.value)
 
 
 # ---- there and back, digests ----

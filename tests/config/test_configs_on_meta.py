@@ -17,7 +17,8 @@ from nvg.data.tokens import TokenFormat
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.granularity import GranularitySequence, cluster_means, structure_map
 
-CONF = sorted((Path(__file__).parents[2] / "conf").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+CONF = sorted((ROOT / "conf").glob("*.yaml"))
 IMAGES = 2
 
 
@@ -72,6 +73,20 @@ def test_imagenet_sizes_are_the_papers(depth: int, millions: tuple[int, int]) ->
     assert structure / 1e6 == pytest.approx(millions[1], rel=0.02)
     assert describe.parameters(models.content.backbone.blocks) == pytest.approx(61_440 * depth**3, rel=0.01)
     assert describe.parameters(models.structure.backbone.blocks) == pytest.approx(15_360 * depth**3, rel=0.01)
+
+
+@pytest.mark.parametrize("depth", [16, 20, 24])
+def test_the_heads_of_imagenet_s_configurations_count_with_what_describe_prints(depth: int) -> None:
+    path = ROOT / "conf" / f"imagenet_d{depth}.yaml"
+    encoder, decoder, content, structure = describe.describe(load(path))[-1].split(", ")
+    head = path.read_text()
+    assert f" x ({content} + {structure}) = " in head and f"({encoder} + {decoder})" in head
+
+
+@pytest.mark.parametrize("page", ["conf/base/imagenet.yaml", "docs/artifacts.md", "docs/bring_your_own.md"])
+def test_pages_agree_on_the_size_of_a_view_of_imagenet(page: str) -> None:
+    plain = load(ROOT / "conf" / "imagenet_d16.yaml", ["repa.weights=null"])
+    assert f"{describe.row_bytes(plain) * 1_281_167 / 1e9:.1f} GB" in (ROOT / page).read_text()
 
 
 @pytest.mark.parametrize("weights", ["null", "dinov2"])

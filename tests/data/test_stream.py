@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nvg.data import BrokenImage, open_source
 from nvg.data.stream import parts_together, read_pieces, shuffled
-from nvg.data.tokens import TokenFormat, finish, look, part_name, parts, read_part, to_arrays, write_part
+from nvg.data.tokens import TokenFormat, finish, part_files, part_name, read_footers, read_part, to_arrays, write_part
 from nvg.errors import DataError
 from tests.support.pictures import config, encode, jpeg_of, pixels, write_folder
 
@@ -19,12 +19,12 @@ def chunks_of(sizes):
     return [{"labels": np.arange(a, b)} for a, b in zip(starts[:-1], starts[1:], strict=True)]
 
 
-def drain(generator):
+def drain(batches):
     """(what it yields, what it returns)"""
     given = []
     while True:
         try:
-            given.append(next(generator))
+            given.append(next(batches))
         except StopIteration as end:
             return given, end.value
 
@@ -82,19 +82,19 @@ def test_odd_files_among_good_ones_are_read_by_what_they_are_or_named_with_a_rea
 
 
 def columns(count, seed=0):
-    generator = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     return {
         "image_id": [f"{n}.png" for n in range(count)],
         "label": [n % 2 for n in range(count)],
-        "content": generator.integers(0, 300, (count, 7)),
-        "structure": generator.integers(0, 4, (count, 4)),
+        "content": rng.integers(0, 300, (count, 7)),
+        "structure": rng.integers(0, 4, (count, 4)),
     }
 
 
 def test_a_part_is_read_as_it_was_written_and_is_the_same_bytes_each_time(tmp_path):
     for folder in ("one", "two"):
         write_part(str(tmp_path / folder), FORM, part_name(3, 1), 1, columns(5), [BrokenImage("x", "y", "z")])
-    (path,) = parts(str(tmp_path / "one"))[3, 1]
+    (path,) = part_files(str(tmp_path / "one"))[3, 1]
     assert (tmp_path / "one" / "part-000003-view1.parquet").read_bytes() == (
         tmp_path / "two" / "part-000003-view1.parquet"
     ).read_bytes()
@@ -133,11 +133,11 @@ def test_a_unit_with_a_missing_piece_is_not_there(tmp_path):
     names = [part_name(0, 0, piece, piece == 2) for piece in range(3)]
     for name in names:
         write_part(str(tmp_path), FORM, name, 0, columns(2), [])
-    assert [path.rsplit("/", 1)[-1] for path in parts(str(tmp_path))[0, 0]] == names
+    assert [path.rsplit("/", 1)[-1] for path in part_files(str(tmp_path))[0, 0]] == names
     for missing in names:
         data = (tmp_path / missing).read_bytes()
         (tmp_path / missing).unlink()
-        assert parts(str(tmp_path)) == {}
+        assert part_files(str(tmp_path)) == {}
         (tmp_path / missing).write_bytes(data)
 
 
@@ -145,7 +145,7 @@ def test_a_damaged_or_foreign_part_is_named(tmp_path):
     write_part(str(tmp_path), FORM, part_name(0, 0), 0, columns(2), [])
     path = str(tmp_path / part_name(0, 0))
     (tmp_path / part_name(0, 0)).write_bytes((tmp_path / part_name(0, 0)).read_bytes()[:-30])
-    for read in (lambda: read_part(path), lambda: look([path], FORM, str(tmp_path))):
+    for read in (lambda: read_part(path), lambda: read_footers([path], FORM, str(tmp_path))):
         with pytest.raises(DataError, match="part-000000-view0.parquet is damaged"):
             read()
 

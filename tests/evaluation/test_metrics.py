@@ -109,7 +109,7 @@ def test_kernel_distance_is_zero_in_the_mean_for_one_gaussian_and_grows_with_the
     root = np.eye(3)
     reference = gaussian(2000, np.zeros(3), root, 0)
     same = metrics.kernel_distance(gaussian(2000, np.zeros(3), root, 1), reference)
-    assert same.low < 0 < same.high
+    assert same.low <= 0 < same.high
     # E (x.y/D + 1)^3 in closed form: for independent x ~ N(a, I), y ~ N(b, I) in D dimensions, u = x.y/D has
     # E u = a.b/D, E u^2 = (a.b)^2 + |a|^2 + |b|^2 + D over D^2, and E u^3 from 2-million-pair simulation is avoided:
     # along one axis, with D = 1, moments of a product of Gaussians are products of moments.
@@ -177,8 +177,8 @@ def test_a_share_has_wilsons_interval():
 
 
 def test_a_mean_has_its_normal_interval():
-    figure = metrics.mean(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    figure = metrics.mean(torch.tensor([1.0, 2.0, 3.0, 4.0]), limits=metrics.DISTANCE)
     half = 1.96 * np.std([1, 2, 3, 4], ddof=1) / 2
     assert figure.value == 2.5 and figure.high - 2.5 == pytest.approx(half)
     with pytest.raises(ValueError, match="no images"):
-        metrics.mean(torch.zeros(0))
+        metrics.mean(torch.zeros(0), limits=metrics.DISTANCE)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from nvg.frozen.convert import main
@@ -16,8 +17,6 @@ from nvg.training.discriminator import (
     generator_loss,
     load_discriminator,
 )
-
-transformers = pytest.importorskip("transformers")
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3}
 
@@ -204,7 +203,6 @@ def test_weights_of_another_model_are_refused_and_not_filled_with_noise(tmp_path
 
 
 def test_a_folder_may_be_a_url(dino_folder: Path) -> None:
-    pytest.importorskip("nvg.storage")
     assert load_discriminator(dino_folder.as_uri()).backbone.width == 48
     with pytest.raises(FileNotFoundError, match="tokenizer_train.discriminator_weights="):
         load_discriminator(dino_folder.as_uri() + "-none")

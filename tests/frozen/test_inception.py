@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from nvg.errors import WeightsError
-from nvg.frozen.convert_inception import main
+from nvg.frozen.convert import main
 from nvg.frozen.inception import Inception, load_inception, misfits, resize_bilinear, tensor_shapes
 
 State = dict[str, torch.Tensor]
@@ -187,7 +187,7 @@ def inception(state: State, tmp_path_factory: pytest.TempPathFactory) -> Incepti
     folder = tmp_path_factory.mktemp("inception")
     pth, out = folder / "weights.pth", folder / "out" / "inception.safetensors"
     torch.save({**state, "Conv2d_1a_3x3.bn.num_batches_tracked": torch.tensor(3)}, pth)
-    assert main(["--weights", str(pth), "--out", str(out)]) == 0
+    assert main(["inception", "--weights", str(pth), "--out", str(out)]) == 0
     loaded = load_inception(str(out))
     pth.unlink()  # pytest keeps the folders of three runs, and these are 95 MB each
     out.unlink()
@@ -295,7 +295,7 @@ def test_images_that_do_not_fit_are_refused(inception: Inception, shape: tuple[i
 def test_a_missing_file_names_the_key_the_content_and_the_command(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as error:
         load_inception(str(tmp_path / "none.safetensors"))
-    for part in (KEY, "none.safetensors", "6726825d.pth", "python -m nvg.frozen.convert_inception --weights"):
+    for part in (KEY, "none.safetensors", "6726825d.pth", "python -m nvg.frozen.convert inception --weights"):
         assert part in str(error.value)
 
 
@@ -305,7 +305,7 @@ def test_a_file_that_is_not_the_weights_says_what_is_wrong(tmp_path: Path) -> No
     def message() -> str:
         with pytest.raises(WeightsError) as error:
             load_inception(str(path))
-        assert str(error.value).startswith(KEY) and "nvg.frozen.convert_inception" in str(error.value)
+        assert str(error.value).startswith(KEY) and "nvg.frozen.convert inception" in str(error.value)
         return str(error.value)
 
     path.write_bytes(b"a pickle, perhaps")
@@ -326,7 +326,7 @@ def test_conversion_of_a_wrong_file_ends_with_a_message(tmp_path: Path, capsys: 
     pth, out = tmp_path / "w.pth", tmp_path / "out" / "w.safetensors"
 
     def message() -> str:
-        assert main(["--weights", str(pth), "--out", str(out)]) == 1
+        assert main(["inception", "--weights", str(pth), "--out", str(out)]) == 1
         return capsys.readouterr().err
 
     assert "no file at" in message()

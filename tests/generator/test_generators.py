@@ -42,10 +42,10 @@ def test_the_rotary_axes_share_a_head_as_the_method_says():
 
 
 def test_rotation_keeps_lengths_and_depends_on_differences_of_ids_alone():
-    generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 1, 1, 1, 64, generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 64, generator=rng)
     widths = axis_widths(8)
-    a, b = torch.randint(0, 16, (2, 1, 1, len(widths)), generator=generator)
+    a, b = torch.randint(0, 16, (2, 1, 1, len(widths)), generator=rng)
     rotated = rotate(q, rotary_table(a, widths))
     torch.testing.assert_close(rotated.norm(), q.norm())
     dot = (rotated * rotate(k, rotary_table(b, widths))).sum()
@@ -54,8 +54,8 @@ def test_rotation_keeps_lengths_and_depends_on_differences_of_ids_alone():
 
 
 def test_a_rotation_is_the_formula_pair_by_pair():
-    generator = torch.Generator().manual_seed(0)
-    x, angle = torch.randn(2, 3, 5, 64, generator=generator), torch.randn(2, 1, 5, 32, generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    x, angle = torch.randn(2, 3, 5, 64, generator=rng), torch.randn(2, 1, 5, 32, generator=rng)
     rotated = rotate(x, torch.stack((angle.cos(), angle.sin()), dim=-1))
     even, odd = x[..., 0::2], x[..., 1::2]
     torch.testing.assert_close(rotated[..., 0::2], even * angle.cos() - odd * angle.sin())
@@ -75,17 +75,17 @@ def test_a_last_block_that_gives_some_tokens_alone_gives_what_the_whole_one_give
     block = Block(128, dropout=0.0)
     with torch.no_grad():
         block.modulation.weight.normal_(std=0.1)
-    generator = torch.Generator().manual_seed(0)
-    x, condition = torch.randn(2, 9, 128, generator=generator), torch.randn(2, 128, generator=generator)
-    table = rotary_table(torch.randint(0, 5, (2, 9, 11), generator=generator), axis_widths(8))
+    rng = torch.Generator().manual_seed(0)
+    x, condition = torch.randn(2, 9, 128, generator=rng), torch.randn(2, 128, generator=rng)
+    table = rotary_table(torch.randint(0, 5, (2, 9, 11), generator=rng), axis_widths(8))
     whole, some = block(x, condition, table), block(x, condition, table, 4)
     torch.testing.assert_close(some, whole[:, -4:])
 
 
 @pytest.mark.parametrize("grid", [2, 4, 8])
 def test_shapes_end_to_end(grid):
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(3, grid**2, 32, generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, grid**2, 32, generator=rng)
     codes = structure_codes(latents)
     labels = torch.tensor([0, 5, 1000])  # the last is "no class"
     content = ContentGenerator(content_config(1, grid))
@@ -99,7 +99,7 @@ def test_shapes_end_to_end(grid):
             4096,
         )
     structure = StructureGenerator(structure_config(2, grid))
-    noisy = torch.randn(3, grid**2, structure.last_stage, generator=generator)
+    noisy = torch.randn(3, grid**2, structure.last_stage, generator=rng)
     stage = torch.tensor([1, 1, 2])
     velocity = structure(noisy, torch.rand(3), latents, labels, stage, structure.rotary(codes, stage))
     assert velocity.shape == noisy.shape
@@ -116,8 +116,8 @@ def test_alignment_is_given_in_training_alone_and_has_the_features_width():
 
 def test_bits_of_later_stages_do_not_reach_the_output():
     """What is to be generated must not leak in through the rotary ids."""
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 16, 32, generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 16, 32, generator=rng)
     codes = structure_codes(latents)
     labels = torch.tensor([1, 2])
     other_low_bits = (codes & 0b1000) | (~codes & 0b0111)  # only stage 1 agrees
@@ -130,7 +130,7 @@ def test_bits_of_later_stages_do_not_reach_the_output():
     assert torch.equal(estimate(stage, codes), estimate(stage, other_low_bits))
     assert not torch.equal(estimate(stage + 1, codes), estimate(stage + 1, other_low_bits))
     structure = awake(StructureGenerator(structure_config(2, 4)))
-    noisy, time, stage = torch.randn(2, 16, 4, generator=generator), torch.rand(2), torch.tensor([2, 2])
+    noisy, time, stage = torch.randn(2, 16, 4, generator=rng), torch.rand(2), torch.tensor([2, 2])
     first, second = (
         structure(noisy, time, latents, labels, stage, structure.rotary(those, stage))
         for those in (codes, other_low_bits)
@@ -139,10 +139,10 @@ def test_bits_of_later_stages_do_not_reach_the_output():
 
 
 def test_structure_reaches_the_output_through_the_rotary_embedding_and_only_when_it_is_on():
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, 16, 32, generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 16, 32, generator=rng)
     codes = structure_codes(latents)
-    others = structure_codes(torch.randn(1, 16, 32, generator=generator))
+    others = structure_codes(torch.randn(1, 16, 32, generator=rng))
     label, stage = torch.tensor([1]), torch.tensor([4])
     for on in (True, False):
         content = awake(ContentGenerator(content_config(2, 4, structure_rope=on)))

@@ -83,6 +83,10 @@ def test_settings_and_given_stages_may_differ_within_a_batch(sampler, reference)
         assert np.array_equal(together[j], sampler.generate([j], seed=5 + j, given=given, **settings)[0])
 
 
+def test_no_classes_make_no_images(sampler):
+    assert sampler.generate([]).shape == (0, 16, 16, 3)
+
+
 def test_lists_of_settings_and_given_need_one_an_image(sampler, reference):
     with pytest.raises(ValueError, match="3 values of top_p for 2 images"):
         sampler.generate([0, 1], top_p=[0.1, 0.2, 0.3])
@@ -246,7 +250,7 @@ def test_given_structure_and_content_are_kept(sampler, reference, stages):
     for stage in range(stages):
         assert torch.equal(made.content[stage], reference.content[stage])
         assert torch.equal(made.structure_map(stage), reference.structure_map(stage))
-    if stages == 5:  # everything given: the reference's own reconstruction
+    if stages == 5:  # everything given: the reconstruction of the reference
         pixels = sampler.generate(["cat", "dog"], given=given)
         decoded = sampler.tokenizer.decode(reference)
         assert np.abs(pixels / 127.5 - 1 - decoded.permute(0, 2, 3, 1).numpy()).max() < 0.02

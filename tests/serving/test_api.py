@@ -139,7 +139,7 @@ def test_a_map_that_somebody_drew_gets_the_names_that_the_model_knows(post):
 
 
 @pytest.mark.parametrize(
-    "body, param, words",
+    "body, param, message",
     [
         ({}, "prompt", "Field required"),
         ({"prompt": "Hat"}, "prompt", "the classes are T-shirt/top"),
@@ -164,11 +164,11 @@ def test_a_map_that_somebody_drew_gets_the_names_that_the_model_knows(post):
         ({"prompt": "Bag", "content": [[1024]]}, "content", "1024 entries"),
     ],
 )
-def test_a_wrong_field_is_named_with_what_would_be_right(post, body, param, words):
+def test_a_wrong_field_is_named_with_what_would_be_right(post, body, param, message):
     refused = post(body)
     assert refused.status_code == 400
     error = refused.json()["error"]
-    assert error["param"] == param and words in error["message"] and error["type"] == "invalid_request_error"
+    assert error["param"] == param and message in error["message"] and error["type"] == "invalid_request_error"
 
 
 def test_another_models_name_is_not_found(post):
@@ -193,9 +193,11 @@ def test_a_stream_sends_a_partial_image_a_stage_and_then_the_image(post, model):
         assert event["nvg"]["seed"] == 4 + event["nvg"]["image_index"] and event["usage"]["total_tokens"] == 32
 
 
-@pytest.mark.parametrize("wanted, stages", [(0, []), (1, [2]), (3, [1, 2, 3]), (4, [1, 2, 2, 3]), (9, [0, 1, 2, 3, 4])])
-def test_partial_images_are_spread_over_the_stages(post, wanted, stages):
-    sent = events(post({"prompt": "Sandal", "stream": True, "partial_images": wanted}).text)
+@pytest.mark.parametrize(
+    "partial_images, stages", [(0, []), (1, [2]), (3, [1, 2, 3]), (4, [1, 2, 2, 3]), (9, [0, 1, 2, 3, 4])]
+)
+def test_partial_images_are_spread_over_the_stages(post, partial_images, stages):
+    sent = events(post({"prompt": "Sandal", "stream": True, "partial_images": partial_images}).text)
     seen = [event["nvg"]["stage"] for name, event in sent if name.endswith("partial_image")]
     assert seen == sorted(set(stages))
 
@@ -263,7 +265,7 @@ CUT = png(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))[:2000]
 
 
 @pytest.mark.parametrize(
-    "data, files, status, param, words",
+    "data, files, status, param, message",
     [
         ({"prompt": "Bag"}, {}, 400, None, "multipart/form-data"),
         ({"prompt": "Bag"}, {"picture": b"x"}, 400, "picture", "there are image and mask"),
@@ -281,11 +283,11 @@ CUT = png(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))[:2000]
         ({}, {"image": "bag"}, 400, "prompt", "Field required"),
     ],
 )
-def test_a_bad_edit_is_refused_in_words(post, bag, data, files, status, param, words):
+def test_a_bad_edit_is_refused_in_words(post, bag, data, files, status, param, message):
     given = {name: ("a.png", png(bag[0][:, :, 0]) if value == "bag" else value) for name, value in files.items()}
     refused = post(data=data, files=given)
     assert refused.status_code == status, refused.text
-    assert refused.json()["error"]["param"] == param and words in refused.json()["error"]["message"]
+    assert refused.json()["error"]["param"] == param and message in refused.json()["error"]["message"]
 
 
 # ---- the rest ----

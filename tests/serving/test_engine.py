@@ -13,8 +13,8 @@ from tests.support.recorders import Recorded
 
 
 def job(model, classes, seed=0, watched=(), given=None, **settings):
-    own = dataclasses.replace(model.sampler.settings, **settings)
-    return Job(model, classes, [seed + j for j in range(len(classes))], own, given, frozenset(watched))
+    settings = dataclasses.replace(model.sampler.settings, **settings)
+    return Job(model, classes, [seed + j for j in range(len(classes))], settings, given, frozenset(watched))
 
 
 async def images(engine, job):
@@ -99,9 +99,9 @@ def test_a_client_that_goes_away_stops_the_sampler_between_stages(model):
         return queued, figures, after
 
     queued, figures, after = drive(test)
-    assert queued == 0  # the images that had not begun were taken out
-    begun = figures.stages[: figures.stages.index(0, 1)]
-    assert len(begun) < 5, "the batch nobody waited for ran to its end"
+    assert queued == 0  # the images that had not started were taken out
+    started = figures.stages[: figures.stages.index(0, 1)]
+    assert len(started) < 5, "the batch nobody waited for ran to its end"
     assert np.array_equal(after[0], model.sampler.generate([9], seed=1)[0])
 
 

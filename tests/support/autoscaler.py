@@ -25,7 +25,7 @@ import psutil
 import ray.util
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 
-from tests.support.ports import free_ports
+from pipelines.serve import free_ports
 from tests.support.processes import end
 from tests.support.smoke import ROOT
 

@@ -11,8 +11,7 @@ import pytest
 
 from nvg.cluster import keep_workers
 from nvg.config import ServeConfig
-from pipelines.serve import use_haproxy
-from tests.support.ports import free_ports
+from pipelines.serve import free_ports, use_haproxy
 from tests.support.smoke import smoke
 from tests.support.synthetic import write_images
 from tests.support.waiting import until

@@ -12,8 +12,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from pipelines.serve import free_ports
 from scripts.postgres import find
-from tests.support.ports import free_ports
 
 OWNER = "nobody"  # PostgreSQL refuses to run as root
 

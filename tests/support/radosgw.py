@@ -9,7 +9,7 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-from tests.support.ports import free_ports
+from pipelines.serve import free_ports
 
 PROGRAMS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 PACKAGES = "radosgw ceph-mon ceph-osd ceph-common"

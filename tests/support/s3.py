@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import s3fs
 
+from pipelines.serve import free_ports
 from tests.support import radosgw
-from tests.support.ports import free_ports
 
 SECRET = "a-secret-that-no-log-shows"
 SETTINGS = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}

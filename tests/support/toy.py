@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from nvg.training.ema import EMA
-from nvg.training.loop import Settings, Task, seeded
+from nvg.training.loop import LoopSettings
 from nvg.training.parallel import alone
+from nvg.training.seeds import seeded
+from nvg.training.task import Task
 
 
 class ToyTask(Task):
@@ -26,13 +28,13 @@ class ToyTask(Task):
         self.called = {name: wrap(module, "ddp") for name, module in self.modules.items()}
         self.parallel = list(self.called.values())
         self._lr = lr
-        self.begun = 0
+        self.begin_calls = 0
 
     def lr(self, step):
         return dict.fromkeys(self.optimizers, self._lr / (1 + step))
 
-    def begin(self, batch, generator):
-        self.begun += 1
+    def begin(self, batch, rng):
+        self.begin_calls += 1
 
     def batches(self, step):
         while True:
@@ -44,8 +46,8 @@ class ToyTask(Task):
             yield {"x": x[self.mine], "y": y[self.mine]}
             step += 1
 
-    def loss(self, batch, step, generator):
-        noise = 0.1 * torch.randn(batch["y"].shape, generator=generator) if self.modules["first"][2].p else 0.0
+    def loss(self, batch, step, rng):
+        noise = 0.1 * torch.randn(batch["y"].shape, generator=rng) if self.modules["first"][2].p else 0.0
         first = (self.called["first"](batch["x"]) - batch["y"] + noise).square().mean()
         second = (self.called["second"](batch["x"]) - batch["y"]).square().mean()
         return first + second, {"first": first, "second": second}
@@ -74,4 +76,4 @@ def toy_settings(**changes):
         "seed": 5,
         "identity": "toy",
     }
-    return Settings(**(values | changes))
+    return LoopSettings(**(values | changes))

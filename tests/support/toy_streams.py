@@ -3,7 +3,7 @@
 import torch
 
 from nvg.autoencoder import Autoencoder
-from nvg.training.loop import seeded
+from nvg.training.seeds import seeded
 
 CPU = torch.device("cpu")
 CLASSES = ["cat", "dog"]

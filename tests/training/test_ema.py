@@ -15,10 +15,10 @@ class Small(nn.Module):
 
 
 def walk(module, steps, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         with torch.no_grad():
-            module.linear.weight += torch.randn(2, 3, generator=generator)
+            module.linear.weight += torch.randn(2, 3, generator=rng)
             module.count += 1
         yield module.linear.weight.detach().clone()
 

@@ -24,9 +24,9 @@ def teacher():
 
 @pytest.fixture
 def inputs(teacher):
-    generator = torch.Generator().manual_seed(1)
-    canvas = torch.randn(ROWS, POSITIONS, teacher.config.code_width, generator=generator)
-    codes = torch.stack([torch.randperm(POSITIONS, generator=generator) for _ in range(ROWS)])
+    rng = torch.Generator().manual_seed(1)
+    canvas = torch.randn(ROWS, POSITIONS, teacher.config.code_width, generator=rng)
+    codes = torch.stack([torch.randperm(POSITIONS, generator=rng) for _ in range(ROWS)])
     return canvas, torch.arange(ROWS) % 3, torch.arange(ROWS) % 3 + 1, codes
 
 
@@ -60,10 +60,10 @@ def test_the_loss_is_the_formula_row_by_row(teacher, inputs, flow_share):
     loss, terms = FewStep(student, average, teacher, DistillConfig(flow_share=flow_share))(
         canvas, labels, stage, codes, torch.Generator().manual_seed(5)
     )
-    generator = torch.Generator().manual_seed(5)  # the same draws, in the same order
-    noise = torch.randn(ROWS, POSITIONS, LAST, generator=generator)
-    guidance = 1 + 2.0 * torch.rand(ROWS, generator=generator)
-    size, time = draw_steps(ROWS, flow_share, generator)
+    rng = torch.Generator().manual_seed(5)  # the same draws, in the same order
+    noise = torch.randn(ROWS, POSITIONS, LAST, generator=rng)
+    guidance = 1 + 2.0 * torch.rand(ROWS, generator=rng)
+    size, time = draw_steps(ROWS, flow_share, rng)
     errors = {"flow": [], "shortcut": []}
     for j in range(ROWS):
         one = slice(j, j + 1)

@@ -26,10 +26,10 @@ def sequence(quantizer):
 
 
 def test_stages_are_drawn_equally_often():
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     total = torch.zeros(9, dtype=torch.int64)
     for _ in range(200):
-        counts = draw_stages(20, 1, 7, generator).bincount(minlength=9)
+        counts = draw_stages(20, 1, 7, rng).bincount(minlength=9)
         assert counts[0] == counts[8] == 0 and counts[1:8].min() >= 2 and counts[1:8].max() <= 3
         total += counts
     assert total[1:8].min() > 0.9 * total[1:8].max()
@@ -67,8 +67,8 @@ def test_the_flow_loss_is_that_of_the_method_and_leaves_known_channels_alone(seq
     stage = torch.tensor([1, 2, 3, 1, 2, 3, 2])
     labels = torch.arange(7)
     loss = structure_loss(structure, canvas, labels, stage, sequence.codes, torch.Generator().manual_seed(9))["flow"]
-    generator = torch.Generator().manual_seed(9)  # the same draws, taken apart
-    noise, time = torch.randn(7, 16, 4, generator=generator), torch.rand(7, generator=generator)
+    rng = torch.Generator().manual_seed(9)  # the same draws, taken apart
+    noise, time = torch.randn(7, 16, 4, generator=rng), torch.rand(7, generator=rng)
     se = structure_embedding(sequence.codes, 4)
     total = count = 0.0
     for row in range(7):

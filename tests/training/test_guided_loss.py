@@ -22,9 +22,9 @@ def teacher():
 
 @pytest.fixture
 def inputs():
-    generator = torch.Generator().manual_seed(1)
-    canvas = torch.randn(ROWS, POSITIONS, WIDTH, generator=generator)
-    codes = torch.stack([torch.randperm(POSITIONS, generator=generator) for _ in range(ROWS)])
+    rng = torch.Generator().manual_seed(1)
+    canvas = torch.randn(ROWS, POSITIONS, WIDTH, generator=rng)
+    codes = torch.stack([torch.randperm(POSITIONS, generator=rng) for _ in range(ROWS)])
     return canvas, torch.arange(ROWS) % 3, torch.arange(ROWS) % (LAST + 1), codes
 
 

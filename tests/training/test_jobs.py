@@ -1,12 +1,14 @@
-"""What stands between the loop and Ray: epochs one after the other, elastic shares, storage of Ray's notes."""
+"""Between the loop and Ray: epochs one after the other, elastic shares, parts to train, storage of Ray's notes."""
 
 import itertools
 
 import pytest
 
-from nvg.errors import ConfigError
+from nvg.artifacts.keys import distilled_identity, generators_identity, tokenizer_identity
+from nvg.errors import CheckpointError, ConfigError
 from nvg.training import jobs, ray_train
-from nvg.training.loop import Place
+from nvg.training.loop import Place, train
+from tests.support.toy import ToyTask
 from tests.support.toy_config import toy_config
 
 
@@ -32,13 +34,44 @@ def test_an_epoch_has_the_same_steps_for_all_workers():
         list(itertools.islice(jobs.endless(numbered(2), 3)(0), 3))
 
 
-def test_what_changes_no_weight_may_change_between_a_stop_and_going_on():
-    section = toy_config().train
-    before = jobs._weights_only(section)
-    section.checkpoint_every, section.preview_every, section.gradient_checkpointing = 7, 5, True
-    assert jobs._weights_only(section) == before
-    section.lr = 1.0
-    assert jobs._weights_only(section) != before
+def training(section, folder, stop_at=None, **changes):
+    """A training of the toy under the settings and the identity of a configuration's section; returns its figures."""
+    config = toy_config(**{section: {"batch_size": 8, "checkpoint_every": 4, **changes}})
+    identity = {
+        "tokenizer_train": lambda: tokenizer_identity(config),
+        "train": lambda: generators_identity(config, "tokenizer"),
+        "distill": lambda: distilled_identity(config, {"tokenizer": "tokenizer"}),
+    }[section]()
+    settings = jobs._settings("toy", getattr(config, section), config, 12, identity)
+    return train(ToyTask(dropout=0.0, stop_at=stop_at), settings, config, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        *((section, {"accumulate": 2}) for section in ("tokenizer_train", "train", "distill")),
+        *((section, {"checkpoint_every": 3}) for section in ("tokenizer_train", "train", "distill")),
+        *((section, {"preview_every": 5}) for section in ("tokenizer_train", "train", "distill")),
+        ("train", {"gradient_checkpointing": True}),
+        ("train", {"parallel": "fsdp"}),
+    ],
+)
+def test_a_stopped_training_goes_on_when_an_operational_setting_has_changed(tmp_path, section, changes):
+    with pytest.raises(InterruptedError):
+        training(section, tmp_path, stop_at=6)
+    figures = training(section, tmp_path, **changes)
+    assert (figures["resumed_from"], figures["steps_now"]) == (4, 8)
+
+
+@pytest.mark.parametrize("changes", [{"lr": 1e-3}, {"precision": "float32"}, {"ema_decay": 0.5}])
+@pytest.mark.parametrize("section", ["tokenizer_train", "train", "distill"])
+def test_a_stopped_training_does_not_go_on_when_a_setting_has_changed_on_which_weights_depend(
+    tmp_path, section, changes
+):
+    with pytest.raises(InterruptedError):
+        training(section, tmp_path, stop_at=6)
+    with pytest.raises(CheckpointError, match="of another configuration"):
+        training(section, tmp_path, **changes)
 
 
 def test_more_rows_a_batch_than_there_are_is_refused():
@@ -55,12 +88,11 @@ def test_workers_share_the_rows_of_a_batch_whatever_their_number(world):
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 48 // 24 and all(size % 2 == 0 for size in sizes)
 
 
-def test_workers_that_leave_no_cpu_to_read_are_announced(capsys):
-    config = toy_config(cluster={"num_workers": 2})
-    ray_train._warn_of_too_few_cpus(3.0, config)
-    assert capsys.readouterr().out == ""
-    ray_train._warn_of_too_few_cpus(2.0, config)
-    assert "need 3 CPUs, the cluster has 2" in capsys.readouterr().out
+def test_parts_that_the_folder_holds_are_not_trained_again_and_the_configuration_stays_as_it_is(tmp_path):
+    config = toy_config()
+    (tmp_path / "half.json").write_text('{"parts": ["content"]}')
+    assert jobs._with_missing_parts(config, str(tmp_path)).train.parts == ["structure"]
+    assert config.train.parts == ["content", "structure"]
 
 
 def test_notes_of_ray_go_where_the_artifact_is(tmp_path):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.step_profile import PARTS
 from nvg.errors import TrainingDiverged
 from nvg.training.checkpoint import latest_checkpoint, list_checkpoints
-from nvg.training.loop import Place, autocast, draw_seed, seed_dropout, seeded, train
+from nvg.training.loop import Place, autocast, train
+from nvg.training.seeds import draw_seed, seed_dropout, seeded
 from tests.support.recorders import Recorder, SilentBar
 from tests.support.toy import ToyTask, toy_settings
 from tests.support.toy_config import toy_config
@@ -45,7 +45,7 @@ def test_accumulating_two_halves_equals_one_whole(tmp_path):
 def test_each_part_is_clipped_to_its_own_norm(tmp_path):
     task = ToyTask(scale=100.0)
     seen = {}
-    task.after_step = lambda step, generator: (
+    task.after_step = lambda step, rng: (
         seen.update(
             {
                 name: float(torch.stack([p.grad.norm() for p in parameters]).norm())
@@ -70,7 +70,7 @@ def test_resumption_equals_an_unbroken_run_bit_by_bit(tmp_path, stop_at):
     resumed = ToyTask()
     figures, _, recorder = run(resumed, tmp_path / "broken", slices=2)
     assert figures["resumed_from"] == stop_at // 4 * 4
-    assert resumed.begun == 0  # what is done once at the beginning is not done again
+    assert resumed.begin_calls == 0
     assert_equal_states(resumed.state(), unbroken.state())
     assert recorder.id == "run-1"
     assert recorder.points[12]["loss"] == unbroken_run.points[12]["loss"]
@@ -109,8 +109,8 @@ def test_nan_stops_with_weights_unhurt_and_names_the_last_good_checkpoint(tmp_pa
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_loss_that_explodes_stops_at_the_last_checkpoint_at_which_it_was_well(tmp_path, resumed):
     class Exploding(ToyTask):
-        def loss(self, batch, step, generator):
-            loss, terms = super().loss(batch, step, generator)
+        def loss(self, batch, step, rng):
+            loss, terms = super().loss(batch, step, rng)
             return loss * (1.0 if step < 7 else 1e3), terms  # finite
 
     if resumed:  # what the loss was at first is in the checkpoint
@@ -145,12 +145,6 @@ def test_dropout_draws_what_torch_manual_seed_lets_it_draw():
     expected = torch.nn.functional.dropout(torch.ones(50))
     seed_dropout(7, torch.device("cpu"))
     assert torch.equal(torch.nn.functional.dropout(torch.ones(50)), expected)
-
-
-def test_the_parts_of_a_step_have_the_names_that_the_step_profile_reads(tmp_path):
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        run(ToyTask(), tmp_path, total_steps=2, log_every=1)
-    assert set(PARTS) <= {event.name for event in profiler.events()}
 
 
 def test_auto_precision_on_a_cpu_is_float32():

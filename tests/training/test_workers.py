@@ -28,16 +28,16 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def toy(place, folder, wrap):
-    own = place.own(SLICES)
-    mine = slice(own.start * ROWS // SLICES, own.stop * ROWS // SLICES)
+    share = place.share(SLICES)
+    mine = slice(share.start * ROWS // SLICES, share.stop * ROWS // SLICES)
     return train_one(ToyTask(wrap=wrap, mine=mine), place, folder)
 
 
 def generators(place, folder, wrap, how="ddp", stop_at=None):
     """Both generators, of which each transformer block and the rest are split with fsdp."""
     config = toy_config(train={**QUICK, "parallel": how}, content={"depth": 2})
-    autoencoder, own = autoencoder_of(config), place.own(SLICES)
-    part = slice(own.start * ROWS // SLICES, own.stop * ROWS // SLICES)
+    autoencoder, share = autoencoder_of(config), place.share(SLICES)
+    part = slice(share.start * ROWS // SLICES, share.stop * ROWS // SLICES)
 
     def stream(step):
         for batch in token_stream(autoencoder, stop_at)(step):

@@ -1,8 +1,8 @@
-"""Image sources: one file a layout, one interface (nvg/data/records.py)."""
+"""Image sources: one file per layout, one interface (nvg/data/records.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nvg import storage
 from nvg.config import DataConfig
@@ -27,7 +27,7 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
     """The images of a split, "train" or "test", as the configuration names them.
 
     Raises DataError when the split is not configured, holds no images, or another number of classes than
-    data.num_classes; FileNotFoundError when the path is not there.
+    data.num_classes; FileNotFoundError when the path does not exist.
     """
     path = config.train if split == "train" else config.test
     if path is None:
@@ -48,36 +48,51 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
 
 def _name_classes(source: ImageSource, config: DataConfig, split: str, where: str) -> None:
     """Set and check the source's class names. Raises DataError."""
-    given, own = config.class_names, source.class_names
     if split == "train" and source.empty:
-        named, count = ", ".join(source.empty[:10]) + (", ..." if len(source.empty) > 10 else ""), len(source.empty)
+        count = len(source.empty)
         raise DataError(
-            f"{where} has no image of {count} of the {config.num_classes} classes ({named}): fetch them again, or set "
-            f"data.num_classes={config.num_classes - count} to do without"
+            f"{where} has no image of {count} of the {config.num_classes} classes ({_first(source.empty)}): fetch them "
+            f"again, or set data.num_classes={config.num_classes - count} to do without"
         )
-    if own:
-        if len(own) != config.num_classes:
-            names = ", ".join(own[:10]) + (", ..." if len(own) > 10 else "")
-            empty = set(storage.list_folders(source.root)) - set(own) if isinstance(source, FolderSource) else set()
-            hint = f"; without images: {', '.join(sorted(empty)[:10])}" if empty else ""
-            raise DataError(
-                f"{where} has {len(own)} classes ({names}{hint}), but data.num_classes={config.num_classes}: "
-                f"set data.num_classes={len(own)}"
-            )
-        if given is not None and given != own and sorted(given) == sorted(own):
-            raise DataError(
-                f"{where} has the classes of data.class_names in another order ({', '.join(own[:10])}, ...), which is "
-                "the order of its labels: leave data.class_names out"
-            )
-        source.class_names = list(given or own)
+    if source.class_names:
+        _check_names(source, config, where)
+        source.class_names = list(config.class_names or source.class_names)
+    else:
+        _check_highest(source, config, split, where)
+        source.class_names = list(config.class_names or map(str, range(config.num_classes)))
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first ten names, for a message."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def _check_names(source: ImageSource, config: DataConfig, where: str) -> None:
+    """Raises DataError where the classes that a source names are not those of the configuration."""
+    names, configured = source.class_names, config.class_names
+    if len(names) != config.num_classes:
+        empty = set(storage.list_folders(source.root)) - set(names) if isinstance(source, FolderSource) else set()
+        hint = f"; without images: {', '.join(sorted(empty)[:10])}" if empty else ""
+        raise DataError(
+            f"{where} has {len(names)} classes ({_first(names)}{hint}), but data.num_classes={config.num_classes}: "
+            f"set data.num_classes={len(names)}"
+        )
+    if configured is not None and configured != names and sorted(configured) == sorted(names):
+        raise DataError(
+            f"{where} has the classes of data.class_names in another order ({', '.join(names[:10])}, ...), which is "
+            "the order of its labels: leave data.class_names out"
+        )
+
+
+def _check_highest(source: ImageSource, config: DataConfig, split: str, where: str) -> None:
+    """Raises DataError where the labels of a source without names do not fit the number of classes."""
+    if source.highest is None:
         return
-    if source.highest is not None:
-        classes = source.highest + 1
-        # Held-out images need not show every class, and class_names say how many there are.
-        fewer = classes < config.num_classes and split == "train" and given is None
-        if classes > config.num_classes or fewer:
-            raise DataError(
-                f"{where} has the labels 0 ... {source.highest}, but data.num_classes={config.num_classes}: set "
-                f"data.num_classes={classes}" + (", or name all classes in data.class_names" if fewer else "")
-            )
-    source.class_names = list(given or map(str, range(config.num_classes)))
+    classes = source.highest + 1
+    # Held-out images need not show every class, and class_names say how many there are.
+    fewer = classes < config.num_classes and split == "train" and config.class_names is None
+    if classes > config.num_classes or fewer:
+        raise DataError(
+            f"{where} has the labels 0 ... {source.highest}, but data.num_classes={config.num_classes}: set "
+            f"data.num_classes={classes}" + (", or name all classes in data.class_names" if fewer else "")
+        )

@@ -33,11 +33,11 @@ class IdxSource(ImageSource):
         self.files = {}
         for file in (self.path, self.labels_path):
             self.files |= storage.expand_sizes(file, (name.rpartition("-")[2],))
-        (wanted,), labels = _read(self.labels_path, dimensions=1)
+        (count,), labels = _read(self.labels_path, dimensions=1)
         (images, *_), _ = _read(self.path, dimensions=3, head=True)
-        if len(labels) < wanted or images != wanted:
+        if len(labels) < count or images != count:
             raise DataError(
-                f"{self.labels_path} holds {len(labels)} of its {wanted} labels, for the {images} images of "
+                f"{self.labels_path} holds {len(labels)} of its {count} labels, for the {images} images of "
                 f"{self.path}: fetch both files again"
             )
         self.class_names = []
@@ -62,7 +62,7 @@ class IdxSource(ImageSource):
 
 @lru_cache(maxsize=2)
 def _images(path: str) -> np.ndarray:
-    """All images of a file: kept, since a process reads many units of it and gzip has no way to its middle."""
+    """All images of a file. Cached: a process reads many units of it, and gzip must be read from its start."""
     return _read(path, dimensions=3)[1]
 
 
@@ -84,7 +84,7 @@ def _read(path: str, dimensions: int, *, head: bool = False) -> tuple[tuple[int,
 
 
 def _unzip(path: str, most: int | None) -> bytes:
-    """What can be unzipped of a file, its first `most` bytes at least: a cut or damaged one gives what comes before."""
+    """Unzip a file, or at least its first `most` bytes. A file that is cut off or damaged gives the bytes before."""
     pieces: list[bytes] = []
     stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
     with storage.open(path) as file:

@@ -4,7 +4,7 @@ train: <root>/n01440764/*.JPEG, or <root>/n01440764.tar as the training archive 
        so unpacked images are mixed better.
 val:   the same, or flat ILSVRC2012_val_*.JPEG with LOC_val_solution.csv, or with ILSVRC2012_validation_ground_truth.txt
        (synset ids, or the devkit's class numbers and then its meta.mat).
-The tables stand in the folder, in one of the four above it (Kaggle's archive has them there), or in a `devkit/data` or
+The tables are in the folder, in one of the four above it (where Kaggle's archive has them), or in a `devkit/data` or
 `ILSVRC2012_devkit_t12/data` of these.
 Class = rank of the synset id, the usual order. Names come from LOC_synset_mapping.txt, else from imagenet_synsets.txt,
 the shipped list of ILSVRC 2012; another synset is named by its id.
@@ -45,17 +45,17 @@ class IlsvrcSource(ImageSource):
         self.files = storage.list_sizes(root, (*IMAGE_SUFFIXES, ".tar"))
         names = self._synset_names()
         labelled, archives = self._labels(list(self.files), names)
-        found = sorted({synset for _, synset in labelled + archives})
-        synsets = found
+        present = sorted({synset for _, synset in labelled + archives})
+        synsets = present
         if len(names) == config.num_classes:  # a split that lacks a class keeps the numbers of the others
-            odd = [synset for synset in found if synset not in names]
-            if odd:
-                raise DataError(f"{self.root} holds {odd[0]}, which is none of the {len(names)} synsets: remove it")
+            unknown = [synset for synset in present if synset not in names]
+            if unknown:
+                raise DataError(f"{self.root} holds {unknown[0]}, which is none of the {len(names)} synsets: remove it")
             synsets = sorted(names)
-            self.empty = sorted(set(names) - set(found))
-        twice = {name for name, count in Counter(names.get(item, item) for item in synsets).items() if count > 1}
+            self.empty = sorted(set(names) - set(present))
+        repeated = {name for name, count in Counter(names.get(item, item) for item in synsets).items() if count > 1}
         self.class_names = [  # ImageNet has two classes "crane"
-            f"{names[item]} ({item})" if names.get(item) in twice else names.get(item, item) for item in synsets
+            f"{names[item]} ({item})" if names.get(item) in repeated else names.get(item, item) for item in synsets
         ]
         index = {synset: label for label, synset in enumerate(synsets)}
         self.labels = [f"{name} {label}" for name, label in sorted(labelled)]
@@ -66,7 +66,7 @@ class IlsvrcSource(ImageSource):
         self.units += [{"archive": name, "label": index[synset]} for name, synset in archives]
 
     def reader(self) -> ImageSource:
-        """As of every source; the labels of the listing stay behind too."""
+        """A copy of the source without its listing (see ImageSource.reader) and without its labels."""
         clone = super().reader()
         assert isinstance(clone, IlsvrcSource)
         clone.labels = []
@@ -74,11 +74,13 @@ class IlsvrcSource(ImageSource):
 
     def _labels(self, files: list[str], names: dict[str, str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """(image, synset) pairs and (class archive, synset) pairs; images and archives by their path below the root."""
-        labelled, archives, flat = [], [], []
+        labelled: list[tuple[str, str]] = []
+        archives: list[tuple[str, str]] = []
+        flat: list[str] = []
         for file in files:
             name = file.removeprefix(self.prefix)
-            parts = name.split("/")
-            stem = parts[-1].rsplit(".", 1)[0]
+            folder, _, _ = name.partition("/")
+            stem = name.rpartition("/")[2].rsplit(".", 1)[0]
             if name.endswith(".tar"):
                 if not SYNSET.fullmatch(stem):
                     raise DataError(
@@ -86,9 +88,9 @@ class IlsvrcSource(ImageSource):
                         "ILSVRC2012_img_val.tar must be unpacked once"
                     )
                 archives.append((name, stem))
-            elif len(parts) > 1 and SYNSET.fullmatch(parts[0]):
-                labelled.append((name, parts[0]))
-            elif len(parts) == 1:
+            elif folder != name and SYNSET.fullmatch(folder):
+                labelled.append((name, folder))
+            elif folder == name:
                 flat.append(name)
             else:
                 raise DataError(
@@ -96,22 +98,28 @@ class IlsvrcSource(ImageSource):
                     "holds the synset folders"
                 )
         if flat:
-            truth = self._ground_truth(names)
-            for name in flat:
-                stem = name.rsplit(".", 1)[0]
-                digits = re.search(r"(\d+)$", stem)
-                key = stem if stem in truth else str(int(digits[1])) if digits else ""
-                if key not in truth:
-                    raise DataError(f"{self.prefix}{name} is not in the validation ground truth ({len(truth)} images)")
-                labelled.append((name, truth[key]))
+            labelled += self._flat_labels(flat, names)
         return labelled, archives
 
+    def _flat_labels(self, flat: list[str], names: dict[str, str]) -> Iterator[tuple[str, str]]:
+        """(image, synset) pairs of images without class folders, by the ground truth. Raises DataError."""
+        truth = self._ground_truth(names)
+        for name in flat:
+            key = name.rsplit(".", 1)[0]
+            digits = re.search(r"(\d+)$", key)
+            if key not in truth and digits:  # the devkit's table goes by number
+                key = str(int(digits[1]))
+            if key not in truth:
+                raise DataError(f"{self.prefix}{name} is not in the validation ground truth ({len(truth)} images)")
+            yield name, truth[key]
+
     def _find(self, name: str) -> str | None:
+        """The path of a table, None where it is in none of the places where it may be."""
         folder = self.prefix.rstrip("/")
         for _ in range(1 + FOLDERS_ABOVE):
-            for place in ("", "devkit/data/", "ILSVRC2012_devkit_t12/data/"):
-                if storage.exists(f"{folder}/{place}{name}"):
-                    return f"{folder}/{place}{name}"
+            for below in ("", "devkit/data/", "ILSVRC2012_devkit_t12/data/"):
+                if storage.exists(f"{folder}/{below}{name}"):
+                    return f"{folder}/{below}{name}"
             folder = folder.rpartition("/")[0]
             if folder.endswith((":", "/")) or not folder:  # above a bucket, or above /
                 return None
@@ -123,7 +131,7 @@ class IlsvrcSource(ImageSource):
         return {line[:9]: line[10:].strip() or line[:9] for line in lines if SYNSET.match(line)}
 
     def _ground_truth(self, names: dict[str, str]) -> dict[str, str]:
-        """File stem, or number as text, -> synset. Raises DataError where the tables do not say it."""
+        """A file's stem, or its number as text, -> synset. Raises DataError where no table has it."""
         solution = self._find("LOC_val_solution.csv")
         if solution is not None:
             rows = csv.reader(io.StringIO(_text(solution)))
@@ -200,7 +208,7 @@ def _devkit_table(file: str) -> dict[int, str]:
 
 
 def _text(file: str) -> str:
-    """A table. Raises DataError where it is no text."""
+    """Read a table. Raises DataError where it is no text."""
     try:
         return storage.read_bytes(file).decode()
     except UnicodeDecodeError as error:

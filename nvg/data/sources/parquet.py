@@ -35,7 +35,7 @@ class ParquetSource(ImageSource):
         self.prefix = storage.common_folder(self.files)
         self.units: list[Unit] = []
         with ThreadPoolExecutor(16) as pool:
-            tables = list(pool.map(lambda file: _look(file, self.image_column, self.label_column), self.files))
+            tables = list(pool.map(lambda file: _describe(file, self.image_column, self.label_column), self.files))
         for file, table in zip(self.files, tables, strict=True):
             self.units += [{"file": file, **piece} for piece in _pieces(table.groups, config.unit_images)]
             if table.broken:
@@ -65,7 +65,7 @@ class ParquetSource(ImageSource):
             row += rows
 
     def _group(self, unit: Unit, group: int, row: int) -> Iterator[ImageRecord | BrokenImage]:
-        first = row + (unit.get("first", 0))
+        first = row + unit.get("first", 0)
         stop = row + (unit["stop"] if "stop" in unit else unit["rows"])
         columns = [self.image_column, self.label_column]
         with storage.open(unit["file"]) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
@@ -78,22 +78,24 @@ class ParquetSource(ImageSource):
                     row += 1
 
     def _record(self, file: str, row: int, image: Any, value: Any) -> ImageRecord | BrokenImage:
-        image_id, place = f"{file.removeprefix(self.prefix)}/{row}", f"{file}#{row}"
+        image_id, path = f"{file.removeprefix(self.prefix)}/{row}", f"{file}#{row}"
         data = image.get("bytes") if isinstance(image, dict) else image
         label = self.label_of.get(value) if isinstance(value, str) else value
         if not isinstance(data, bytes):
-            return BrokenImage(image_id, place, f"column {self.image_column!r} holds no bytes")
+            return BrokenImage(image_id, path, f"column {self.image_column!r} holds no bytes")
         if label is None or not 0 <= label < self.classes:
-            return BrokenImage(image_id, place, f"class {value} is none of 0 ... {self.classes - 1}")
-        return ImageRecord(image_id, data, int(label), place)
+            return BrokenImage(image_id, path, f"class {value} is none of 0 ... {self.classes - 1}")
+        return ImageRecord(image_id, data, int(label), path)
 
     def _size(self, unit: Unit) -> int:
-        return 0 if "broken" in unit else unit["stop"] - unit["first"] if "stop" in unit else unit["rows"]
+        if "broken" in unit:
+            return 0
+        return unit["stop"] - unit["first"] if "stop" in unit else unit["rows"]
 
 
 @dataclass
 class _Table:
-    """What the footer of a file, and its labels, tell."""
+    """The contents of a file, read from its footer and its column of labels."""
 
     groups: list[int] = field(default_factory=list)  # rows of each row group
     names: list[str] | None = None
@@ -102,26 +104,13 @@ class _Table:
     broken: str = ""
 
 
-def _look(file: str, image_column: str, label_column: str) -> _Table:
-    """Raises DataError for columns that are not there or of another type."""
+def _describe(file: str, image_column: str, label_column: str) -> _Table:
+    """Describe a file. Raises DataError for columns that are missing or of another type."""
     result = _Table()
     try:
         with storage.open(file) as stream, pq.ParquetFile(stream) as table:
             schema = table.schema_arrow
-            for column, key in ((image_column, "image_column"), (label_column, "label_column")):
-                if column not in schema.names:
-                    raise DataError(
-                        f"{file} has no column {column!r} but {schema.names}: set data.{key} to one of them"
-                    )
-            kind, image = schema.field(label_column).type, schema.field(image_column).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
-                image = image.field("bytes").type
-            if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
-                raise DataError(f"{file}: column {image_column!r} is {image}, not bytes: set data.image_column")
-            text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-            if not (text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-                raise DataError(f"{file}: column {label_column!r} is {kind}, no class: set data.label_column")
+            text = _labels_are_text(file, schema, image_column, label_column)
             result.groups = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
             result.names = None if text else _hub_names(schema, label_column)
             if text:
@@ -138,18 +127,35 @@ def _look(file: str, image_column: str, label_column: str) -> _Table:
     return result
 
 
-def _pieces(groups: list[int], wanted: int) -> Iterator[Unit]:
-    """Row groups (given their rows) as units of about `wanted` rows: row of the file, groups, and rows or a piece."""
+def _labels_are_text(file: str, schema: pa.Schema, image_column: str, label_column: str) -> bool:
+    """Whether the labels of a file are strings; else they are integers. Raises DataError for columns of other types."""
+    for column, key in ((image_column, "image_column"), (label_column, "label_column")):
+        if column not in schema.names:
+            raise DataError(f"{file} has no column {column!r} but {schema.names}: set data.{key} to one of them")
+    label, image = schema.field(label_column).type, schema.field(image_column).type
+    label = label.value_type if pa.types.is_dictionary(label) else label
+    if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
+        image = image.field("bytes").type
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        raise DataError(f"{file}: column {image_column!r} is {image}, not bytes: set data.image_column")
+    text = pa.types.is_string(label) or pa.types.is_large_string(label)
+    if not (text or pa.types.is_integer(label) or pa.types.is_boolean(label)):
+        raise DataError(f"{file}: column {label_column!r} is {label}, no class: set data.label_column")
+    return text
+
+
+def _pieces(groups: list[int], unit_rows: int) -> Iterator[Unit]:
+    """Row groups (given their rows) as units of about `unit_rows` rows: the file's row, groups, and rows or a piece."""
     row = 0
     taken: list[tuple[int, int]] = []
     for group, rows in enumerate(groups):
         size = sum(count for _, count in taken)
-        if taken and size + rows > wanted:
+        if taken and size + rows > unit_rows:
             yield {"row": row - size, "groups": taken, "rows": size}
             taken = []
-        if rows > wanted:
-            for first in range(0, rows, wanted):
-                piece = {"first": first, "stop": min(first + wanted, rows)}
+        if rows > unit_rows:
+            for first in range(0, rows, unit_rows):
+                piece = {"first": first, "stop": min(first + unit_rows, rows)}
                 yield {"row": row, "groups": [(group, rows)], "rows": rows, **piece}
         elif rows:
             taken.append((group, rows))

@@ -1,4 +1,4 @@
-"""Members of a tar file, streamed, with what is broken said and not dropped. Nothing is unpacked to disk."""
+"""Members of a tar file, streamed. Broken ones are reported, not dropped. Nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_BYTES = 2**30  # of a member: a compressed archive of a few kB may hold any
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is strict: tarfile takes a damaged or missing one in the middle for the end of the archive."""
+    """A strict header: tarfile takes a damaged or missing one in the middle for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: Any) -> Any:
@@ -50,8 +50,8 @@ def read_members(path: str) -> Iterator[tuple[str, bytes | BrokenImage]]:
     except (tarfile.TarError, OSError, EOFError) as error:
         if isinstance(error, StorageError):
             raise
-        place = f"after {last}" if last else "at its beginning"
-        yield last, BrokenImage(path.rpartition("/")[2], path, f"the archive cannot be read on {place}: {error}")
+        where = f"after {last}" if last else "at its beginning"
+        yield last, BrokenImage(path.rpartition("/")[2], path, f"the archive cannot be read on {where}: {error}")
 
 
 def count_members(path: str, suffixes: tuple[str, ...] = ()) -> int:

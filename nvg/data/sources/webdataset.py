@@ -28,11 +28,11 @@ class WebDatasetSource(ImageSource):
 
     def _read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
         shard = unit["shard"]
-        last = ""  # the key that is being read, and its members by suffix
-        parts: dict[str, bytes] = {}
+        last = ""  # the key that is being read
+        members: dict[str, bytes] = {}  # of this key, by suffix
         for name, data in read_members(shard):
             if isinstance(data, BrokenImage):
-                sample = list(self._sample(shard, last, parts))  # whole, or a part of what is lost
+                sample = list(self._sample(shard, last, members))  # whole, or cut off
                 yield from (record for record in sample if isinstance(record, ImageRecord))
                 yield data
                 return
@@ -40,28 +40,28 @@ class WebDatasetSource(ImageSource):
             stem, _, suffix = file.partition(".")  # a key ends at the first dot of the file name
             key = f"{folder}/{stem}" if folder else stem
             if key != last:  # members of one key stand together
-                yield from self._sample(shard, last, parts)
-                last, parts = key, {}
-            parts["." + suffix.lower()] = data
-        yield from self._sample(shard, last, parts)
+                yield from self._sample(shard, last, members)
+                last, members = key, {}
+            members["." + suffix.lower()] = data
+        yield from self._sample(shard, last, members)
 
     def _sample(self, shard: str, key: str, members: dict[str, bytes]) -> Iterator[ImageRecord | BrokenImage]:
         if not members:
             return
-        image_id, place = f"{shard.removeprefix(self.prefix)}/{key}", f"{shard}#{key}"
+        image_id, path = f"{shard.removeprefix(self.prefix)}/{key}", f"{shard}#{key}"
         images = [data for suffix, data in members.items() if suffix.endswith(IMAGE_SUFFIXES)]
         if not images:
-            yield BrokenImage(image_id, place, f"no image member among {sorted(members)}")
+            yield BrokenImage(image_id, path, f"no image member among {sorted(members)}")
             return
         try:
             label = _label(members)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
-            yield BrokenImage(image_id, place, f"no class: {error}")
+            yield BrokenImage(image_id, path, f"no class: {error}")
             return
         if not 0 <= label < self.classes:
-            yield BrokenImage(image_id, place, f"class {label} is none of 0 ... {self.classes - 1}")
+            yield BrokenImage(image_id, path, f"class {label} is none of 0 ... {self.classes - 1}")
             return
-        yield ImageRecord(image_id, images[0], label, place)
+        yield ImageRecord(image_id, images[0], label, path)
 
     def _size(self, unit: Unit) -> int:
         return count_members(unit["shard"], IMAGE_SUFFIXES)

@@ -1,0 +1,108 @@
+"""Files of artifacts that hold tensors: metadata.json and safetensors, checked when they are read.
+
+Whatever a folder holds may come from anywhere: nothing is believed, and every refusal names the file.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nvg import storage
+from nvg.errors import CheckpointError
+
+FORMAT = 1
+# What metadata.json must hold to be used, by kind.
+FIELDS: dict[str, dict[str, type]] = {
+    "training": {"step": int, "files": dict, "identity": str, "ema_updates": dict},
+    "tokenizer": {"fingerprint": str, "class_names": list},
+    "sampler": {"tokenizer": str, "class_names": list, "parts": list},
+}
+_CHUNK = 1 << 22  # bytes read at once for a checksum
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a complete state into a module. Raises CheckpointError naming the tensors that do not fit."""
+    compare_shapes(shapes(module.state_dict()), shapes(state), where)
+    module.load_state_dict(dict(state))
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of each tensor by its name."""
+    return {name: value.shape for name, value in tensors.items()}
+
+
+def compare_shapes(expected: Mapping[str, torch.Size], saved: Mapping[str, torch.Size], where: str) -> None:
+    """Raises CheckpointError naming the tensors of file `where` that are missing, foreign or of another shape."""
+    faults = [f"{name} is missing" for name in expected if name not in saved]
+    faults += [f"{name} is not part of the model" for name in saved if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(saved[name])}, the model {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in saved and saved[name] != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise CheckpointError(f"{where} does not fit the configuration: {'; '.join(faults[:3])}{more}")
+
+
+def checked_record(folder: str, *kinds: str) -> dict[str, Any]:
+    """metadata.json of a folder of one of the kinds (FIELDS). Raises CheckpointError naming what is wrong with it."""
+    path = storage.join(folder, storage.LAST_FILE)
+    if not storage.exists(path):
+        raise CheckpointError(
+            f"{folder} has no metadata.json: it is no folder of this project, or its job has not finished"
+        )
+    try:
+        metadata = storage.read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(metadata, dict) or metadata.get("kind") not in kinds:
+        kind = metadata.get("kind") if isinstance(metadata, dict) else None
+        raise CheckpointError(f"{folder} holds a {kind or 'thing of unknown kind'}, expected a {' or '.join(kinds)}")
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {metadata.get('format')}, this version of nvg reads {FORMAT}: make it again"
+        )
+    for name, kind in FIELDS[metadata["kind"]].items():
+        if type(metadata.get(name)) is not kind:
+            value = f"{metadata.get(name)!r:.80}"
+            raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {value}")
+    if not isinstance(metadata.get("weights", {}), dict):
+        raise CheckpointError(f"{path} is damaged: weights must be fingerprints by name")
+    names = metadata.get("class_names", [])
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path} is damaged: class_names must be strings, not {names!r:.80}")
+    return metadata
+
+
+def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
+    """The tensors of `folder`/`name`.safetensors. Raises CheckpointError when it is missing or damaged."""
+    path = storage.local_folder(folder) / f"{name}.safetensors"
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {name}.safetensors") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder}/{name}.safetensors is damaged ({error}): make it again") from None
+
+
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, contiguous and each in its own memory, as safetensors wants them."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def checksum(path: Path) -> dict[str, int]:
+    """Size and CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return {"size": path.stat().st_size, "crc32": crc}

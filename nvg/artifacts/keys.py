@@ -1,0 +1,81 @@
+"""What an artifact's folder is called, and by what a checkpoint knows its training.
+
+A key is the hash of the settings that a step reads and of its inputs' keys; an identity is the hash of what a training
+is of. Both leave out the fields that the configuration marks as operational (nvg/config/schema.py). They are functions
+of the configuration and of fingerprints alone: nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from nvg.config import Config, SamplerConfig, digest, to_dict, without_operational
+
+# What must stay, so that artifacts and checkpoints of the first version are found: it hashed these operational
+# settings, so they stand in the hash with these values, whatever they are set to. The others are left out.
+TOKENIZER_KEY = {"accumulate": 1, "checkpoint_every": 500}
+GENERATORS_KEY = {"accumulate": 1, "gradient_checkpointing": False}
+DISTILLED_KEY = {"accumulate": 1}
+IDENTITY = {"accumulate": 1}  # of all three trainings
+
+
+def artifact_keys(
+    config: Config, train_images: str, test_images: str | None, teacher: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """The key of every step, in order; `distilled` where the configuration asks for it.
+
+    train_images, test_images: fingerprints of the images (nvg/data), which tell them wherever they are. teacher:
+    metadata.json of distill.teacher, which stands for tokenizer and generators.
+    """
+    data, seed = to_dict(config.data), config.seed
+    for name in ("train", "test", "views"):  # the tokenizer draws views of its own; those of the tokens come below
+        del data[name]
+    keys: dict[str, str] = {}
+    images: tuple[Any, ...] = ()
+    if teacher is None:
+        training = without_operational(config.tokenizer_train) | TOKENIZER_KEY
+        keys["tokenizer"] = digest("tokenizer", train_images, data, config.tokenizer, training, seed)
+    else:
+        keys["tokenizer"] = digest(teacher)
+        images = (train_images, data, seed)  # a tokenizer of our own has these in its key
+    keys["tokens"] = digest("tokens", keys["tokenizer"], config.data.views, config.repa.weights, *images)
+    if teacher is None:
+        networks, training = (config.content, config.structure), without_operational(config.train) | GENERATORS_KEY
+        keys["generators"] = digest("generators", keys["tokens"], *networks, training, config.repa, seed)
+    else:
+        keys["generators"] = digest(teacher)
+    sampler = keys["generators"]
+    if config.distill.steps:
+        inputs, training = (keys["tokens"], keys["generators"]), without_operational(config.distill) | DISTILLED_KEY
+        sampler = keys["distilled"] = digest("distilled", inputs, training, seed)
+    keys["evaluation"] = digest("evaluation", sampler, test_images, config.evaluate, drawn_with(config))
+    return keys
+
+
+def tokenizer_identity(config: Config) -> str:
+    """The identity of the tokenizer's training. The images are told by where they are."""
+    data = to_dict(config.data)
+    for name in ("test", "views"):
+        del data[name]
+    training = without_operational(config.tokenizer_train) | IDENTITY
+    return digest("tokenizer", data, config.tokenizer, training, config.seed)
+
+
+def generators_identity(config: Config, tokenizer: str) -> str:
+    """The identity of the training of `train.parts`, which are what a checkpoint holds. tokenizer: its fingerprint."""
+    training = without_operational(config.train) | IDENTITY | {"parts": config.train.parts}
+    return digest("generators", tokenizer, config.content, config.structure, training, config.repa, config.seed)
+
+
+def distilled_identity(config: Config, teacher: Mapping[str, str]) -> str:
+    """The identity of a distillation. teacher: fingerprints of its tokenizer, content and structure weights."""
+    return digest("distill", teacher, without_operational(config.distill) | IDENTITY, config.seed)
+
+
+def drawn_with(config: Config) -> SamplerConfig:
+    """The settings with which the finished sampler draws: a distilled structure generator has flow steps of its own."""
+    if config.distill.steps and "structure" in config.distill.parts:
+        return dataclasses.replace(config.sampler, flow_steps=config.distill.flow_steps)
+    return config.sampler

@@ -1,0 +1,53 @@
+"""nvg/cluster.py without Ray: what importing it costs, threads, devices, bars, and a warning."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from nvg.cluster import device_of, set_threads, warn_of_too_few_cpus
+from nvg.config import ClusterConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_importing_it_imports_neither_ray_nor_torch():
+    code = "import nvg.cluster, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"ray", "torch"} & set(done.stdout.split())
+
+
+def test_threads_are_as_many_as_asked_for_or_as_cpus():
+    before = torch.get_num_threads()
+    try:
+        for settings, threads in (
+            ({"threads_per_worker": 3}, 3),
+            ({"cpus_per_worker": 2.4}, 2),
+            ({"cpus_per_worker": 0.2}, 1),
+        ):
+            set_threads(ClusterConfig(**settings))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_device_follows_use_gpu():
+    assert [device_of(ClusterConfig(use_gpu=gpu)).type for gpu in (False, True)] == ["cpu", "cuda"]
+
+
+def test_a_bar_without_ray_is_on_standard_error():
+    lines = ["from nvg.cluster import progress", "bar = progress(2, 'a job')", "bar.update()"]
+    lines += ["bar.set_description('loss 1')", "bar.close()"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "" and "loss 1" in done.stderr and "1/2" in done.stderr
+
+
+def test_workers_that_leave_no_cpu_to_read_are_announced(capsys):
+    cluster = ClusterConfig(num_workers=2)
+    warn_of_too_few_cpus(3.0, cluster)
+    assert capsys.readouterr().out == ""
+    warn_of_too_few_cpus(2.0, cluster)
+    assert "need 3 CPUs, the cluster has 2" in capsys.readouterr().out

@@ -1,0 +1,161 @@
+"""`nvg sample`: the picture is what the sampler draws, and wrong input is one line."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import nvg
+from nvg import sample
+from nvg.generator.controls import given_from_drawing
+from nvg.pictures import sample_grid, stages_picture
+from nvg.serving.images import open_drawing
+
+FAST = "fashion-mnist-fast"  # one step a stage
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return nvg.load(FAST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Many threads wait for each other on images of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def draw(tmp_path, capsys):
+    """draw(*arguments): the picture that the command writes, and its words."""
+
+    def run(*arguments):
+        path = tmp_path / "picture.png"
+        sample.main([FAST, "--output", str(path), *arguments])
+        with Image.open(path) as picture:
+            return np.asarray(picture), capsys.readouterr().out
+
+    return run
+
+
+def drawing(path, size=(40, 40), box=(5, 5, 25, 30)):
+    picture = Image.new("L", size, 0)
+    ImageDraw.Draw(picture).rectangle(box, fill=255)
+    picture.save(path)
+    return str(path)
+
+
+def test_a_row_of_images_a_class_in_the_order_that_was_asked(sampler, draw):
+    picture, said = draw("--classes", "Coat, Bag", "--count", "2", "--seed", "7")
+    images = sampler.generate(["Coat", "Coat", "Bag", "Bag"], seed=7)
+    assert np.array_equal(picture, np.asarray(sample_grid(images, [0, 0, 1, 1], ["Coat", "Bag"])))
+    assert "picture.png: 2 classes, 2 images per row; seeds 7 ... 10, row by row." in said
+
+
+def test_all_classes_unless_some_are_named(sampler, draw):
+    picture, said = draw()
+    images = sampler.generate(sampler.class_names, seed=0)
+    assert np.array_equal(picture, np.asarray(sample_grid(images, range(10), sampler.class_names)))
+    assert "10 classes, one image per row; seeds 0 ... 9" in said
+
+
+def test_more_images_than_a_batch_are_those_of_the_sampler(sampler, draw, monkeypatch):
+    wanted = ["--classes", "Bag,Coat", "--count", "2"]
+    whole, stages = draw(*wanted)[0], draw(*wanted, "--stages")[0]
+    monkeypatch.setattr(sample, "BATCH", 3)
+    assert np.array_equal(draw(*wanted)[0], whole)
+    assert np.array_equal(draw(*wanted, "--stages")[0], stages)
+
+
+def test_every_stage_of_each_image(sampler, draw):
+    picture, said = draw("--classes", "Bag,4", "--stages", "structure_temperature=0.5", "flow_steps=2")
+    steps = list(sampler.stages(["Bag", "Coat"], seed=0, structure_temperature=0.5, flow_steps=2))
+    previews = [step.preview for step in steps]
+    expected = stages_picture(steps[-1].sequence_codes, previews, [0, 1], ["Bag", "Coat"])
+    assert np.array_equal(picture, np.asarray(expected))
+    assert "2 images, seeds 0 ... 1 from top to bottom" in said
+
+
+def test_a_drawing_is_the_structure_of_stage_one_of_every_image(sampler, draw, tmp_path):
+    path = drawing(tmp_path / "drawing.png")
+    picture, said = draw("--classes", "Bag,Coat", "--structure", path, "--stages")
+    with open(path, "rb") as file:
+        shape = open_drawing(file.read(), max_pixels=10**6, field="drawing")
+    given = given_from_drawing(shape, sampler.tokenizer.config.grid)
+    steps = list(sampler.stages(["Bag", "Coat"], seed=0, given=given))
+    expected = stages_picture(steps[-1].sequence_codes, [step.preview for step in steps], [0, 1], ["Bag", "Coat"])
+    assert np.array_equal(picture, np.asarray(expected))
+    assert "positions moved to the other side" in said
+    half = drawing(tmp_path / "half.png", box=(0, 0, 19, 40))
+    assert "its two sides are equal" in draw("--classes", "Bag", "--structure", half)[1]
+
+
+def test_of_many_classes_evenly_spaced_ones_are_shown_and_a_name_may_hold_commas(sampler):
+    many = type(sampler)(
+        sampler.tokenizer,
+        sampler.content,
+        sampler.structure,
+        sampler.settings,
+        [f"{number}th, of many" for number in range(28)],
+    )
+    assert sample.chosen_classes(many, None) == [f"{number}th, of many" for number in range(0, 28, 3)]
+    assert sample.chosen_classes(many, "3th, of many") == ["3th, of many"]
+    assert sample.chosen_classes(many, "3,1, 3") == ["3th, of many", "1th, of many"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no sampler 'nowhere': .*fashion-mnist"),
+        ([FAST, "--classes", "Bga"], "no class 'Bga'; the classes are T-shirt/top, Trouser"),
+        ([FAST, "--classes", "Bag,10"], "class 10 is none of 0 ... 9"),
+        ([FAST, "--classes", ""], "no class ''; the classes are"),
+        ([FAST, "structure_temperatur=1"], "no sampler setting 'structure_temperatur'; there are flow_steps, "),
+        ([FAST, "top_p"], "'top_p' is no setting: write key=value"),
+        ([FAST, "top_p=much"], "top_p=much: 'much' is no number"),
+        ([FAST, "flow_steps=1.5"], "flow_steps=1.5: '1.5' is no whole number"),
+        ([FAST, "top_p=2"], "top_p=2.0 must be in"),
+        ([FAST, "content_temperature=nan"], "content_temperature=nan must be above 0"),
+        ([FAST, "structure_guidance=99"], "structure_guidance=99: this model has learned guidance"),
+        ([FAST, "--structure", "/no/drawing.png"], "--structure /no/drawing.png: no such file"),
+        ([FAST, "--structure", "/"], "Is a directory"),
+        ([FAST, "--output", "grid.gif"], "--output grid.gif: a PNG is written"),
+    ],
+)
+def test_wrong_input_is_one_line_that_says_what_to_do(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as stop:
+        sample.main(arguments)
+    assert "\n" not in str(stop.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no picture", "is no picture of a known format"),
+        (b"", "is no picture of a known format"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "cannot be read|is no picture"),
+    ],
+)
+def test_a_drawing_that_is_no_image_is_refused_by_its_name(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "drawing.png").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"^error: --structure drawing.png ({message})"):
+        sample.main([FAST, "--structure", "drawing.png"])
+
+
+def test_a_drawing_without_a_shape_is_refused(tmp_path):
+    empty = drawing(tmp_path / "empty.png", box=(0, 0, 0, 0))
+    with pytest.raises(SystemExit, match="^error: --structure .*empty.png: drawing 0 is empty on the 4 x 4 grid"):
+        sample.main([FAST, "--structure", empty])
+
+
+@pytest.mark.parametrize("arguments", [[], [FAST, "--count", "0"], [FAST, "--count", "two"], [FAST, "--seed", "x"]])
+def test_bad_usage_is_exit_code_2(arguments):
+    with pytest.raises(SystemExit) as stop:
+        sample.main(arguments)
+    assert stop.value.code == 2
