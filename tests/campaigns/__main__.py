@@ -8,6 +8,7 @@ docs/reports/campaigns.md has what each proves, its minutes and when it was last
 
 from __future__ import annotations
 
+import argparse
 import runpy
 import sys
 from pathlib import Path
@@ -27,13 +28,16 @@ def campaigns() -> dict[str, str]:
 def main() -> None:
     """The command line."""
     known = campaigns()
-    if len(sys.argv) < 2:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", nargs="?", choices=known, help="none: list the campaigns")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="argument", help="of the campaign")
+    options = parser.parse_args()
+    if options.name is None:
         print("\n".join(f"{name:<12}{line}" for name, line in known.items()))
         return
-    if sys.argv[1] not in known:
-        sys.exit(f"error: no campaign {sys.argv[1]!r}; there are {', '.join(known)}")
-    del sys.argv[0]
-    runpy.run_module(f"tests.campaigns.{sys.argv[0]}", run_name="__main__", alter_sys=True)
+    module = f"tests.campaigns.{options.name}"
+    sys.argv = [module, *options.arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

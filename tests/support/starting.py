@@ -17,6 +17,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import sys
 import tempfile
 import traceback
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 TREES = ("scripts", "benchmarks", "experiments", "tests")  # what is not installed
 PLACEHOLDER = re.compile(r"<?[A-Z][A-Z0-9_]*>?|.*(?:KEY|BUCKET|\.\.\.).*")
 CORES = os.cpu_count() or 1
+PATIENCE = 200  # seconds for a program to import what it needs and to read all its argument lists
 CLICK = {"ray": "ray.scripts.scripts:cli", "mlflow": "mlflow.cli:cli", "serve": "ray.serve.scripts:cli"}
 
 
@@ -68,6 +70,7 @@ def main() -> None:
 def in_child(kind: str, name: str, lists: list[list[str]], answer: Path) -> NoReturn:
     """Write what was wrong with each argument list, as JSON, and end the process."""
     problems = {}
+    signal.alarm(PATIENCE)  # a program that reads no arguments would be at work now
     try:
         for module in [module for module in sys.modules if module.split(".")[0] in TREES]:
             del sys.modules[module]  # as in a process of its own, which must find them
@@ -105,6 +108,8 @@ def start(kind: str, name: str, arguments: list[str]) -> str | None:
     incomplete = "..." in arguments or all(re.fullmatch(r"[a-z][\w-]*", word) for word in arguments)
     pairs = zip(["", *arguments[:-1]], arguments, strict=True) if arguments else ()
     arguments = [word for before, word in pairs if word != "key=value" and (word != "..." or before.startswith("--"))]
+    if kind == "entry":
+        arguments = [word for word in arguments if not PLACEHOLDER.fullmatch(word)]  # nvg COMMAND
     output, path = io.StringIO(), list(sys.path)
     sys.argv = [name, *arguments]
     try:
@@ -120,7 +125,7 @@ def start(kind: str, name: str, arguments: list[str]) -> str | None:
     except Parsed as parsed:
         return of_configuration(parsed.arguments)
     except SystemExit as end:
-        if arguments == ["--help"] and not end.code and "usage:" in output.getvalue():
+        if not end.code and "usage:" in output.getvalue():
             return None
         if incomplete and "arguments are required" in output.getvalue():
             return None
@@ -132,8 +137,14 @@ def start(kind: str, name: str, arguments: list[str]) -> str | None:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[None]:
-    """Within the block whoever calls parse_args or parse_intermixed_args gets no answer, but `Parsed`."""
+    """Within the block whoever calls parse_args, parse_intermixed_args or pytest.main gets no answer, but `Parsed`."""
+    import pytest
+
+    def run_tests(*_: object) -> NoReturn:  # a campaign that is a file of tests
+        raise Parsed(argparse.Namespace())
+
     before = {name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_intermixed_args")}
+    pytest_main = pytest.main
 
     def stop_after(read: Any) -> Any:
         def parse(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> NoReturn:
@@ -145,15 +156,18 @@ def stopping() -> Iterator[None]:
     try:
         for name, read in before.items():
             setattr(argparse.ArgumentParser, name, stop_after(read))
+        pytest.main = run_tests
         yield
     finally:
+        pytest.main = pytest_main
         for name, read in before.items():
             setattr(argparse.ArgumentParser, name, read)
 
 
 def with_values(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
-    """The words with a value for every placeholder after an option that takes a choice or a number."""
-    result = list(words)
+    """The words with a value for every placeholder of a choice, and of an option's number."""
+    choices = next((action.choices for action in parser._get_positional_actions() if action.choices), None)
+    result = [str(next(iter(choices))) if choices and word == "NAME" else word for word in words]
     for number in range(1, len(words)):
         action = parser._option_string_actions.get(words[number - 1])
         if action is not None and PLACEHOLDER.fullmatch(words[number]):
