@@ -267,7 +267,7 @@ def test_a_store_that_cannot_be_listed_fails_the_checks_that_need_it(copy, monke
     def refuse(folder):
         raise StorageError("the store is down")
 
-    monkeypatch.setattr(tokens, "parts", refuse)
+    monkeypatch.setattr(tokens, "part_files", refuse)
     checks = {check.name: check for check in TokenChecks(str(copy[0])).run()}
     assert checks["metadata.json"].ok and "the store is down" in checks["parts"].detail
     assert not checks["counts"].ok
