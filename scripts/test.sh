@@ -2,10 +2,10 @@
 # Lint, types and tests, each with its time; every one runs, whatever the others say. Arguments go to pytest.
 #
 #   scripts/test.sh lint         ruff, its format, mypy
-#   scripts/test.sh unit [...]   lint, and the tests that need neither Ray nor programs from outside Python
+#   scripts/test.sh unit [...]   lint, and the quick tests that need neither Ray nor programs from outside Python
 #   scripts/test.sh all [...]    lint, and all tests
 #
-# Two lanes run beside each other. The tests on Ray wait for a third of their time, which the others use.
+# Of all tests two lanes run beside each other: those on Ray wait for a third of their time, which the others use.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 start=$SECONDS
@@ -48,9 +48,9 @@ case $tier in
       lint
       step tests "${pytest[@]}" "$@"
     elif [ "$tier" = unit ]; then
-      beside lint
-      step 'tests without Ray' "${pytest[@]}" --ignore tests/cluster
-      join lint
+      lint
+      export OMP_NUM_THREADS=1  # two processes on two cores
+      step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' -n 2 --dist loadfile
     else
       beside step 'tests on Ray' "${pytest[@]}" tests/cluster
       lint

@@ -13,7 +13,7 @@ from nvg.errors import DataError, OutputBusy, StorageError
 from tests.support import s3
 from tests.support.pictures import config, encode, pixels, write_tar
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

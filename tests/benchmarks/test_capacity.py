@@ -175,6 +175,7 @@ def test_counted_figures_fit_those_of_the_forward_pass():
     assert counts.flops == pytest.approx(3 * passes, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_document_has_what_the_scripts_print():
     """d16's lines, the tokenizer's and all assumptions: counting d20 and d24 too would take a minute."""
     path = "conf/imagenet_d16.yaml"

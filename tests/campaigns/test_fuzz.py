@@ -19,6 +19,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_no_reader_fails_otherwise_than_by_its_own_errors(tmp_path, one_thread):
     every = fuzz.targets(tmp_path / "targets")
     for name, target in every.items():

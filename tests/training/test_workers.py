@@ -24,7 +24,7 @@ from tests.support.toy_streams import CLASSES, CPU, QUICK, autoencoder_of, token
 SLICES = 4
 ROWS = 8
 LENGTH = {"total_steps": 12, "slices": SLICES, "checkpoint_every": 4}
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def toy(place, folder, wrap):
