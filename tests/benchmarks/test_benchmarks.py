@@ -23,7 +23,8 @@ from nvg.generator.block import Block
 from nvg.generator.rope import HEAD_WIDTH
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a minute on two free cores; more where others work beside it
+# A minute on two free cores; more where others work beside it.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RUN = [name for name in SECTIONS if name != "serving"]
 
 
