@@ -17,7 +17,7 @@ import torch
 
 from nvg.artifacts.models import load_sampler, sampler_folder
 from nvg.evaluation import metrics
-from nvg.evaluation.features import load_network
+from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.reference import load_reference
 
 BATCH = 250
@@ -55,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     folder = sampler_folder("fashion-mnist")
     sampler = load_sampler(sampler_folder(arguments.sampler))
-    network = load_network("classifier", f"{folder}/classifier.safetensors")
+    network = NetworkFile("classifier", f"{folder}/classifier.safetensors").load()
     reference = load_reference(f"{folder}/reference.safetensors")
     labels = [number % len(sampler.class_names) for number in range(arguments.samples)]
     print(f"{arguments.sampler}, {arguments.samples} samples each, {date.today()}\n")

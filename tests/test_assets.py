@@ -15,7 +15,7 @@ from safetensors import safe_open
 import nvg
 from nvg import storage
 from nvg.evaluation import metrics
-from nvg.evaluation.features import load_network
+from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.reference import load_reference
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_samples_hold_the_bounds_of_the_card(sampler, asset):
 
     A Fréchet distance grows as samples get fewer, and these are 300 against the card's 10,000: hence the factor.
     """
-    network = load_network("classifier", str(asset / "classifier.safetensors"))
+    network = NetworkFile("classifier", str(asset / "classifier.safetensors")).load()
     reference = load_reference(str(asset / "reference.safetensors"))
     labels = list(range(10)) * EACH
     features, logits = network(torch.from_numpy(sampler.generate(labels, seed=1000)))

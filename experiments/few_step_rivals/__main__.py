@@ -46,7 +46,7 @@ from experiments.few_step_rivals.samplers import Rival, bit_split, flow_split, f
 from experiments.few_step_rivals.training import trained, untrained
 from nvg.artifacts.models import load_sampler, model_config, sampler_folder
 from nvg.evaluation import metrics
-from nvg.evaluation.features import FeatureNetwork, load_network
+from nvg.evaluation.features import FeatureNetwork, NetworkFile
 from nvg.evaluation.reference import Reference, load_reference
 from nvg.generator import Sampler, StructureGenerator
 
@@ -143,7 +143,7 @@ class Bench:
             train, test = (f"{data_folder}/{Path(str(path)).name}" for path in (data.train, data.test))
             data = replace(data, train=train, test=test)
         encoded = {split: encode(teacher, data, split, work / f"{split}.safetensors") for split in ("train", "test")}
-        classifier = load_network("classifier", f"{folder}/classifier.safetensors")
+        classifier = NetworkFile("classifier", f"{folder}/classifier.safetensors").load()
         reference = load_reference(f"{folder}/reference.safetensors")
         return Bench(work, steps, samples, teacher, classifier, reference, encoded)
 

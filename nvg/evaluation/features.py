@@ -47,29 +47,16 @@ class NetworkFile:
 
     @cached_property
     def name(self) -> str:
-        """Its `network_name`."""
-        return network_name(self.kind, self.path)
+        """`classifier 0123456789ab`, the kind and a hash of the file: features of other weights do not compare."""
+        return f"{self.kind} {hashlib.sha256(storage.read_bytes(self.path)).hexdigest()[:12]}"
 
     @property
     def knows_classes(self) -> bool:
         """Whether the network's outputs are the data set's classes."""
         return self.kind == "classifier"
 
-    def load(self, device: torch.device) -> FeatureNetwork:
-        """The network. Raises as `load_network` does."""
-        return load_network(self.kind, self.path, device)
-
-
-def network_name(kind: str, path: str) -> str:
-    """`classifier 0123456789ab`, the kind and a hash of the file's bytes: features of other weights do not compare."""
-    return f"{kind} {hashlib.sha256(storage.read_bytes(path)).hexdigest()[:12]}"
-
-
-def load_network(kind: str, path: str, device: torch.device | str = "cpu") -> FeatureNetwork:
-    """kind: "inception" or "classifier"; path: its .safetensors file, path or URL.
-
-    Raises WeightsError or ValueError for a file that is not of that network.
-    """
-    module: Classifier | Inception
-    module = load_inception(path) if kind == "inception" else load_classifier(path)
-    return FeatureNetwork(module.to(device))
+    def load(self, device: torch.device | str = "cpu") -> FeatureNetwork:
+        """The network. Raises WeightsError or ValueError for a file that is not of its kind."""
+        module: Classifier | Inception
+        module = load_inception(self.path) if self.kind == "inception" else load_classifier(self.path)
+        return FeatureNetwork(module.to(device))

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from nvg import storage
 from nvg.artifacts.models import fingerprint, read_metadata
-from nvg.evaluation.features import network_name
+from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.reference import load_reference
 
 ASSETS = Path(__file__).resolve().parents[2] / "nvg" / "assets"
@@ -48,7 +48,7 @@ def package(sampler: str, name: str, classifier: str, reference: str) -> Path:
     shutil.copy(source / "config.yaml", target / "config.yaml")
     shutil.copy(classifier, target / "classifier.safetensors")
     real = load_reference(reference)
-    if real.network != network_name("classifier", classifier):
+    if real.network != NetworkFile("classifier", classifier).name:
         raise ValueError(f"{reference} holds features of {real.network}, {classifier} is another network")
     real.features = real.features[:REFERENCE_FEATURES]
     real.save(str(target / "reference.safetensors"))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from nvg.artifacts.models import load_sampler, sampler_folder
 from nvg.evaluation import metrics
-from nvg.evaluation.features import load_network
+from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.reference import load_reference
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     folder = sampler_folder(arguments.sampler)
     sampler = load_sampler(folder)
-    classifier = load_network("classifier", f"{folder}/classifier.safetensors")
+    classifier = NetworkFile("classifier", f"{folder}/classifier.safetensors").load()
     reference = load_reference(f"{folder}/reference.safetensors")
     labels = [number % len(sampler.class_names) for number in range(arguments.samples)]
     rows = []

@@ -17,7 +17,7 @@ from experiments.few_step_rivals.samplers import (
 )
 from experiments.few_step_rivals.training import trained, untrained
 from nvg.artifacts.models import sampler_folder
-from nvg.evaluation.features import load_network
+from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.reference import load_reference
 from nvg.granularity import last_stage, structure_codes, structure_embedding, structure_map
 
@@ -144,7 +144,7 @@ def test_a_row_is_measured_once_and_kept(teacher, tmp_path):
         steps=2,
         samples=20,
         teacher=teacher,
-        classifier=load_network("classifier", f"{folder}/classifier.safetensors"),
+        classifier=NetworkFile("classifier", f"{folder}/classifier.safetensors").load(),
         reference=load_reference(f"{folder}/reference.safetensors"),
         encoded={"train": encoded, "test": encoded},
     )
