@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     with one_line_errors(ValueError, OSError):  # the sampler's own, for a class or a setting; files
         settings = read_settings(arguments.settings)
-        check_output(arguments.output)
+        check_png(arguments.output)
         sampler = nvg.load(arguments.model)
         names = chosen_classes(sampler, arguments.classes)
         given = None if arguments.structure is None else read_drawing(arguments.structure, sampler)
@@ -97,7 +97,7 @@ def read_settings(items: Sequence[str]) -> dict[str, float]:
     return settings
 
 
-def check_output(path: str) -> None:
+def check_png(path: str) -> None:
     """Raises ConfigError, before anything is drawn, for a name that says another format than PNG."""
     if not path.lower().endswith(".png"):
         raise ConfigError(f"--output {path}: a PNG is written: give a name that ends in .png")
