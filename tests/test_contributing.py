@@ -38,3 +38,19 @@ def test_the_version_stands_in_one_place():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "version" not in project and project["dynamic"] == ["version"]
     assert importlib.metadata.version("nvg") == nvg.__version__
+
+
+def test_the_number_of_pinned_packages_is_that_of_the_lock():
+    pins = sum(
+        "==" in line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")
+    )
+    assert f"`requirements.lock` pins all {pins} packages" in (ROOT / "docs" / "trust.md").read_text()
+
+
+def test_functions_that_contributing_names_stand_in_the_file_that_it_names():
+    text = (ROOT / "CONTRIBUTING.md").read_text().replace("\n", " ")
+    pairs = re.findall(r"`(\w+)`(?: with its default)? (?:to|in) `([\w./]+\.py)`", text)
+    pairs += re.findall(r"to `(\w+)`,? in `([\w./]+\.py)`", text)
+    assert len(pairs) >= 3
+    for name, path in pairs:
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{path} has no {name}"
