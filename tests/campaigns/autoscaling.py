@@ -23,7 +23,7 @@ from nvg import config as configuration
 from nvg import storage
 from pipelines.steps import plan
 from tests.support import autoscaler
-from tests.support.smoke import ROOT, SMOKE
+from tests.support.smoke import SMOKE
 from tests.support.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(900)
@@ -38,19 +38,10 @@ def test_nodes_come_for_readers_and_for_encoders_and_go_when_all_is_done(tmp_pat
         *("cluster.num_workers=2", "cluster.worker_resources={encoder: 1}"),
         *("cluster.encoders=2", "cluster.reader_resources={reader: 0.5}"),
     ]
-    command = [sys.executable, "pipelines/run.py", "--until", "tokens", "--config", str(SMOKE), *settings]
+    job = ["pipelines/run.py", "--until", "tokens", "--config", str(SMOKE), *settings]
     with autoscaler.growing(idle_seconds=IDLE) as cluster:
         assert cluster.nodes() == 0
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | cluster.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        log = done.stdout + done.stderr
-        assert done.returncode == 0, log[-8000:]
+        log = cluster.run(*job)
         patience = time.monotonic() + 120
         while cluster.nodes():
             assert time.monotonic() < patience, cluster.decisions()

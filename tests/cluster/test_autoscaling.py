@@ -1,17 +1,13 @@
 """A cluster of no workers: Ray's own autoscaler brings a node for an encoder and takes it away again
 (tests/campaigns/autoscaling.py: readers too, and a training)."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from nvg import config as configuration
 from nvg import storage
 from pipelines.steps import plan
 from tests.support import autoscaler
-from tests.support.smoke import ROOT, SMOKE, untrained_tokenizer
+from tests.support.smoke import SMOKE, untrained_tokenizer
 from tests.support.synthetic import write_images
 from tests.support.waiting import until
 
@@ -27,18 +23,9 @@ def test_a_node_comes_for_an_encoder_and_goes_when_the_tokens_are_made(tmp_path)
     config = configuration.load(SMOKE, settings)
     artifacts = plan(config)
     untrained_tokenizer(config, artifacts["tokenizer"].folder, 0)
-    job = [sys.executable, "pipelines/build_tokens.py", "--config", str(SMOKE), *settings]
+    job = ["pipelines/build_tokens.py", "--config", str(SMOKE), *settings]
     with autoscaler.growing(idle_seconds=2) as cluster:
-        done = subprocess.run(
-            job,
-            cwd=ROOT,
-            env=os.environ | cluster.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        log = done.stdout + done.stderr
-        assert done.returncode == 0, log[-8000:]
+        log = cluster.run(*job)
         until(lambda: any("(idle)" in what for _, what in cluster.decisions()), "the node to go")
         decisions = [what for _, what in cluster.decisions()]
     assert "Adding 1 node(s) of type encoder." in decisions

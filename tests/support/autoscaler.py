@@ -73,6 +73,15 @@ class Growing:
         environment = os.environ | self.environment
         return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
+    def run(self, *command: str) -> str:
+        """Run a Python script as a job of the cluster, which must end well; returns its output."""
+        environment = os.environ | self.environment
+        job = [sys.executable, *command]
+        done = subprocess.run(job, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output[-8000:]
+        return output
+
 
 def settings(idle_seconds: float, address: str) -> dict[str, Any]:
     """The autoscaler's configuration, as for `ray up`, with the provider above."""
