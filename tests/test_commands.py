@@ -18,6 +18,8 @@ import pytest
 
 from tests.support.commands import ROOT, TREES, Call, Quoted, calls, quoted
 
+pytestmark = pytest.mark.slow  # every program of the project is started once
+
 Problems = dict[tuple[str, str, str], str]  # by kind, name and arguments
 QUOTED = list({item.text: item for item in quoted()}.values())
 STARTED = ("module", "script", "entry", "click")

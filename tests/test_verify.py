@@ -28,6 +28,8 @@ from tests.support.synthetic import CLASSES, write_images
 from tests.support.toy import ToyTask, toy_settings
 from tests.support.toy_config import toy_config
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = models.ASSETS / "fashion-mnist"
 PART = "part-000001-view1.parquet"
 

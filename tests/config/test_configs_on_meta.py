@@ -22,6 +22,7 @@ CONF = sorted((ROOT / "conf").glob("*.yaml"))
 IMAGES = 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aligned", [False, True], ids=["plain", "aligned"])
 @pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
 def test_parts_fit_together(path: Path, aligned: bool) -> None:

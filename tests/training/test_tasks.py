@@ -15,6 +15,8 @@ from tests.support.toy import toy_settings
 from tests.support.toy_config import toy_config
 from tests.support.toy_streams import CLASSES, CPU, QUICK, autoencoder_of, image_stream, token_stream
 
+pytestmark = pytest.mark.slow  # trainings of networks, each several times
+
 
 def tokenizer_task(config, stop_at=None, total=12):
     return TokenizerTask(config, image_stream(stop_at), total, 4, device=CPU)
