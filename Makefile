@@ -31,7 +31,7 @@ serve: setup  ## serve the shipped sampler on port 8000: HTTP API, its documenta
 bench: setup  ## measure everything, 40 minutes on two cores; tables and plots go to runs/benchmarks
 	@exec .venv/bin/python -m benchmarks --size full $(SETTINGS)
 
-unit: setup  ## lint, types and the quick tests that need neither Ray nor installed programs, 4 minutes
+unit: setup  ## lint, types and the quick tests that need neither Ray nor installed programs, 3 minutes
 	@exec scripts/test.sh unit $(TESTS)
 
 test: data browser postgres  ## lint, types and all tests, up to 25 minutes on two cores; this is what CI runs

@@ -44,6 +44,7 @@ def test_the_asset_is_half_precision_safetensors_and_small(asset):
     assert not [name for name in names if name.endswith((".pt", ".pth", ".pkl", ".bin"))]
 
 
+@pytest.mark.slow
 def test_samples_hold_the_bounds_of_the_card(sampler, asset):
     """A small fixed set: accuracy of at least 0.85 and a Fréchet distance of at most twice the card's.
 
@@ -96,6 +97,7 @@ def test_the_fast_one_is_the_other_ones_student_and_takes_one_pass_a_stage_and_g
     assert len(passes["content"]) == fast.tokenizer.config.last_stage + 1
 
 
+@pytest.mark.slow
 def test_the_readmes_first_example_draws_ten_images_in_20_seconds(tmp_path):
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     assert len([line for line in example.splitlines() if line.strip()]) <= 5

@@ -106,6 +106,7 @@ def test_a_command_is_its_file(name, words, capsys, monkeypatch):
         assert of_command[1].startswith(f"usage: nvg {name} ")
 
 
+@pytest.mark.slow
 def test_a_command_started_as_a_process_ends_as_its_file_does():
     words = ["--config", "/no/such.yaml"]
     of_command, of_file = run("-m", "nvg.cli", "train", *words), run("pipelines/train.py", *words)

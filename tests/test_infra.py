@@ -216,6 +216,7 @@ def server_command(text):
     return server.make_context("server", words[at + 1 :]).params
 
 
+@pytest.mark.slow
 def test_both_mlflow_servers_use_options_that_it_has(manifests):
     compose = yaml.safe_load((INFRA / "mlflow" / "compose.yaml").read_text())
     command = re.sub(r"\$\{[^}]*\}", "x", compose["services"]["mlflow"]["command"])

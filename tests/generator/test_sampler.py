@@ -171,6 +171,7 @@ def test_blocks_in_bfloat16_leave_pictures_much_the_same_and_heads_as_they_were(
     assert half.generate([0, 1], seed=0).shape == whole.generate([0, 1], seed=0).shape
 
 
+@pytest.mark.slow
 def test_a_sampler_compiles_whole_with_one_graph_a_batch_size_for_all_stages(sampler):
     graphs = []
 
