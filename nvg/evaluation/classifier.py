@@ -182,11 +182,9 @@ def accuracy(classifier: Classifier, batches: Iterable[Batch]) -> float:
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:
     """Write one local .safetensors file, the configuration in its metadata."""
-    from safetensors.torch import save_file
-
     tensors = {name: value.contiguous().cpu() for name, value in classifier.state_dict().items()}
     metadata = {"format": str(FORMAT), "kind": "nvg classifier", "config": json.dumps(asdict(classifier.config))}
-    save_file(tensors, path, metadata=metadata)
+    Path(path).write_bytes(storage.safetensors_bytes(tensors, metadata))
 
 
 def load_classifier(path: str | Path) -> Classifier:

@@ -30,8 +30,6 @@ class Reference:
 
     def save(self, path: str) -> None:
         """Write a .safetensors file, path or URL."""
-        from safetensors.torch import save
-
         record = {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -44,7 +42,8 @@ class Reference:
             "covariance": self.moments.covariance,
             "features": self.features.contiguous(),
         }
-        storage.write_bytes(path, save(tensors, metadata={"format": FORMAT, "reference": json.dumps(record)}))
+        metadata = {"format": FORMAT, "reference": json.dumps(record)}
+        storage.write_bytes(path, storage.safetensors_bytes(tensors, metadata))
 
 
 def load_reference(path: str) -> Reference:
