@@ -100,6 +100,12 @@ def manifests(request):
     return kustomize.render(INFRA / "kubernetes" / "overlays" / request.param)
 
 
+def one(manifests, kind, name=None):
+    """The one manifest of a kind, or of a kind and name."""
+    (found,) = [item for item in manifests if item["kind"] == kind and name in (None, item["metadata"]["name"])]
+    return found
+
+
 def strict(schema):
     """A custom resource's schema as the API server's strict validation takes it: unknown fields are errors."""
     if isinstance(schema, list):
@@ -202,6 +208,42 @@ def test_the_job_and_the_service_are_ones_that_our_code_takes(manifests):
     assert served.max_replicas > served.min_replicas and served.model == "models:/nvg@champion"
     with pytest.raises(ConfigError):
         configuration.serve_config({**application["args"], "replicas": 3})
+
+
+def refused_deletion(spec):
+    """Why the operator refuses a RayJob's deletion rules, beyond what the schema says; None if it does not."""
+    rules = spec["deletionStrategy"]["deletionRules"]
+    if spec.get("shutdownAfterJobFinishes") or spec.get("ttlSecondsAfterFinished"):
+        return "rules beside shutdownAfterJobFinishes"
+    if spec["rayClusterSpec"]["enableInTreeAutoscaling"] and any(rule["policy"] == "DeleteWorkers" for rule in rules):
+        return "workers deleted beside the autoscaler"
+    conditions = [rule["condition"] for rule in rules]
+    if any(("jobStatus" in condition) == ("jobDeploymentStatus" in condition) for condition in conditions):
+        return "not one status"
+    states = [(rule["policy"], rule["condition"].keys() - {"ttlSeconds"}) for rule in rules]
+    return "twice the same" if any(states.count(state) > 1 for state in states) else None
+
+
+def test_the_job_s_cluster_goes_after_success_and_stays_a_while_after_a_failure(manifests):
+    spec = one(manifests, "RayJob")["spec"]
+    assert refused_deletion(spec) is None
+    seconds = {}
+    for rule in spec["deletionStrategy"]["deletionRules"]:
+        condition = dict(rule["condition"])
+        delay = condition.pop("ttlSeconds")
+        ((_, state),) = condition.items()
+        seconds[rule["policy"], state] = delay
+    assert seconds.keys() == {("DeleteCluster", "SUCCEEDED"), ("DeleteCluster", "Failed")}
+    assert 60 <= seconds["DeleteCluster", "SUCCEEDED"] < seconds["DeleteCluster", "Failed"]
+    rules = spec["deletionStrategy"]["deletionRules"]
+    assert refused_deletion({**spec, "shutdownAfterJobFinishes": True})
+    for fault in (
+        {**rules[0], "policy": "DeleteWorkers"},
+        {**rules[0], "condition": {"ttlSeconds": 60}},
+        {**rules[0], "condition": {**rules[0]["condition"], **rules[1]["condition"]}},
+        rules[0],
+    ):
+        assert refused_deletion({**spec, "deletionStrategy": {"deletionRules": [*rules, fault]}}), fault
 
 
 # ---- MLflow ----
