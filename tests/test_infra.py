@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.support import kustomize
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
 OVERLAYS = ("cpu", "gpu")
+HISTORY = "components: [../../components/history]"  # the line that docs/infra.md has an operator add
 CRDS = os.environ.get("NVG_KUBERAY_CRDS")
 RAY_KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayservices"}
 
@@ -95,9 +97,43 @@ def test_ray_up_takes_the_cluster_files(cloud):
 # ---- Kubernetes ----
 
 
+def with_history(overlay, folder):
+    """An overlay in whose kustomization.yaml somebody has added the line of docs/infra.md."""
+    shutil.copytree(INFRA / "kubernetes", folder, dirs_exist_ok=True)
+    with (folder / "overlays" / overlay / "kustomization.yaml").open("a") as file:
+        file.write(HISTORY + "\n")
+    return folder / "overlays" / overlay
+
+
+@pytest.fixture(params=[*OVERLAYS, *(f"{overlay} with history" for overlay in OVERLAYS)])
+def overlay(request, tmp_path):
+    """The folder of an overlay, as it is or with the component history."""
+    name, *history = request.param.split(" with ")
+    return with_history(name, tmp_path) if history else INFRA / "kubernetes" / "overlays" / name
+
+
+@pytest.fixture
+def manifests(overlay):
+    return kustomize.render(overlay)
+
+
 @pytest.fixture(params=OVERLAYS)
-def manifests(request):
-    return kustomize.render(INFRA / "kubernetes" / "overlays" / request.param)
+def kept(request, tmp_path):
+    """The manifests with the component history."""
+    return kustomize.render(with_history(request.param, tmp_path))
+
+
+def one(manifests, kind, name=None):
+    """The one manifest of a kind, or of a kind and name."""
+    (found,) = [item for item in manifests if item["kind"] == kind and name in (None, item["metadata"]["name"])]
+    return found
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
+def test_kubectl_renders_the_overlays_as_the_tests_reader_does(overlay, manifests):
+    done = subprocess.run(["kubectl", "kustomize", overlay], capture_output=True, text=True, check=True)
+    theirs = {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(done.stdout)}
+    assert theirs == {(item["kind"], item["metadata"]["name"]): item for item in manifests}
 
 
 def strict(schema):
@@ -142,10 +178,32 @@ def test_kuberay_takes_the_cluster_the_job_and_the_service(manifests):
                 custom({**item, "spec": {**item["spec"], **fault}})
 
 
+@pytest.mark.skipif(CRDS is None, reason="NVG_KUBERAY_CRDS names no folder with KubeRay's definitions")
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("deletionStrategy/deletionRules/0/policy", "DeleteAll"),
+        ("deletionStrategy/deletionRules/0/condition/jobStatus", "STOPPED"),
+        ("deletionStrategy/deletionRules/1/condition/jobDeploymentStatus", "Complete"),
+        ("deletionStrategy/deletionRules/1/condition/ttlSeconds", -1),
+        ("rayClusterSpec/historyServerOptions/collectorOptions/envFrom", []),
+        ("rayClusterSpec/historyServerOptions/server", {}),
+    ],
+)
+def test_kuberay_refuses_other_rules_of_deletion_and_other_options_of_the_collector(kept, path, value):
+    job = one(kept, "RayJob")
+    custom(job)
+    kustomize.apply(job, "add", f"/spec/{path}", value)
+    with pytest.raises(jsonschema.ValidationError):
+        custom(job)
+
+
 def test_kubernetes_takes_the_other_manifests(manifests):
     others = [item for item in manifests if item["kind"] not in RAY_KINDS]
     kinds = {item["kind"] for item in others}
-    assert kinds == {"Namespace", "ConfigMap", "Deployment", "Service", "StatefulSet"}
+    history = {"ServiceAccount", "Role", "RoleBinding"}
+    assert kinds - history == {"Namespace", "ConfigMap", "Deployment", "Service", "StatefulSet"}
+    assert kinds & history in (set(), history)
     for item in others:
         kubernetes_validate.validate(item, "1.33", strict=True)
     wrong = copy.deepcopy(next(item for item in others if item["kind"] == "Deployment"))
@@ -183,9 +241,24 @@ def test_only_the_gpu_overlay_asks_for_gpus():
 
 def test_every_image_is_ours_or_pinned_and_every_secret_comes_from_outside(manifests):
     text = yaml.dump(manifests)
-    assert set(re.findall(r"image: (\S+)", text)) <= {"REGISTRY/nvg:cpu", "REGISTRY/nvg:cuda", "postgres:15.18"}
+    history = {f"quay.io/kuberay/{name}:v1.7.1" for name in ("collector", "historyserver")}
+    images = {"REGISTRY/nvg:cpu", "REGISTRY/nvg:cuda", "postgres:15.18"} | history
+    assert set(re.findall(r"image: (\S+)", text)) <= images
     assert "Secret" not in {item["kind"] for item in manifests}
     assert set(re.findall(r"secretRef:\s+name: (\S+)", text)) == {"nvg-store", "nvg-postgres", "nvg-keys"}
+    assert {reference["name"] for reference in references(manifests, "secretKeyRef")} <= {"nvg-store"}
+    (values,) = [item["data"] for item in manifests if item["kind"] == "ConfigMap"]
+    for reference in references(manifests, "configMapKeyRef"):
+        assert reference["name"] == "nvg" and reference["key"] in values
+
+
+def references(content, kind):
+    """The values of every key of this name, at any depth."""
+    if isinstance(content, list):
+        return [found for value in content for found in references(value, kind)]
+    if not isinstance(content, dict):
+        return []
+    return [found for key, value in content.items() for found in ([value] if key == kind else references(value, kind))]
 
 
 def test_the_job_and_the_service_are_ones_that_our_code_takes(manifests):
@@ -204,6 +277,90 @@ def test_the_job_and_the_service_are_ones_that_our_code_takes(manifests):
         configuration.serve_config({**application["args"], "replicas": 3})
 
 
+def refused_deletion(spec):
+    """Why the operator refuses a RayJob's deletion rules, beyond what the schema says; None if it does not."""
+    rules = spec["deletionStrategy"]["deletionRules"]
+    if spec.get("shutdownAfterJobFinishes") or spec.get("ttlSecondsAfterFinished"):
+        return "rules beside shutdownAfterJobFinishes"
+    if spec["rayClusterSpec"]["enableInTreeAutoscaling"] and any(rule["policy"] == "DeleteWorkers" for rule in rules):
+        return "workers deleted beside the autoscaler"
+    conditions = [rule["condition"] for rule in rules]
+    if any(("jobStatus" in condition) == ("jobDeploymentStatus" in condition) for condition in conditions):
+        return "not one status"
+    states = [(rule["policy"], rule["condition"].keys() - {"ttlSeconds"}) for rule in rules]
+    return "twice the same" if any(states.count(state) > 1 for state in states) else None
+
+
+def test_the_job_s_cluster_goes_after_success_and_stays_a_while_after_a_failure(manifests):
+    spec = one(manifests, "RayJob")["spec"]
+    assert refused_deletion(spec) is None
+    seconds = {}
+    for rule in spec["deletionStrategy"]["deletionRules"]:
+        condition = dict(rule["condition"])
+        delay = condition.pop("ttlSeconds")
+        ((_, state),) = condition.items()
+        seconds[rule["policy"], state] = delay
+    assert seconds.keys() == {("DeleteCluster", "SUCCEEDED"), ("DeleteCluster", "Failed")}
+    assert 60 <= seconds["DeleteCluster", "SUCCEEDED"] < seconds["DeleteCluster", "Failed"]
+    rules = spec["deletionStrategy"]["deletionRules"]
+    assert refused_deletion({**spec, "shutdownAfterJobFinishes": True})
+    for fault in (
+        {**rules[0], "policy": "DeleteWorkers"},
+        {**rules[0], "condition": {"ttlSeconds": 60}},
+        {**rules[0], "condition": {**rules[0]["condition"], **rules[1]["condition"]}},
+        rules[0],
+    ):
+        assert refused_deletion({**spec, "deletionStrategy": {"deletionRules": [*rules, fault]}}), fault
+
+
+# ---- KubeRay's History Server ----
+
+OPERATOR_S_OWN = {  # the operator sets these variables of a collector and refuses them from us
+    "POD_IP",
+    "FQ_RAY_IP",
+    "RAY_CLUSTER_NAME",
+    "RAY_CLUSTER_NAMESPACE",
+    "RAY_ROLE",
+    "OWNER_KIND",
+    "OWNER_NAME",
+    "EVENTS_PORT",
+}
+
+
+def test_collectors_write_where_the_history_server_reads(kept):
+    spec = one(kept, "RayJob")["spec"]["rayClusterSpec"]
+    collector = spec["historyServerOptions"]["collectorOptions"]
+    (server,) = one(kept, "Deployment", "historyserver")["spec"]["template"]["spec"]["containers"]
+    assert collector["env"] == server["env"]
+    assert collector["image"].rpartition(":")[2] == server["image"].rpartition(":")[2]
+    names = [variable["name"] for variable in server["env"]]
+    assert len(names) == len(set(names)) and not set(names) & OPERATOR_S_OWN
+    assert server["env"][0] == {"name": "STORAGE_BACKEND", "value": "s3"} and {"S3_BUCKET", "S3_REGION"} <= set(names)
+    assert "historyServerOptions" not in str([item for item in kept if item["kind"] in ("RayCluster", "RayService")])
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):  # the time to upload logs
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= 120
+
+
+def test_the_history_server_sees_the_clusters_of_its_namespace_and_no_secret(kept):
+    pod = one(kept, "Deployment", "historyserver")["spec"]["template"]
+    account, role, binding = one(kept, "ServiceAccount"), one(kept, "Role"), one(kept, "RoleBinding")
+    assert pod["spec"]["serviceAccountName"] == account["metadata"]["name"]
+    assert {item["metadata"]["namespace"] for item in (account, role, binding)} == {"nvg"}
+    assert binding["subjects"] == [{"kind": "ServiceAccount", **account["metadata"]}]
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])
+    assert role["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get", "list"]}]
+    service = one(kept, "Service", "historyserver")["spec"]
+    assert service["selector"].items() <= pod["metadata"]["labels"].items() and "type" not in service  # not open
+    (port,) = service["ports"]
+    (container,) = pod["spec"]["containers"]
+    assert {port["targetPort"]} == {each["containerPort"] for each in container["ports"]}
+
+
+def test_the_page_and_the_component_name_the_line_that_adds_it():
+    for path in ("docs/infra.md", "infra/kubernetes/components/history/kustomization.yaml"):
+        assert HISTORY in (ROOT / path).read_text(), path
+
+
 # ---- MLflow ----
 
 
@@ -220,7 +377,7 @@ def server_command(text):
 def test_both_mlflow_servers_use_options_that_it_has(manifests):
     compose = yaml.safe_load((INFRA / "mlflow" / "compose.yaml").read_text())
     command = re.sub(r"\$\{[^}]*\}", "x", compose["services"]["mlflow"]["command"])
-    (deployment,) = [item for item in manifests if item["kind"] == "Deployment"]
+    deployment = one(manifests, "Deployment", "mlflow")
     for text in (command, deployment["spec"]["template"]["spec"]["containers"][0]["args"][0]):
         options = server_command(text)
         assert options["backend_store_uri"].startswith("postgresql://mlflow:x@postgres/") and options["port"] == 5000

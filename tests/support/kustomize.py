@@ -9,6 +9,7 @@ KNOWN = {
     "apiVersion",
     "kind",
     "resources",
+    "components",
     "namespace",
     "images",
     "patches",
@@ -17,16 +18,19 @@ KNOWN = {
 }
 
 
-def render(folder):
-    """The manifests of an overlay."""
+def render(folder, found=()):
+    """The manifests of an overlay; or, of a component, what it makes of the manifests `found`."""
     folder = Path(folder)
     content = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert content["kind"] == ("Component" if found else "Kustomization"), f"{folder}: {content['kind']}"
     unknown = content.keys() - KNOWN
     assert not unknown, f"{folder}: {unknown} are not understood here"
-    found = []
+    found = list(found)
     for name in content.get("resources", []):
         path = folder / name
         found += render(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
+    for name in content.get("components", []):
+        found = render(folder / name, found)
     for one in content.get("configMapGenerator", []):
         assert one.keys() == {"name", "envs"} and content["generatorOptions"] == {"disableNameSuffixHash": True}
         lines = [line for env in one["envs"] for line in (folder / env).read_text().splitlines() if line]
@@ -42,7 +46,7 @@ def render(folder):
         targets = [item for item in found if item["kind"] == patch["target"]["kind"]]
         assert targets, f"{folder}: no {patch['target']['kind']} to patch"
         for item in targets:
-            for operation in yaml.safe_load(patch["patch"]):
+            for operation in yaml.safe_load(patch["patch"].strip()):  # kustomize strips it too
                 apply(item, **operation)
     for image in content.get("images", []):
         for item in found:
