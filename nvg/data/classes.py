@@ -48,6 +48,13 @@ def check_known(names: Iterable[str], classes: Sequence[str], where: str) -> Non
     )
 
 
+def misplaced(names: Sequence[str], other: Sequence[str]) -> str | None:
+    """The first of some names that stands at another place in the other list, whatever its case. Lists of other words
+    altogether are taken for translations of each other."""
+    places = {name.casefold(): label for label, name in enumerate(other)}
+    return next((name for label, name in enumerate(names) if places.get(name.casefold(), label) != label), None)
+
+
 def first(names: Sequence[str]) -> str:
     """The first ten names, for a message."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from nvg import storage
 from nvg.config import DataConfig
-from nvg.data.classes import TrainingClasses, class_name, first, told_apart
+from nvg.data.classes import TrainingClasses, class_name, first, misplaced, told_apart
 from nvg.data.records import ImageSource
 from nvg.data.sources.folder import FolderSource
 from nvg.data.sources.idx import IdxSource
@@ -86,9 +86,7 @@ def _check_names(source: ImageSource, config: DataConfig, where: str) -> None:
             f"{where} has {len(names)} classes ({first(names)}{hint}), but data.num_classes={config.num_classes}: "
             f"set data.num_classes={len(names)}"
         )
-    places = {name.casefold(): label for label, name in enumerate(names)}
-    configured = [class_name(name).casefold() for name in config.class_names or ()]
-    if any(places.get(name, label) != label for label, name in enumerate(configured)):
+    if misplaced([class_name(name) for name in config.class_names or ()], names):
         raise DataError(
             f"{where} has the classes of data.class_names in another order ({', '.join(names[:10])}, ...), which is "
             "the order of its labels: leave data.class_names out"
