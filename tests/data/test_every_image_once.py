@@ -157,7 +157,7 @@ READABLE = (".cls", ".json")
 @law
 @given(st.lists(samples, min_size=1, max_size=10), st.randoms(use_true_random=False), st.sampled_from([0, 1, 3, 99]))
 def test_webdataset(samples, random, moves):
-    """Any members in any order: keys that repeat, dots, labels that are missing or wrong, shards that are not sorted."""
+    """Any members in any order: keys that repeat, dots, labels that are missing or wrong."""
     members = []  # (name, bytes); the bytes of an image say which it is
     for number, (key, image, label, value, sound) in enumerate(samples):
         members.append((key + image, (encode(pixels(number, (3, 4))) if sound else b"broken %d" % number)))

@@ -100,6 +100,8 @@ class _Shard:
         for picture in pictures:
             if again:
                 yield self._broken(key, f"the key {key!r} stands in the shard before: {SORT}, each key once")
+            elif isinstance(picture[1], BrokenImage):
+                yield self._broken(key if picture is chosen else key + picture[0], picture[1].reason)
             elif picture is not chosen:
                 yield self._broken(
                     key + picture[0],
@@ -109,13 +111,8 @@ class _Shard:
             else:
                 yield from self._labelled(key, picture[1], members)
 
-    def _labelled(
-        self, key: str, data: bytes | BrokenImage, members: list[Member]
-    ) -> Iterator[ImageRecord | BrokenImage]:
+    def _labelled(self, key: str, data: bytes, members: list[Member]) -> Iterator[ImageRecord | BrokenImage]:
         """The record of a key's image, or its row."""
-        if isinstance(data, BrokenImage):
-            yield self._broken(key, data.reason)
-            return
         try:
             label = _label(members)
         except (ValueError, TypeError, RecursionError) as error:
