@@ -30,7 +30,7 @@ def check_nothing(config: Config) -> None:
 
 
 def check_evaluation(config: Config) -> None:
-    """What can be known of an evaluation before hours of training. Raises ConfigError."""
+    """What can be known of an evaluation before hours of training. Raises ConfigError or DataError."""
     if config.data.num_classes < 2 and config.evaluate.inception_weights is None:
         raise ConfigError(
             "data.num_classes=1: evaluation measures on features of a classifier of the data set's classes, and one "
@@ -40,6 +40,10 @@ def check_evaluation(config: Config) -> None:
         path = getattr(config.evaluate, name)
         if path not in (None, "test", "train") and not storage.exists(path):
             raise ConfigError(f"evaluate.{name}={path}: no such file. docs/evaluation.md says where it comes from")
+    if config.evaluate.reference.endswith(".npz"):
+        from nvg.evaluation.evaluation import npz_reference
+
+        npz_reference(config)
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,10 @@ def plan(config: Config) -> dict[str, Artifact]:
         )
     from nvg.data import open_source
 
-    train_images = open_source(config.data, split="train").fingerprint()
-    test_images = open_source(config.data, split="test").fingerprint() if config.data.test else None
+    train = open_source(config.data, "train")
+    test_images = open_source(config.data, "test", train).fingerprint() if config.data.test else None
     given, teacher = _teacher(config.distill.teacher)
-    keys = artifact_keys(config, train_images, test_images, teacher)
+    keys = artifact_keys(config, train.fingerprint(), test_images, teacher)
     folders = {step: storage.join(config.output, f"{step}-{key}") for step, key in keys.items()} | given
     return {step: Artifact(step, key, folders[step], given=step in given) for step, key in keys.items()}
 

@@ -458,14 +458,16 @@ def test_names_in_archives_are_ids_and_never_places(tmp_path):
     assert pq.read_table(out / PART)["image_id"].to_pylist() == ids
 
 
-def test_links_devices_and_folders_in_archives_are_passed_over(tmp_path):
+def test_links_in_archives_are_named_and_never_followed_and_devices_and_folders_are_passed_over(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE):
             info = tarfile.TarInfo("a.png")
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     source = open_source(image_config(source="webdataset", train=str(tmp_path)), "train")
-    assert list(source.read(source.units[0])) == []
+    links = list(source.read(source.units[0]))
+    assert len(links) == 2 and all(isinstance(link, BrokenImage) for link in links)
+    assert all(link.reason.startswith("is a link to /etc/passwd, without bytes") for link in links)
 
 
 @pytest.mark.parametrize("name", ["a/../../b", "../b"])

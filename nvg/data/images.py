@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from nvg.config import DataConfig
+from nvg.data import png
 
+Result = TypeVar("Result")
 # The formats of the sources' files. Pillow knows many more, of which one runs a program (EPS) and few are ever tested.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 
@@ -24,6 +28,7 @@ class BrokenImageError(ValueError):
 def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
     """An upright grey (channels = 1) or RGB (3) image. Raises BrokenImageError.
 
+    Notes that a PNG holds beside its pixels (texts, profiles) may be damaged or of any size: the pixels are read.
     EXIF rotation is applied, alpha is laid over white, CMYK and palettes are converted, 16 bits are scaled to 8. Of an
     animation the first frame is taken; colour profiles are not applied. An image of more pixels than Pillow's guard
     against decompression bombs allows (89 million) is broken, and takes no memory.
@@ -32,11 +37,7 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
         if isinstance(data, np.ndarray):
             image = Image.fromarray(data.squeeze(-1) if data.ndim == 3 and data.shape[2] == 1 else data)
         else:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # up to twice that Pillow only warns
-                raise BrokenImageError(f"too large: {image.width} x {image.height} pixels")
-            image.load()
-            image = _upright(image)
+            image = load_image(data)
         if image.mode == "F":
             raise BrokenImageError("pixels are floating-point numbers, of no known range")
         if image.mode.startswith("I"):  # 16-bit (or 32-bit holding 16-bit) grey: Pillow would clip it at 255
@@ -53,6 +54,44 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image:
         raise BrokenImageError(f"too large: {error}") from None
     except Exception as error:  # Pillow's decoders raise nearly every type on bad bytes; the reason is kept
         raise BrokenImageError(f"{type(error).__name__}: {error}") from None
+
+
+def load_image(data: bytes) -> Image.Image:
+    """An upright image as its file has it: any mode, any alpha. Raises BrokenImageError, or an error of Pillow's."""
+    if png.is_png(data) and (chunk := png.damaged_chunk(data)):
+        raise BrokenImageError(f"the PNG is damaged: the checksum of its {chunk} chunk is wrong")
+    return _without_notes_if_need_be(_load, data)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height of an image by its header, without reading a pixel. Raises as `load_image` does."""
+    return _without_notes_if_need_be(_size, data)
+
+
+def _without_notes_if_need_be(read: Callable[[bytes], Result], data: bytes) -> Result:
+    """What `read` makes of an image. Pillow refuses a PNG with a text of more than 1 MB or with a note that is damaged:
+    then its pixels are read alone."""
+    try:
+        return read(data)
+    except (BrokenImageError, Image.DecompressionBombError):
+        raise
+    except Exception:  # nearly every type on bad bytes
+        if not png.is_png(data):
+            raise
+        return read(png.without_notes(data))
+
+
+def _load(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # up to twice that Pillow only warns
+        raise BrokenImageError(f"too large: {image.width} x {image.height} pixels")
+    image.load()
+    return _upright(image)
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.size
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -48,8 +48,10 @@ class ImageSource(ABC):
     The order of units and of images in them is fixed, so an image's position never depends on who reads it.
     """
 
+    classes: list[str]  # what tells them apart in the files (names, synset ids), by label; [] where only numbers do
     class_names: list[str]  # as the source holds them; [] where it has none and open_source names them
-    highest: int | None = None  # the highest label of a source without names, where it can tell without reading images
+    lowest: int | None = None  # of the numbers that stand for classes in the files, where these can be told ...
+    highest: int | None = None  # ... without reading images
     empty: Sequence[str] = ()  # classes that belong to the source's layout and have no image
     units: list[Unit]
     files: dict[str, int]  # of the listing, with their bytes, for the fingerprint

@@ -34,6 +34,11 @@ class ClassifierConfig:
     size: int = 32  # pixels a side that the network sees; a multiple of 8
     width: int = 16  # channels after the stem; the features are 4 * width
 
+    @property
+    def feature_width(self) -> int:
+        """D of the penultimate features."""
+        return 4 * self.width
+
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise ValueError(f"a classifier needs at least 2 classes, data.num_classes={self.num_classes}")
@@ -57,7 +62,7 @@ class Classifier(nn.Module):
         self.mix1 = nn.Sequential(*_convolution(2 * width, 2 * width))
         self.down2 = nn.Sequential(*_convolution(2 * width, 4 * width, stride=2))
         self.mix2 = nn.Sequential(*_convolution(4 * width, 4 * width))
-        self.head = nn.Linear(4 * width, config.num_classes)
+        self.head = nn.Linear(config.feature_width, config.num_classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPUs
 
     def features(self, images: Tensor) -> Tensor:

@@ -23,9 +23,8 @@ def classifier_file(config: Config, source: ImageSource) -> str:
     """The file of a data set's classifier, `<output>/classifier-<key>.safetensors`. source: the training images."""
     settings, data = config.evaluate, copy.copy(config.data)
     data.train, data.test, data.views = "", None, 1  # the fingerprint tells the images, wherever they are
-    key = configuration.digest(
-        "classifier", source.fingerprint(), data, settings.classifier_epochs, settings.classifier_size, settings.seed
-    )
+    training = [settings.classifier_epochs, settings.classifier_size, settings.seed]
+    key = configuration.digest("classifier", source.fingerprint(), source.class_names, data, *training)
     return storage.join(config.output, f"classifier-{key}.safetensors")
 
 

@@ -15,9 +15,13 @@ from typing import Any
 from nvg import storage
 from nvg.artifacts.models import read_metadata
 from nvg.config import Config
+from nvg.data import ImageSource
+from nvg.data.classes import first, misplaced
+from nvg.errors import DataError
+from nvg.evaluation.classifier import ClassifierConfig
 from nvg.evaluation.collect import Collector
 from nvg.evaluation.data_classifier import classifier_file, train_data_classifier
-from nvg.evaluation.features import NetworkFile
+from nvg.evaluation.features import INCEPTION_WIDTH, NetworkFile
 from nvg.evaluation.figures import Figures, bound_figures, reconstruction_figures, sample_figures
 from nvg.evaluation.measure import measure
 from nvg.evaluation.npz import ImageWriter
@@ -37,6 +41,14 @@ class Evaluated:
     protocol: dict[str, Any]  # what two evaluations must share to be compared (nvg/evaluation/compare.py)
 
 
+def npz_reference(config: Config) -> NpzImages:
+    """The .npz file that evaluate.reference names. Raises DataError where it does not fit the configuration."""
+    settings = config.evaluate
+    classifier = ClassifierConfig(config.data.num_classes) if settings.inception_weights is None else None
+    width = INCEPTION_WIDTH if classifier is None else classifier.feature_width
+    return NpzImages(settings.reference, config.data, width)
+
+
 class Evaluation:
     """The steps of an evaluation, which `run` takes in order."""
 
@@ -51,10 +63,14 @@ class Evaluation:
 
     def run(self) -> Evaluated:
         """Measure what is missing, and compute the figures."""
+        images = {name: self._reference_images(name) for name in self._reference_names()}  # before anything is computed
         self.network = self._network()
-        images = {name: self._reference_images(name) for name in self._reference_names()}
         files = {name: some.features_file(self.config.output, self.network.name) for name, some in images.items()}
         references = {name: load_reference(file) for name, file in files.items() if storage.exists(file)}
+        for name, some in images.items():
+            if (moments := some.without_images(self.network.name)) is not None:
+                print(f"{name} holds mu and sigma alone: no precision, recall and kernel distance", flush=True)
+                references[name] = moments
         missing = [some for name, some in images.items() if name not in references]
         collector = self._measure(missing)
         for some in missing:
@@ -81,7 +97,13 @@ class Evaluation:
 
             load_inception(weights)  # a wrong file is reported before anything is drawn
             return NetworkFile("inception", weights)
-        path = classifier_file(config, self._split("train").source)
+        source = self._split("train").source
+        if len(source.class_names) != len(self.class_names) or misplaced(self.class_names, source.class_names):
+            raise DataError(
+                f"the sampler's classes ({first(self.class_names)}) are not those of data.train "
+                f"({first(source.class_names)}), by which a classifier would judge it: give the images it was made of"
+            )
+        path = classifier_file(config, source)
         if not storage.exists(path):
             ray.get(ray.remote(train_data_classifier).options(**config.cluster.actor).remote(config, path))
         return NetworkFile("classifier", path)
@@ -96,13 +118,17 @@ class Evaluation:
         return list(dict.fromkeys(names))
 
     def _reference_images(self, name: str) -> ReferenceImages:
-        return NpzImages(name) if name.endswith(".npz") else self._split(name)
+        return npz_reference(self.config) if name.endswith(".npz") else self._split(name)
 
     def _split(self, name: str) -> SplitImages:
         """A split of the data set, listed once."""
         if name not in self.splits:
-            self.splits[name] = SplitImages(self.config, name)
+            self.splits[name] = SplitImages(self.config, name, training=self._training())
         return self.splits[name]
+
+    def _training(self) -> ImageSource | None:
+        """The training images, where they are listed already."""
+        return self.splits["train"].source if "train" in self.splits else None
 
     # ---- the measurement ----
 
@@ -139,9 +165,9 @@ class Evaluation:
             work += some.work()
             images += some.count()
         if self.settings.reconstructions:
-            first = SplitImages(config, self.held_out, most=self.settings.reconstructions)
-            work += first.reconstruction_work()
-            images += first.count()
+            shown = SplitImages(config, self.held_out, self.settings.reconstructions, self._training())
+            work += shown.reconstruction_work()
+            images += shown.count()
         return work, images
 
     # ---- the outcome ----

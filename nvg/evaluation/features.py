@@ -14,6 +14,7 @@ from nvg.evaluation.classifier import Classifier, load_classifier
 from nvg.frozen.inception import Inception, load_inception
 
 BATCH = 256  # images that pass through the network at once
+INCEPTION_WIDTH = 2048  # D of Inception-v3
 
 
 @dataclass

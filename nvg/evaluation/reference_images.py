@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from nvg import config as configuration
 from nvg import storage
-from nvg.config import Config
-from nvg.data import open_source
-from nvg.evaluation.features import BATCH
+from nvg.config import Config, DataConfig
+from nvg.data import ImageSource, open_source
+from nvg.errors import DataError
+from nvg.evaluation.features import BATCH, INCEPTION_WIDTH
 from nvg.evaluation.metrics import Moments
-from nvg.evaluation.npz import read_images, read_moments
+from nvg.evaluation.npz import read_header, read_images
+from nvg.evaluation.reference import Reference
 from nvg.evaluation.work import ReadUnit, Reconstruct, TakeFeatures
 
 
@@ -39,6 +44,10 @@ class ReferenceImages(ABC):
         """Moments that are published with the images and stand for more of them."""
         return None
 
+    def without_images(self, network: str) -> Reference | None:
+        """The reference where there are no images, but moments alone. network: the name of that which made them."""
+        return None
+
     def features_file(self, output: str, network: str) -> str:
         """The file of the features by a network, path or URL."""
         key = configuration.digest("reference", self.fingerprint, self.preparation, network)
@@ -50,13 +59,14 @@ class SplitImages(ReferenceImages):
 
     labelled = True
 
-    def __init__(self, config: Config, name: str, most: int | None = None) -> None:
-        """name: train or test. most: how many images at most."""
+    def __init__(self, config: Config, name: str, most: int | None = None, training: ImageSource | None = None) -> None:
+        """name: train or test. most: how many images at most. training: the training images, where they are open."""
         data = config.data
         self.name = self.description = name
-        self.source = open_source(data, name)
+        self.source = open_source(data, name, training)
         self.fingerprint = self.source.fingerprint()
-        self.preparation = [data.image_size, data.channels, data.limit if name == "train" else None]
+        pixels = [data.image_size, data.channels, data.limit if name == "train" else None]
+        self.preparation = [*pixels, data.source, data.image_column, data.label_column, self.source.class_names]
         if most is not None:
             self.source.limit(most)
 
@@ -78,18 +88,51 @@ class NpzImages(ReferenceImages):
 
     labelled = False
     description = "reference"
-    preparation = None
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        (size,) = storage.list_sizes(name).values()
-        self.fingerprint = configuration.digest(name.rpartition("/")[2], size)
+    def __init__(self, name: str, data: DataConfig, feature_width: int) -> None:
+        """data: how large the images must be. feature_width: D of the network. Raises DataError for a file that does
+        not fit them, before anything is computed."""
+        self.name, self.where, self.channels = name, f"evaluate.reference={name}", data.channels
+        self.preparation = data.channels
+        with self._named(), storage.open(name) as file:
+            self.header = read_header(file)
+        self.fingerprint = self.header.fingerprint
+        shape, size = self.header.shape, data.image_size
+        if shape is not None and shape[1:3] != (size, size):
+            raise DataError(
+                f"{self.where} holds images of {shape[2]} x {shape[1]} pixels, but data.image_size={size}: give a "
+                "reference of that size"
+            )
+        width = None if self.header.moments is None else len(self.header.moments[0])
+        if width not in (None, feature_width):
+            raise DataError(
+                f"{self.where} has moments of {width} features, and the feature network has {feature_width}: they are "
+                f"of another network; {INCEPTION_WIDTH} features are Inception's: set evaluate.inception_weights"
+            )
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the file in errors of its contents."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{self.where}: {error}") from None
 
     @cached_property
     def _work(self) -> list[TakeFeatures]:
         """The images are read here: a zip member has no way to its middle."""
-        with storage.open(self.name) as file:
-            return [TakeFeatures(self.name, images) for images in read_images(file, BATCH)]
+        if self.header.shape is None:
+            return []
+        with self._named(), storage.open(self.name) as file:
+            return [TakeFeatures(self.name, self._of_channels(images)) for images in read_images(file, BATCH)]
+
+    def _of_channels(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (n, H, W, 3) -> (n, H, W, C): the suite's files hold grey images as three equal channels."""
+        if self.channels == 3:
+            return images
+        if (images != images[..., :1]).any():
+            raise DataError("it holds images in colour, but data.channels=1: give a reference of grey images")
+        return images[..., :1]
 
     def count(self) -> int:
         """The number of images of the file."""
@@ -101,6 +144,13 @@ class NpzImages(ReferenceImages):
 
     def published_moments(self) -> Moments | None:
         """The moments of all training images, of which the file holds a choice."""
-        with storage.open(self.name) as file:
-            arrays = read_moments(file)
+        arrays = self.header.moments
         return None if arrays is None else Moments(*(torch.from_numpy(array).double() for array in arrays))
+
+    def without_images(self, network: str) -> Reference | None:
+        """The moments of a file that has nothing else."""
+        moments = self.published_moments()
+        if self.header.shape is not None or moments is None:
+            return None
+        name = f"mu and sigma of {self.name.rpartition('/')[2]}"
+        return Reference(name, self.fingerprint, network, 0, moments, torch.zeros(0, len(moments.mean)), None)

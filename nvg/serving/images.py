@@ -13,7 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from nvg.data.images import FORMATS, BrokenImageError, decode_image
+from nvg.data.images import BrokenImageError, decode_image, image_size, load_image
 from nvg.serving.errors import RequestError
 
 TEXT_CHUNK = "nvg"
@@ -70,8 +70,7 @@ def open_drawing(data: bytes, *, max_pixels: int, field: str) -> Tensor:
     """An uploaded drawing: (1, H, W) in [0, 1]. Its alpha where it has some, else its brightness, makes the shape."""
     _check_size(data, max_pixels, field)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            alpha = picture.convert("RGBA").getchannel("A")
+        alpha = load_image(data).convert("RGBA").getchannel("A")
         low, high = alpha.getextrema()
         grey = alpha if low != high else decode_image(data, 1)  # an even alpha draws nothing
     except Exception as error:  # Pillow's decoders raise nearly every type on bad bytes
@@ -85,8 +84,7 @@ def _check_size(data: bytes, max_pixels: int, field: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is narrower
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                width, height = picture.size
+            width, height = image_size(data)
     except Image.DecompressionBombError as error:
         raise RequestError(413, f"{field}: {error}", param=field, code="image_too_large") from None
     except UnidentifiedImageError:

@@ -2,6 +2,7 @@
 
 import resource
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from nvg.data import BrokenImageError, decode_image, make_view
-from nvg.data.images import to_float, to_uint8
+from nvg.data.images import image_size, to_float, to_uint8
 from tests.support.pictures import config, encode, frames, jpeg_of, pixels, png, ycck
 
 
@@ -53,6 +54,7 @@ def test_transparent_parts_become_white():
     ]
 
 
+GOOD_PNG = encode(pixels(0))
 ORANGE = (200, 80, 40)
 PLAIN = Image.new("RGB", (16, 16), ORANGE)
 PALETTE = Image.new("P", (16, 16), 1)
@@ -151,6 +153,97 @@ def test_an_image_of_huge_size_is_refused_by_its_header(data):
     with pytest.raises(BrokenImageError, match="too large"):
         decode_image(data, 3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; its pixels are 400 MB and more
+
+
+def chunk(name, data, *, sound=True):
+    """A PNG chunk, with a right checksum or a wrong one."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data) ^ (not sound))
+
+
+def with_chunk(added, where, image=GOOD_PNG):
+    """A PNG with a chunk before its pixels or after them."""
+    place = image.index(b"IDAT") - 4 if where == "before" else len(image) - 12
+    return image[:place] + added + image[place:]
+
+
+ROOMY = zlib.compress(bytes(2 * 2**20))  # 2 MB in 2 kB: Pillow reads at most 1 MB
+NOTES = {
+    "zTXt of 2 MB": chunk(b"zTXt", b"k\0\0" + ROOMY),
+    "zTXt of 100 MB": chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100 * 2**20))),
+    "many zTXt": b"".join(chunk(b"zTXt", b"k%d\0\0" % n + zlib.compress(bytes(2**20 - 1))) for n in range(70)),
+    "iTXt of 2 MB": chunk(b"iTXt", b"k\0\1\0\0\0" + ROOMY),
+    "tEXt of 2 MB": chunk(b"tEXt", b"k\0" + bytes(2 * 2**20)),
+    "iCCP of 2 MB": chunk(b"iCCP", b"p\0\0" + ROOMY),
+    "zTXt cut off": chunk(b"zTXt", b"k\0\0" + ROOMY[:50]),
+    "iCCP of junk": chunk(b"iCCP", b"p\0\0junk"),
+    "eXIf of junk": chunk(b"eXIf", b"II*\0junk"),
+    "short pHYs": chunk(b"pHYs", b"abc"),
+    "short gAMA": chunk(b"gAMA", b"a"),
+    "empty sRGB": chunk(b"sRGB", b""),
+    "short acTL": chunk(b"acTL", b"a"),
+} | {
+    f"flipped bit in {name}": chunk(name.encode(), b"k\0some text", sound=False)
+    for name in ("tEXt", "zTXt", "iTXt", "iCCP", "eXIf", "tIME", "pHYs", "sBIT", "prVt")
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("note", NOTES)
+def test_notes_of_a_png_hurt_no_pixels(note, where):
+    data = with_chunk(NOTES[note], where)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert np.array_equal(np.asarray(decode_image(data, 3)), pixels(0)) and image_size(data) == (24, 20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB: never 100 MB of notes
+
+
+def test_a_png_with_a_damaged_note_keeps_its_rotation_and_its_transparency():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encode(pixels(0), exif=exif.tobytes())
+    bad = chunk(b"tEXt", b"k\0v", sound=False)
+    assert np.array_equal(decode_image(with_chunk(bad, "before", turned), 3), decode_image(turned, 3))
+    assert decode_image(turned, 3).size == (20, 24)
+    clear = encode(PALETTE, transparency=bytes([255, 128]))
+    assert np.array_equal(decode_image(with_chunk(bad, "before", clear), 3), decode_image(clear, 3))
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE", b"tRNS", b"IDAT"])
+@pytest.mark.parametrize("part", ["data", "checksum"])
+def test_a_flipped_bit_in_the_pixels_is_broken(name, part):
+    data = bytearray(encode(PALETTE, transparency=bytes([255, 128])))
+    start = data.index(name)
+    (length,) = struct.unpack_from(">I", data, start - 4)
+    data[start + 4 + (length if part == "checksum" else length - 1)] ^= 1
+    with pytest.raises(BrokenImageError, match=f"checksum of its {name.decode()} chunk is wrong"):
+        decode_image(bytes(data), 3)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        *[(kind, note) for kind in ("JPEG", "WEBP", "AVIF", "TIFF") for note in ("icc_profile", "xmp")],
+        *[("JPEG", "exif"), ("WEBP", "exif"), ("JPEG", "comment"), ("GIF", "comment")],
+    ],
+)
+@pytest.mark.parametrize("size", [100, 2 * 2**20])
+def test_notes_of_other_formats_hurt_no_pixels(note, size, kind):
+    """Profiles, EXIF, XMP and comments of junk, small ones and such as take many segments of a JPEG."""
+    limit = {"exif": 65_000, "xmp": 65_000, "comment": 65_000} if kind == "JPEG" else {}
+    junk = (b"Exif\0\0" if note == "exif" else b"") + b"junk" * (min(size, limit.get(note, size)) // 4)
+    image = Image.fromarray(pixels(0))
+    plain, noted = (encode(image, kind, **notes) for notes in ({}, {note: junk}))
+    assert np.array_equal(decode_image(noted, 3), decode_image(plain, 3)) and image_size(noted) == (24, 20)
+
+
+@pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO")
+def test_a_jpeg_with_odd_segments_keeps_its_pixels():
+    plain = encode(pixels(0), "JPEG")
+    for marker in (0xE1, 0xE2, 0xED, 0xEE, 0xEF, 0xFE):
+        for data in (b"", b"x", b"ICC_PROFILE\0\3\2junk", b"MPF\0junk", b"Photoshop 3.0\08BIM", b"x" * 65_000):
+            segment = struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+            assert np.array_equal(decode_image(plain[:2] + segment + plain[2:], 3), decode_image(plain, 3))
 
 
 def test_a_decompression_bomb_is_refused(monkeypatch):

@@ -16,6 +16,7 @@ import numpy as np
 
 from nvg import storage
 from nvg.config import DataConfig
+from nvg.data.classes import TrainingClasses
 from nvg.data.records import BrokenImage, ImageRecord, ImageSource, Unit
 from nvg.errors import DataError
 
@@ -23,7 +24,7 @@ from nvg.errors import DataError
 class IdxSource(ImageSource):
     """Images and labels of one pair of idx files; an image's id is its number."""
 
-    def __init__(self, config: DataConfig, path: str) -> None:
+    def __init__(self, config: DataConfig, path: str, training: TrainingClasses | None = None) -> None:
         self.path = storage.absolute(path)
         folder, _, name = self.path.rpartition("/")
         labels_name = name.replace("images-idx3", "labels-idx1")
@@ -40,7 +41,8 @@ class IdxSource(ImageSource):
                 f"{self.labels_path} holds {len(labels)} of its {count} labels, for the {images} images of "
                 f"{self.path}: fetch both files again"
             )
-        self.class_names = []
+        self.classes = self.class_names = []
+        self.lowest = int(labels.min()) if len(labels) else None
         self.highest = int(labels.max()) if len(labels) else None
         self.units: list[Unit] = [
             {"start": start, "labels": labels[start : start + config.unit_images].tolist()}

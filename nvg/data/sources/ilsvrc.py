@@ -24,8 +24,9 @@ from pathlib import Path
 
 from nvg import storage
 from nvg.config import DataConfig
+from nvg.data.classes import TrainingClasses, check_known
 from nvg.data.records import BrokenImage, ImageRecord, ImageSource, Unit, chunks, read_image, shuffled
-from nvg.data.sources.folder import IMAGE_SUFFIXES
+from nvg.data.sources.folder import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from nvg.data.sources.tar import count_members, read_members
 from nvg.errors import DataError
 
@@ -37,27 +38,34 @@ GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 class IlsvrcSource(ImageSource):
-    """An image's id is its path below the root, without the suffix."""
+    """An image's id is its path below the root, without the suffix where that is enough."""
 
-    def __init__(self, config: DataConfig, root: str) -> None:
+    def __init__(self, config: DataConfig, root: str, training: TrainingClasses | None = None) -> None:
         self.root = root.rstrip("/")
         self.prefix = storage.absolute(root) + "/"
-        self.files = storage.list_sizes(root, (*IMAGE_SUFFIXES, ".tar"))
+        self.files = storage.list_sizes(root, (*IMAGE_SUFFIXES, *OTHER_SUFFIXES, ".tar"))
         names = self._synset_names()
         labelled, archives = self._labels(list(self.files), names)
         present = sorted({synset for _, synset in labelled + archives})
-        synsets = present
         if len(names) == config.num_classes:  # a split that lacks a class keeps the numbers of the others
             unknown = [synset for synset in present if synset not in names]
             if unknown:
                 raise DataError(f"{self.root} holds {unknown[0]}, which is none of the {len(names)} synsets: remove it")
             synsets = sorted(names)
             self.empty = sorted(set(names) - set(present))
+        elif training is not None:
+            synsets = training()
+            check_known(present, synsets, self.root)
+        else:
+            synsets = present
+        self.classes = synsets
         repeated = {name for name, count in Counter(names.get(item, item) for item in synsets).items() if count > 1}
         self.class_names = [  # ImageNet has two classes "crane"
             f"{names[item]} ({item})" if names.get(item) in repeated else names.get(item, item) for item in synsets
         ]
         index = {synset: label for label, synset in enumerate(synsets)}
+        stems = Counter(_stem(name) for name, _ in labelled)
+        self.repeated = {name for name, _ in labelled if stems[_stem(name)] > 1}  # x.jpg beside x.png
         self.labels = [f"{name} {label}" for name, label in sorted(labelled)]
         self.units: list[Unit] = [
             {"files": [(name, index[synset]) for name, synset in chunk]}
@@ -80,7 +88,7 @@ class IlsvrcSource(ImageSource):
         for file in files:
             name = file.removeprefix(self.prefix)
             folder, _, _ = name.partition("/")
-            stem = name.rpartition("/")[2].rsplit(".", 1)[0]
+            stem = _stem(name.rpartition("/")[2])
             if name.endswith(".tar"):
                 if not SYNSET.fullmatch(stem):
                     raise DataError(
@@ -97,6 +105,12 @@ class IlsvrcSource(ImageSource):
                     f"{file} lies in a folder that is no synset (n01440764): data.source=ilsvrc takes the folder that "
                     "holds the synset folders"
                 )
+        twice = {synset for _, synset in labelled} & {synset for _, synset in archives}
+        if twice:
+            raise DataError(
+                f"{self.root} holds {min(twice)} as a folder and as {min(twice)}.tar: remove one of the two, so "
+                "that no image is read twice"
+            )
         if flat:
             labelled += self._flat_labels(flat, names)
         return labelled, archives
@@ -105,7 +119,7 @@ class IlsvrcSource(ImageSource):
         """(image, synset) pairs of images without class folders, by the ground truth. Raises DataError."""
         truth = self._ground_truth(names)
         for name in flat:
-            key = name.rsplit(".", 1)[0]
+            key = _stem(name)
             digits = re.search(r"(\d+)$", key)
             if key not in truth and digits:  # the devkit's table goes by number
                 key = str(int(digits[1]))
@@ -170,22 +184,30 @@ class IlsvrcSource(ImageSource):
     def _read(self, unit: Unit) -> Iterator[ImageRecord | BrokenImage]:
         if "archive" in unit:
             path, synset = self.prefix + unit["archive"], unit["archive"].removesuffix(".tar")
+            seen: Counter[str] = Counter()
             for name, data in read_members(path):
                 if isinstance(data, BrokenImage):
                     yield data
-                elif name.lower().endswith(IMAGE_SUFFIXES):
-                    yield ImageRecord(f"{synset}/{name.rsplit('.', 1)[0]}", data, unit["label"], f"{path}#{name}")
+                elif name.lower().endswith((*IMAGE_SUFFIXES, *OTHER_SUFFIXES)):
+                    seen[_stem(name)] += 1
+                    image_id = f"{synset}/{_stem(name) if seen[_stem(name)] == 1 else f'{name}#{seen[_stem(name)]}'}"
+                    yield ImageRecord(image_id, data, unit["label"], f"{path}#{name}")
             return
         for name, label in unit["files"]:
-            yield read_image(name.rsplit(".", 1)[0], self.prefix + name, label)
+            yield read_image(name if name in self.repeated else _stem(name), self.prefix + name, label)
 
     def _size(self, unit: Unit) -> int:
         if "archive" in unit:
-            return count_members(self.prefix + unit["archive"], IMAGE_SUFFIXES)
+            return count_members(self.prefix + unit["archive"], (*IMAGE_SUFFIXES, *OTHER_SUFFIXES))
         return len(unit["files"])
 
     def fingerprint(self) -> str:
         return storage.fingerprint(self.files, self.prefix, *self.labels)
+
+
+def _stem(name: str) -> str:
+    """A name without its suffix."""
+    return name.rsplit(".", 1)[0]
 
 
 # scipy reads this format in native code that damaged bytes can crash, so it does that in a process of its own.

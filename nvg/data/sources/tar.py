@@ -27,15 +27,20 @@ class _Header(tarfile.TarInfo):
 
 
 def read_members(path: str) -> Iterator[tuple[str, bytes | BrokenImage]]:
-    """(name, bytes) of every regular file, hidden ones (`._x.jpg`) passed over.
+    """(name, bytes) of every file, hidden ones (`._x.jpg`) passed over; of a link, which has no bytes, a BrokenImage.
 
-    A truncated or damaged archive ends with one BrokenImage naming it. A store that fails raises its error.
+    A truncated or damaged archive ends with ("", BrokenImage naming it). A store that fails raises its error.
     """
     last = ""
     try:
         with storage.open(path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
             for member in archive:
-                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                if member.name.rpartition("/")[2].startswith("."):
+                    continue
+                if member.islnk() or member.issym():
+                    reason = f"is a link to {member.linkname}, without bytes: write the archive with --hard-dereference"
+                    yield member.name, BrokenImage(member.name, f"{path}#{member.name}", reason)
+                if not member.isfile():
                     continue
                 if member.size > MOST_BYTES:
                     raise tarfile.ReadError(f"{member.name} has {member.size} bytes, more than any image")
@@ -51,12 +56,9 @@ def read_members(path: str) -> Iterator[tuple[str, bytes | BrokenImage]]:
         if isinstance(error, StorageError):
             raise
         where = f"after {last}" if last else "at its beginning"
-        yield last, BrokenImage(path.rpartition("/")[2], path, f"the archive cannot be read on {where}: {error}")
+        yield "", BrokenImage(path.rpartition("/")[2], path, f"the archive cannot be read on {where}: {error}")
 
 
 def count_members(path: str, suffixes: tuple[str, ...] = ()) -> int:
-    """The number of readable files in an archive, of those suffixes where given."""
-    return sum(
-        not isinstance(data, BrokenImage) and (not suffixes or name.lower().endswith(suffixes))
-        for name, data in read_members(path)
-    )
+    """The number of files in an archive, of those suffixes where given."""
+    return sum(bool(name) and (not suffixes or name.lower().endswith(suffixes)) for name, _ in read_members(path))
