@@ -114,6 +114,7 @@ def loop_of(
         checkpoint_every=steps + 1,
         log_every=config.tracking.log_every,
         preview_every=0,
+        evaluate_every=0,
         precision=settings.precision,
         seed=config.seed,
         identity="profile",

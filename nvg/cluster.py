@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nvg.config import ClusterConfig, Config, ServeConfig
@@ -210,6 +211,24 @@ def warn_of_too_few_cpus(cpus: float, cluster: ClusterConfig) -> None:
             f"{cpus:g}. Unless more nodes come, set them lower (parts of a CPU are fine)",
             flush=True,
         )
+
+
+def warn_of_no_room_beside(resources: Mapping[str, float], cluster: ClusterConfig) -> None:
+    """Say that evaluations beside a training will wait for its end, because its workers leave no room for them.
+
+    resources: those of the running Ray, by name.
+    """
+    wanted = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {}), **cluster.worker_resources}
+    for name, amount in wanted.items():
+        beside = cluster.encoders * amount + (2 * cluster.cpus_per_reader if name == "CPU" else 0)  # one reads already
+        needed = cluster.num_workers * amount + beside
+        if needed > (there := resources.get(name, 0.0)):
+            print(
+                f"waiting: {cluster.num_workers} training workers and cluster.encoders={cluster.encoders} for the "
+                f"evaluations beside them need {needed:g} {name}, the cluster has {there:g}: unless nodes come, the "
+                "figures come after the training",
+                flush=True,
+            )
 
 
 def warn_of_small_store(config: Config, piece_bytes: int) -> None:

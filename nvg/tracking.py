@@ -161,6 +161,21 @@ def _make_database(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def add_points(config: Config, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+    """Add a point to curves of a run that another process keeps open. A step that a curve has is left as it is."""
+    from mlflow.entities import Metric
+
+    client = _Client(tracking_uri(config))
+    now = int(time.time() * 1000)
+    new = [
+        Metric(key, float(value), now, step)
+        for key, value in metrics.items()
+        if step not in {point.step for point in client.get_metric_history(run_id, key)}
+    ]
+    if new:
+        client.log_batch(run_id, metrics=new)
+
+
 class Run:
     """One MLflow run. Every method writes at once, so that a killed job loses nothing."""
 

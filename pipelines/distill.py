@@ -14,7 +14,7 @@ from typing import Any
 
 from nvg.config import Config
 from nvg.training import jobs, ray_train
-from pipelines.job import run_job
+from pipelines.job import evaluation_beside, run_job
 
 
 def distill_generators(
@@ -25,6 +25,7 @@ def distill_generators(
         jobs.distill_generators,
         config,
         output_folder,
+        evaluate=evaluation_beside(config, config.distill),
         generators=generators_folder,
         tokens=tokens_folder,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-from nvg.cluster import start_ray
-from nvg.config import Config
+from nvg.cluster import start_ray, warn_of_no_room_beside
+from nvg.config import Config, GeneratorTrainingConfig
 from nvg.errors import CheckpointError
 from pipelines.command_line import job_parser, one_line_errors, read_config, words
 from pipelines.steps import STEPS, Artifact, claimed, fetched, inputs, make, plan, planned, tidy_up
@@ -41,6 +43,18 @@ def make_artifact(step: str, config: Config, arguments: Sequence[str]) -> Artifa
         start_ray(config.cluster)
         make(step, config, {name: fetched(artifact) for name, artifact in artifacts.items()})
     return artifact
+
+
+def evaluation_beside(config: Config, section: GeneratorTrainingConfig) -> Callable[[Config, str], Any] | None:
+    """What evaluates the samplers that a training leaves while it goes on, None where its section asks for none."""
+    if not section.evaluate_every:
+        return None
+    import ray
+
+    from nvg.evaluation.beside import evaluate_beside
+
+    warn_of_no_room_beside(ray.cluster_resources(), config.cluster)
+    return partial(evaluate_beside, samples=section.evaluate_samples)
 
 
 def already(artifact: Artifact) -> bool:

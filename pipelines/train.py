@@ -12,7 +12,7 @@ from typing import Any
 
 from nvg.config import Config
 from nvg.training import jobs, ray_train
-from pipelines.job import run_job
+from pipelines.job import evaluation_beside, run_job
 
 
 def train_generators(config: Config, tokenizer_folder: str, tokens_folder: str, output_folder: str) -> dict[str, Any]:
@@ -21,6 +21,7 @@ def train_generators(config: Config, tokenizer_folder: str, tokens_folder: str, 
         jobs.train_generators,
         config,
         output_folder,
+        evaluate=evaluation_beside(config, config.train),
         tokenizer=tokenizer_folder,
         tokens=tokens_folder,
     )

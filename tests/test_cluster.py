@@ -1,12 +1,13 @@
 """nvg/cluster.py without Ray: what importing it costs, threads, devices, bars, and a warning."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from nvg.cluster import device_of, set_threads, warn_of_too_few_cpus
+from nvg.cluster import device_of, set_threads, warn_of_no_room_beside, warn_of_too_few_cpus
 from nvg.config import ClusterConfig
 
 ROOT = Path(__file__).parents[1]
@@ -51,3 +52,27 @@ def test_workers_that_leave_no_cpu_to_read_are_announced(capsys):
     assert capsys.readouterr().out == ""
     warn_of_too_few_cpus(2.0, cluster)
     assert "need 3 CPUs, the cluster has 2" in capsys.readouterr().out
+
+
+def test_evaluations_that_must_wait_for_the_end_of_the_training_are_announced(capsys):
+    cluster = ClusterConfig(num_workers=2, cpus_per_worker=0.5, cpus_per_reader=0.25, use_gpu=True)
+    warn_of_no_room_beside({"CPU": 2.0, "GPU": 3.0}, cluster)
+    assert capsys.readouterr().out == ""
+    warn_of_no_room_beside({"CPU": 1.75, "GPU": 2.0}, cluster)
+    said = capsys.readouterr().out
+    assert "need 2 CPU, the cluster has 1.75" in said and "need 3 GPU, the cluster has 2" in said
+
+
+def test_a_hanging_collective_fails_a_group_of_gpus_unless_it_is_set_otherwise(monkeypatch):
+    from ray.train.v2._internal.callbacks.nccl_ras import NCCLRASCallback
+
+    from nvg.training.ray_train import end_hanging_collectives
+
+    for name in ("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "RAY_TRAIN_NCCL_RAS_ACTION"):
+        monkeypatch.delenv(name, raising=False)
+    end_hanging_collectives()
+    assert os.environ["RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR"] == "1"
+    assert NCCLRASCallback()._action == "fail"  # Ray's own reading of the variable
+    monkeypatch.setenv("RAY_TRAIN_NCCL_RAS_ACTION", "observe")
+    end_hanging_collectives()
+    assert NCCLRASCallback()._action == "observe"

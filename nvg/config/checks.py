@@ -116,6 +116,10 @@ def _training(check: Checker, name: str, section: TrainingConfig, workers: int) 
 def _train(check: Checker, config: Config) -> None:
     train = config.train
     _networks(check, "train", train.parts)
+    check(
+        train.evaluate_every == 0 or len(train.parts) == 2,
+        f"train.evaluate_every={train.evaluate_every}, train.parts={train.parts}: one generator alone draws nothing",
+    )
     check(train.parallel in ("ddp", "fsdp"), f"train.parallel={train.parallel!r} is none of ddp, fsdp")
 
 

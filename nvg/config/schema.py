@@ -102,6 +102,8 @@ class GeneratorTrainingConfig(TrainingConfig):
     final_lr: float = 0.1  # ... to this share of its value
     all_stages: bool = False  # True: every stage of an image in each step, not one drawn at random
     shuffle_rows: int = 16384  # rows of the shuffle buffer
+    evaluate_every: int = field(default=0, metadata=OPERATIONAL)  # steps between evaluations while it trains; 0 = none
+    evaluate_samples: int = field(default=2000, metadata=OPERATIONAL)  # images that such an evaluation draws
 
 
 @dataclass

@@ -18,6 +18,7 @@ from nvg.artifacts.keys import distilled_identity, generators_identity, tokenize
 from nvg.artifacts.models import (
     HALF,
     PARTS,
+    export_sampler,
     exported_parts,
     fingerprint,
     finish_folder,
@@ -37,6 +38,8 @@ from nvg.training.loop import LoopSettings, Place, train
 from nvg.training.parallel import Wrap, alone
 from nvg.training.task import Batch, Task
 from nvg.training.tokenizer_task import TokenizerTask
+
+SNAPSHOTS = "snapshots"  # in the artifact's folder: samplers to be evaluated while the training goes on
 
 # ---- the tokenizer ----
 
@@ -110,15 +113,17 @@ def train_generators(
     name = "train_" + ("generators" if len(settings.parts) == 2 else settings.parts[0])
     tags = {"tokenizer": mark, "data_fingerprint": token_set.get("data_fingerprint", "")}
     training = _Training(name, config, place, folder, tags)
-    figures = training.train(task, settings, total_steps, identity, _checkpoints_name(settings.parts))
-    averaged = task.averaged()
+
+    def sampler() -> dict[str, Any]:
+        return {"tokenizer": weights, "parts": task.averaged(), "config": config, "class_names": class_names}
+
+    checkpoints = _checkpoints_name(settings.parts)
+    figures = training.train(task, settings, total_steps, identity, checkpoints, sampler)
+    finished = sampler()
     if place.rank == 0:
         metadata = write_sampler(
             folder,
-            tokenizer=weights,
-            parts=averaged,
-            config=config,
-            class_names=class_names,
+            **finished,
             metadata={"training": figures, "run_id": training.run_id, "steps_per_epoch": steps_per_epoch},
         )
         training.finish_run(metadata)
@@ -168,15 +173,22 @@ def distill_generators(
     task = DistillTask(config, teacher, stream, settings.steps, device=place.device, wrap=wrap)
     identity = distilled_identity(config, marks)
     training = _Training("distill", config, place, folder, {"teacher": generators, "tokenizer": marks["tokenizer"]})
-    figures = training.train(task, settings, settings.steps, identity)
-    if place.rank == 0:
+
+    def sampler() -> dict[str, Any]:
         students = task.averaged()
+        return {
+            "tokenizer": kept["tokenizer"],
+            "parts": {part: students.get(part, kept[part]) for part in PARTS},
+            "config": task.sampler_config(),
+            "class_names": token_set["class_names"],
+        }
+
+    figures = training.train(task, settings, settings.steps, identity, sampler=sampler)
+    finished = sampler()
+    if place.rank == 0:
         metadata = write_sampler(
             folder,
-            tokenizer=kept["tokenizer"],
-            parts={part: students.get(part, kept[part]) for part in PARTS},
-            config=task.sampler_config(),
-            class_names=token_set["class_names"],
+            **finished,
             metadata={
                 "training": figures,
                 "run_id": training.run_id,
@@ -192,13 +204,14 @@ def distill_generators(
 
 
 def tidy(folder: str) -> None:
-    """Remove the files that a finished training no longer needs: its checkpoints and Ray Train's notes.
+    """Remove the files that a finished training no longer needs: its checkpoints, Ray Train's notes, and samplers that
+    were to be evaluated while it went on.
 
     This is safe at any time. metadata.json says that a training is finished, so tidying comes after it; when a job is
     killed in between, the next job that finds the artifact complete tidies up (pipelines/steps.py).
     """
     complete = storage.exists(storage.join(folder, storage.LAST_FILE))
-    names = ["ray_train"]
+    names = ["ray_train", SNAPSHOTS]
     if complete:
         names += ["checkpoints", _checkpoints_name(PARTS)]
     names += [_checkpoints_name([part]) for part in (PARTS if complete else exported_parts(folder))]
@@ -325,6 +338,7 @@ def _loop_settings(name: str, config: Config, section: TrainingConfig, total_ste
         checkpoint_every=section.checkpoint_every,
         log_every=config.tracking.log_every,
         preview_every=section.preview_every,
+        evaluate_every=section.evaluate_every if isinstance(section, GeneratorTrainingConfig) else 0,
         precision=section.precision,
         seed=config.seed,
         identity=identity,
@@ -345,12 +359,38 @@ class _Training:
         return self.run.id if self.run is not None else None
 
     def train(
-        self, task: Task, section: TrainingConfig, total_steps: int, identity: str, checkpoints: str = "checkpoints"
+        self,
+        task: Task,
+        section: TrainingConfig,
+        total_steps: int,
+        identity: str,
+        checkpoints: str = "checkpoints",
+        sampler: Callable[[], dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Train to the last step, going on from the checkpoints in the artifact's folder; returns figures."""
-        settings = _loop_settings(self.name, self.config, section, total_steps, identity)
-        folder = storage.join(self.folder, checkpoints)
-        return train(task, settings, self.config, folder, place=self.place, start_tracking=self._start_run)
+        """Train to the last step, going on from the checkpoints in the artifact's folder; returns figures.
+
+        sampler: what `export_sampler` takes of the present averages; every worker calls it.
+        """
+
+        def snapshot(done: int) -> str | None:
+            """A sampler to be evaluated while the training goes on; its folder, on the first worker."""
+            assert sampler is not None
+            present = sampler()
+            if self.place.rank > 0:
+                return None
+            folder = storage.join(self.folder, SNAPSHOTS, f"step-{done:08d}")
+            export_sampler(folder, **present, metadata={"run_id": self.run_id, "step": done})
+            return folder
+
+        return train(
+            task,
+            _loop_settings(self.name, self.config, section, total_steps, identity),
+            self.config,
+            storage.join(self.folder, checkpoints),
+            place=self.place,
+            start_tracking=self._start_run,
+            snapshot=snapshot,
+        )
 
     def _start_run(self, run_id: str | None) -> tracking.Run:
         """Start a run, or go on with the checkpoint's run, or with one that never came to a checkpoint."""

@@ -49,6 +49,8 @@ class Place:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Callable[[dict[str, float]], None] = lambda metrics: None  # a barrier: every worker calls it equally often
+    # The same barrier, with the folder of a sampler of the present weights (on the first worker) to be evaluated.
+    evaluate: Callable[[dict[str, float], str | None], None] = lambda metrics, sampler: None
     leaving: Callable[[], bool] = lambda: False  # whether a worker's machine is about to be taken away; a barrier too
     bar: Callable[[int, str], Bar] = progress
 
@@ -69,6 +71,7 @@ class LoopSettings:
     checkpoint_every: int
     log_every: int
     preview_every: int
+    evaluate_every: int  # 0 = never
     precision: str
     seed: int
     identity: str  # of the configuration: checkpoints of another one are refused
@@ -91,11 +94,14 @@ def train(
     *,
     place: Place | None = None,
     start_tracking: Callable[[str | None], Run] | None = None,
+    snapshot: Callable[[int], str | None] = lambda done: None,
 ) -> dict[str, Any]:
     """Train to the last step, going on from the newest checkpoint of folder `checkpoints`; returns figures.
 
     start_tracking: called on the first worker with the run id of the checkpoint (or None); returns a run. On success
     the run is left open, for the caller to add the job's results and to end it.
+    snapshot: called on every worker with the number of steps done, writes a sampler of the present averages for an
+    evaluation while it trains; returns its folder on the first worker.
     Raises TrainingDiverged for a loss that is not finite, or EXPLODED times what it was at first; the newest checkpoint
     is then of a step at which the loss was still good.
     """
@@ -113,7 +119,16 @@ def train(
     try:
         if start_tracking is not None and place.rank == 0:
             run = start_tracking(start.run_id)
-        loop = Loop(task, settings, config=config, checkpoints=checkpoints, place=place, run=run, start=start)
+        loop = Loop(
+            task,
+            settings,
+            config=config,
+            checkpoints=checkpoints,
+            place=place,
+            run=run,
+            start=start,
+            snapshot=snapshot,
+        )
         return loop.train(stream)
     except BaseException:
         if run is not None:
@@ -147,9 +162,12 @@ class Loop:
         place: Place,
         run: Run | None = None,
         start: Start,
+        snapshot: Callable[[int], str | None] = lambda done: None,
     ) -> None:
-        """config: written into checkpoints. run: of the first worker, where the job is tracked."""
+        """config: written into checkpoints. run: of the first worker, where the job is tracked. snapshot: as `train`
+        has it."""
         self.task, self.settings, self.config, self.place, self.run = task, settings, config, place, run
+        self.snapshot = snapshot
         self.checkpoints = checkpoints
         self.first_step = start.step
         self.first_loss = start.first_loss
@@ -203,6 +221,8 @@ class Loop:
             if ended or done % settings.checkpoint_every == 0 or notice:
                 self.checkpoint(done, notice=notice)
                 self.place.report({"step": done, "loss": metrics.get("loss", math.nan)})
+            if settings.evaluate_every and done % settings.evaluate_every == 0 and not ended:
+                self.place.evaluate({"step": done}, self.snapshot(done))
             if bar is not None:
                 bar.update(1)
         return metrics

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,14 +27,19 @@ from nvg.training.loop import Place
 from nvg.training.parallel import parallelize
 
 Body = Callable[..., Any]
+Evaluate = Callable[[Config, str], dict[str, float]]
+POINTER = "sampler.json"  # what Ray Train keeps of a sampler to be evaluated: where it is
+LEAVING_GRACE = 30.0  # seconds for workers to finish a checkpoint after a node's announced end
 
 
-def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
+def fit(body: Body, config: Config, folder: str, *, evaluate: Evaluate | None = None, **arguments: Any) -> Any:
     """Run `body(config, place, wrap, folder=folder, **arguments)` on every worker; returns the first one's result.
 
     config.cluster says how many workers there are and how many failures are survived. folder: the artifact's, path or
-    URL; Ray Train keeps its own notes below it while it runs. Raises what the body raises: errors that would come
-    again at once, others when cluster.max_failures restarts did not help.
+    URL; Ray Train keeps its own notes below it while it runs. evaluate: called in a Ray task with the configuration and
+    the folder of each sampler that the body has for evaluation, beside the training; `fit` waits for the last of them.
+    Raises what the body raises: errors that would come again at once, others when cluster.max_failures restarts did
+    not help.
     """
     # Workers stay in the job's working directory, so that relative paths mean the same; and they print a line once.
     for name in ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_TRAIN_ENABLE_PRINT_PATCH"):
@@ -45,6 +51,8 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
     single_node = sum(node["Alive"] for node in ray.nodes()) == 1
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if single_node else "1"
     warn_of_too_few_cpus(ray.cluster_resources().get("CPU", 0.0), config.cluster)
+    if config.cluster.use_gpu:
+        end_hanging_collectives()
     if not is_own_ray():
         keep_services_here()
     tidy(folder)  # after a driver that was killed
@@ -62,6 +70,7 @@ def fit(body: Body, config: Config, folder: str, **arguments: Any) -> Any:
         train_loop_config={"work": work},
         scaling_config=_scaling(library, config.cluster),
         run_config=_run_config(library, config.cluster, notes),
+        validation_config=_validation(library, config, evaluate) if evaluate is not None else None,
     )
     with storage.space_for(notes), _interruptible():
         answer = trainer.fit().return_value
@@ -100,6 +109,7 @@ def _worker(message: dict[str, _Work]) -> dict[str, Any]:
         world=context.get_world_size(),
         device=get_device(),
         report=ray.train.report,
+        evaluate=_report_sampler,
         leaving=lambda: not work.single_node and library.get_preemption_info() is not None,
     )
     try:
@@ -108,6 +118,36 @@ def _worker(message: dict[str, _Work]) -> dict[str, Any]:
         if not error.final:
             raise
         return {"error": error}
+
+
+def end_hanging_collectives() -> None:
+    """Have Ray Train watch the collectives of NCCL: one in which nothing moves for ten minutes fails its workers, which
+    start again from the newest checkpoint, where they would wait for ever. Variables that are set already stay."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
+    os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
+
+
+def _report_sampler(metrics: dict[str, float], sampler: str | None) -> None:
+    """Report; on the first worker with a sampler's folder, which Ray Train then has evaluated."""
+    import ray.train
+
+    library: Any = ray.train
+    if sampler is None:
+        library.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as pointer:
+        storage.write_json(f"{pointer}/{POINTER}", {"folder": sampler})
+        library.report(metrics, checkpoint=library.Checkpoint.from_directory(pointer), validation=True)
+
+
+def _validation(library: Any, config: Config, evaluate: Evaluate) -> Any:
+    """Ray Train's ValidationConfig: samplers are evaluated by a task that only waits for others."""
+
+    def validate(checkpoint: Any) -> dict[str, float]:
+        with checkpoint.as_directory() as pointer:
+            return evaluate(config, storage.read_json(f"{pointer}/{POINTER}")["folder"])
+
+    return library.ValidationConfig(fn=validate, ray_remote_kwargs={"num_cpus": 0})
 
 
 def _scaling(library: Any, cluster: ClusterConfig) -> Any:
@@ -131,7 +171,13 @@ def _run_config(library: Any, cluster: ClusterConfig, notes: str) -> Any:
         name="run",
         storage_path=path,
         storage_filesystem=filesystem,
-        failure_config=library.FailureConfig(max_failures=cluster.max_failures),
+        # The first worker writes the checkpoint at a notice: it waits neither for those that are gone, nor is it ended
+        # in the midst of it when the notice runs out.
+        failure_config=library.FailureConfig(
+            max_failures=cluster.max_failures,
+            relax_collectives_on_preemption=True,
+            preemption_grace_s=LEAVING_GRACE,
+        ),
         logging_config=library.LoggingConfig(log_level="WARNING"),
     )
 

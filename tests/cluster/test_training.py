@@ -21,8 +21,9 @@ pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute, the fir
 
 @pytest.fixture(scope="module")
 def unbroken(tokens, tokenizer, images, tmp_path_factory):
-    """Figures and folder of a training of the generators that nothing disturbs."""
-    return train_on_ray(tmp_path_factory.mktemp("unbroken"), images, tokenizer, tokens)
+    """Figures and folder of a training of the generators that nothing disturbs, evaluated halfway."""
+    beside = ("train.evaluate_every=8", "train.evaluate_samples=6")
+    return train_on_ray(tmp_path_factory.mktemp("unbroken"), images, tokenizer, tokens, *beside)
 
 
 def test_the_tokenizer_job_leaves_a_tokenizer_and_no_checkpoints(tokenizer):
@@ -42,6 +43,15 @@ def test_the_generator_job_leaves_a_sampler_and_one_run(unbroken, images):
     assert nvg.load(str(folder)).generate(["disc", "stripes"], seed=0).shape == (2, 16, 16, 3)
     assert [step for step, _ in curve(folder.parent, images)] == [2, 4, 6, 8, 10, 12, 14, 16]
     assert list(Path(images).parent.glob("mlartifacts/*/artifacts/previews/00000016-samples.png"))
+
+
+def test_a_training_is_evaluated_while_it_goes_on(unbroken, images):
+    """Figures are curves of the training's own run; that weights do not depend on them, the tests below show."""
+    _, folder = unbroken
+    for name in ("frechet_distance", "accuracy_on_samples", "precision", "recall"):
+        ((step, value),) = curve(folder.parent, images, f"evaluation/{name}")  # the last step's are evaluate.py's
+        assert step == 8 and value >= 0, name
+    assert not (folder / "snapshots").exists() and not (folder / "ray_train").exists()
 
 
 def test_two_workers_with_half_the_weights_equal_one_that_accumulates(images, tokenizer, tokens, tmp_path):

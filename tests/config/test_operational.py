@@ -32,8 +32,9 @@ def test_what_the_trainings_share_is_marked_for_all_of_them() -> None:
     shared = {"accumulate", "checkpoint_every", "preview_every"}
     for section in (TrainingConfig, TokenizerTrainConfig, TrainConfig, DistillConfig):
         assert shared <= set(operational(section)), section.__name__
-    assert set(operational(TrainConfig)) - shared == {"parts", "parallel", "gradient_checkpointing"}
-    assert set(operational(DistillConfig)) - shared == {"teacher"}
+    generators = shared | {"evaluate_every", "evaluate_samples"}
+    assert set(operational(TrainConfig)) - generators == {"parts", "parallel", "gradient_checkpointing"}
+    assert set(operational(DistillConfig)) - generators == {"teacher"}
 
 
 def test_a_section_without_them_has_every_other_field() -> None:

@@ -72,6 +72,7 @@ def toy_settings(**changes):
         "checkpoint_every": 4,
         "log_every": 3,
         "preview_every": 0,
+        "evaluate_every": 0,
         "precision": "auto",
         "seed": 5,
         "identity": "toy",

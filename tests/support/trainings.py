@@ -44,15 +44,15 @@ def assert_bit_equal(one, other):
         assert torch.equal(value, other[name]), name
 
 
-def curve(output, images):
-    """The loss points of the only run of an output: [(step, value)]."""
+def curve(output, images, name="loss"):
+    """The points of a curve of the only run of an output: [(step, value)]."""
     from mlflow import MlflowClient
 
     client = MlflowClient(database(images))
     experiment = client.get_experiment_by_name("-".join(Path(output).parts[-2:]))
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss")]
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
 
 
 def newest_checkpoint(folder, accept):

@@ -134,6 +134,23 @@ def test_previews_come_at_their_steps_and_at_the_end(tmp_path):
     assert recorder.images == [f"previews/{step:08d}-samples.png" for step in (5, 10, 12)]
 
 
+def test_a_sampler_is_left_for_evaluation_at_its_steps_but_the_last(tmp_path):
+    """The last step's is the artifact itself. A training that goes on leaves those that it had not come to."""
+    left = []
+    place = Place(evaluate=lambda metrics, sampler: left.append((metrics["step"], sampler)), bar=SilentBar)
+    for steps, expected in ((8, [3, 6]), (12, [9])):
+        train(
+            ToyTask(),
+            toy_settings(evaluate_every=3, total_steps=steps),
+            toy_config(),
+            str(tmp_path),
+            place=place,
+            snapshot=lambda done: f"sampler of {done}",
+        )
+        assert left == [(step, f"sampler of {step}") for step in expected]
+        left.clear()
+
+
 def test_draws_are_a_function_of_seed_step_and_slice():
     assert draw_seed(0, 1, 2) == draw_seed(0, 1, 2)
     assert len({draw_seed(seed, step, part) for seed in range(3) for step in range(3) for part in range(3)}) == 27
