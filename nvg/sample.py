@@ -22,7 +22,7 @@ from PIL import Image
 
 import nvg
 from nvg import storage
-from nvg.config import SamplerConfig, ServeConfig
+from nvg.config import SamplerConfig, ServeConfig, with_home
 from nvg.errors import ConfigError
 from nvg.pictures import MAXIMUM_CLASSES, sample_grid, stages_picture
 from pipelines.command_line import one_line_errors
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     with one_line_errors(ValueError, OSError):  # the sampler's own, for a class or a setting; files
         settings = read_settings(arguments.settings)
-        check_png(arguments.output)
+        output = with_home(arguments.output)
+        check_png(output)
         sampler = nvg.load(arguments.model)
         names = chosen_classes(sampler, arguments.classes)
         given = None if arguments.structure is None else read_drawing(arguments.structure, sampler)
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         picture = draw(sampler, classes, arguments.seed, given, settings)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
-        storage.write_bytes(arguments.output, buffer.getvalue())
-    print(f"{arguments.output}: {legend(names, arguments.count, arguments.seed, arguments.stages)}")
+        storage.write_bytes(output, buffer.getvalue())
+    print(f"{output}: {legend(names, arguments.count, arguments.seed, arguments.stages)}")
     if len(names) < len(sampler.class_names) and arguments.classes is None:
         print(f"These are {len(names)} of {len(sampler.class_names)} classes: name others with --classes.")
     if given is not None:
@@ -124,7 +125,7 @@ def read_drawing(path: str, sampler: Sampler) -> Given:
     from nvg.serving.images import open_drawing
 
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(with_home(path))
         drawing = open_drawing(data, max_pixels=ServeConfig.max_upload_pixels, field=f"--structure {path}")
         return given_from_drawing(drawing, sampler.tokenizer.config.grid)
     except FileNotFoundError:

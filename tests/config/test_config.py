@@ -243,7 +243,7 @@ def test_values_that_do_not_fit_together_are_refused_by_name(overrides: list[str
         ("max_body_mb=0", "max_body_mb=0.0 must be above 0"),
         ("precision=float16", "precision='float16' is none of float32, bfloat16"),
         ("precision=auto", "precision='auto' is none of float32, bfloat16"),
-        ("port=65536", "port=65536 is none of 1 ... 65535"),
+        ("port=65536", "port=65536 must be at least 1, at most 65535"),
         ("drain_seconds=-1", "drain_seconds=-1.0 must be at least 0"),
         ("min_replicas=2", "max_replicas=1 is below min_replicas=2"),
         (
