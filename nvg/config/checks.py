@@ -19,6 +19,7 @@ from nvg.config.schema import (
 )
 from nvg.errors import ConfigError
 
+EXPERIMENT_LENGTH = 500
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -46,6 +47,7 @@ def validate(config: Config, where: str = "configuration") -> None:
     _distill(check, config.distill, config.sampler)
     _cluster(check, config.cluster)
     _evaluate(check, config)
+    _tracking(check, config)
 
 
 def _data(check: Checker, data: DataConfig) -> None:
@@ -166,6 +168,21 @@ def _evaluate(check: Checker, config: Config) -> None:
     check(
         evaluate.reference in ("test", "train") or evaluate.reference.endswith(".npz"),
         f"evaluate.reference={evaluate.reference!r} is none of test, train, or the path or URL of an .npz file",
+    )
+
+
+def _tracking(check: Checker, config: Config) -> None:
+    """What MLflow would refuse, the name of a model only after the last step of a training."""
+    for key, name in (("name", config.name), ("tracking.experiment", config.tracking.experiment)):
+        check(
+            name is None or (name.strip() != "" and len(name) <= EXPERIMENT_LENGTH),
+            f"{key}={name!r} is MLflow's name of the experiment: 1 to {EXPERIMENT_LENGTH} characters, not all spaces",
+        )
+    model = config.tracking.registered_model
+    check(
+        model is None or (model.strip() not in ("", ".", "..") and not set(model) & set("/:@")),
+        f"tracking.registered_model={model!r}: MLflow takes no empty name and none with / or :, and models:/NAME@alias "
+        "takes none with @",
     )
 
 

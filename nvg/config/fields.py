@@ -80,14 +80,23 @@ def operational(section: Any) -> list[str]:
     return [item.name for item in dataclasses.fields(section) if item.metadata.get("operational")]
 
 
-def range_of(section: Any, name: str) -> Range | None:
-    """The range of a field, of a section or its class, None where it has none."""
+def range_of(section: Any, name: str) -> Range:
+    """The range of a number's field, of a section or its class. Raises KeyError where it has none."""
     kind = section if isinstance(section, type) else type(section)
     for declared in kind.__mro__:  # a default that is changed alone hides the metadata of the field before it
         item = getattr(declared, "__dataclass_fields__", {}).get(name)
         if item is not None and "range" in item.metadata:
             return item.metadata["range"]
-    return None
+    raise KeyError(f"{kind.__name__}.{name} has no range")
+
+
+def has_range(section: Any, name: str) -> bool:
+    """Whether a field is a number's."""
+    try:
+        range_of(section, name)
+    except KeyError:
+        return False
+    return True
 
 
 def check_ranges(section: Any, prefix: str = "") -> None:
@@ -99,10 +108,9 @@ def check_ranges(section: Any, prefix: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{key}.")
             continue
-        allowed = range_of(section, item.name)
-        if allowed is not None:
+        if has_range(section, item.name):
             for where, one in _numbers(key, value):
-                allowed.require(where, one)
+                range_of(section, item.name).require(where, one)
 
 
 def _numbers(key: str, value: Any) -> Iterator[tuple[str, float]]:

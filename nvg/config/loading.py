@@ -178,12 +178,11 @@ def _explain(error: Exception, where: str, schema: type) -> str:
 
 
 def _range(schema: type, key: str) -> str:
-    """`, at least 1`: the range of a setting in an error, where it has one."""
+    """`, at least 1`: the range of a number in an error."""
     *sections, name = key.partition("[")[0].split(".")
     for section in sections:
         schema = next((item.default_factory for item in dataclasses.fields(schema) if item.name == section), schema)
-    allowed = range_of(schema, name)
-    return f", {allowed}" if allowed else ""
+    return f", {range_of(schema, name)}"
 
 
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nvg.config import schema
-from nvg.config.fields import REQUIRED, range_of
+from nvg.config.fields import REQUIRED, has_range, range_of
 from nvg.config.schema import Config, ServeConfig
 
 WORDS = {"None": "null", "True": "true", "False": "false"}  # Python's in YAML
@@ -57,13 +57,13 @@ def _table(title: str, section: Any, prefix: str) -> Iterator[str]:
     for item in dataclasses.fields(section):
         if dataclasses.is_dataclass(item.default_factory):
             continue
-        allowed = range_of(section, item.name)
+        allowed = str(range_of(section, item.name)) if has_range(section, item.name) else _kind(item)
         note = notes.get(item.name, "")
         if prefix + item.name in schema.DERIVED:
             note = "*Derived.*"
         elif item.metadata.get("operational"):
             note = f"{note} *Operational.*".strip()
-        cells = [f"`{prefix}{item.name}`", _default(item), str(allowed) if allowed else _kind(item), note]
+        cells = [f"`{prefix}{item.name}`", _default(item), allowed, note]
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 

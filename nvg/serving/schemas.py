@@ -7,9 +7,11 @@ Sizes that depend on the model (stages, positions, classes) are checked in nvg/s
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+from nvg.config import SamplerConfig, range_of
 
 MAX_PROMPTS = 64
 MAX_SIDE = 1024  # of a drawn structure, and of an image sent back
@@ -18,15 +20,21 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Prompt = Annotated[str, Field(min_length=1, max_length=200)]
 
 
+def _setting(name: str, description: str) -> Any:
+    """A field of SamplerConfig that a request may leave out, in the setting's own range."""
+    allowed = range_of(SamplerConfig, name)
+    return Field(None, ge=allowed.least, gt=allowed.above, le=allowed.most, lt=allowed.below, description=description)
+
+
 class Settings(BaseModel):
     """Sampling settings (extension): fields of SamplerConfig; what is left out is the model's own setting."""
 
-    flow_steps: int | None = Field(None, ge=1, le=100, description="Euler steps of the structure flow, a stage.")
-    structure_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the structure, last stage.")
-    content_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the content, last stage.")
-    top_p: float | None = Field(None, ge=0.001, le=1, description="Nucleus of the last stage; falls from 1.")
-    structure_temperature: float | None = Field(None, ge=0, le=10, description="Gumbel noise of the halving.")
-    content_temperature: float | None = Field(None, ge=0.01, le=10, description="Temperature of the content tokens.")
+    flow_steps: int | None = _setting("flow_steps", "Euler steps of the structure flow, a stage.")
+    structure_guidance: float | None = _setting("structure_guidance", "Guidance of the structure, last stage.")
+    content_guidance: float | None = _setting("content_guidance", "Guidance of the content, last stage.")
+    top_p: float | None = _setting("top_p", "Nucleus of the last stage; falls from 1.")
+    structure_temperature: float | None = _setting("structure_temperature", "Gumbel noise of the halving.")
+    content_temperature: float | None = _setting("content_temperature", "Temperature of the content tokens.")
 
 
 class Common(Settings):

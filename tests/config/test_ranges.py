@@ -13,7 +13,7 @@ import pytest
 
 from nvg import config as configuration
 from nvg.config import Config, ServeConfig, from_dict, range_of, serve_config
-from nvg.config.fields import Range, check_ranges
+from nvg.config.fields import Range, check_ranges, has_range
 from nvg.config.fields import number as number_field
 from nvg.config.reference import comments, page
 from nvg.config.schema import DERIVED
@@ -42,9 +42,8 @@ SET = [key for key in NUMERIC if key not in DERIVED]  # those that a person sets
 
 def of(key: str) -> Range:
     section, item = SETTINGS[key]
-    allowed = range_of(section, item.name)
-    assert allowed is not None, f"{key} has no range: declare it by number(...), nvg/config/fields.py"
-    return allowed
+    assert has_range(section, item.name), f"{key} has no range: declare it by number(...), nvg/config/fields.py"
+    return range_of(section, item.name)
 
 
 def written(key: str, value: Any) -> Any:
