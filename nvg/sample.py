@@ -41,17 +41,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         output = with_home(arguments.output)
         check_png(output)
         sampler = nvg.load(arguments.model)
-        names = chosen_classes(sampler, arguments.classes)
+        chosen = chosen_classes(sampler, arguments.classes)
         given = None if arguments.structure is None else read_drawing(arguments.structure, sampler)
-        classes = [name for name in names for _ in range(arguments.count)]
+        classes = [index for index in chosen for _ in range(arguments.count)]
         draw = draw_stages if arguments.stages else draw_grid
         picture = draw(sampler, classes, arguments.seed, given, settings)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         storage.write_bytes(output, buffer.getvalue())
-    print(f"{output}: {legend(names, arguments.count, arguments.seed, arguments.stages)}")
-    if len(names) < len(sampler.class_names) and arguments.classes is None:
-        print(f"These are {len(names)} of {len(sampler.class_names)} classes: name others with --classes.")
+    print(f"{output}: {legend(len(chosen), arguments.count, arguments.seed, arguments.stages)}")
+    if len(chosen) < len(sampler.class_names) and arguments.classes is None:
+        print(f"These are {len(chosen)} of {len(sampler.class_names)} classes: name others with --classes.")
     if given is not None:
         print(f"The drawing is the structure of stage 1: {rebalanced(given)}.")
 
@@ -104,8 +104,8 @@ def check_png(path: str) -> None:
         raise ConfigError(f"--output {path}: a PNG is written: give a name that ends in .png")
 
 
-def chosen_classes(sampler: Sampler, text: str | None) -> list[str]:
-    """The names of the classes to draw, each once, in the order given; evenly spaced ones where none is given.
+def chosen_classes(sampler: Sampler, text: str | None) -> list[int]:
+    """The indices of the classes to draw, each once, in the order given; evenly spaced ones where none is given.
 
     text: names or indices with commas between; a name may hold commas when it is the only one. Raises ValueError naming
     the classes for an unknown one.
@@ -113,9 +113,9 @@ def chosen_classes(sampler: Sampler, text: str | None) -> list[str]:
     known = sampler.class_names
     if text is None:
         spaced = np.linspace(0, len(known) - 1, min(MAXIMUM_CLASSES, len(known))).round().astype(int)
-        return [known[index] for index in spaced]
+        return spaced.tolist()
     items = [text] if text in known else [item.strip() for item in text.split(",")]
-    return list(dict.fromkeys(known[sampler.class_index(item)] for item in items))
+    return list(dict.fromkeys(sampler.class_index(item) for item in items))
 
 
 def read_drawing(path: str, sampler: Sampler) -> Given:
@@ -140,20 +140,20 @@ def read_drawing(path: str, sampler: Sampler) -> Given:
 
 
 def draw_grid(
-    sampler: Sampler, classes: Sequence[str], seed: int, given: Given | None, settings: dict[str, float]
+    sampler: Sampler, classes: Sequence[int], seed: int, given: Given | None, settings: dict[str, float]
 ) -> Image.Image:
     """A row of images for each class, in the order of `classes`, one image for each of its entries."""
     batches = [
         sampler.generate(classes[start : start + BATCH], seed=seed + start, given=given, **settings)
         for start in range(0, len(classes), BATCH)
     ]
-    names, rows = _rows(classes)
+    names, rows = _rows(sampler, classes)
     columns = len(classes) // len(names)
     return sample_grid(np.concatenate(batches), rows, names, columns, maximum_classes=len(names))
 
 
 def draw_stages(
-    sampler: Sampler, classes: Sequence[str], seed: int, given: Given | None, settings: dict[str, float]
+    sampler: Sampler, classes: Sequence[int], seed: int, given: Given | None, settings: dict[str, float]
 ) -> Image.Image:
     """Structure maps over previews, stage by stage, for each entry of `classes`."""
     codes, previews = [], []
@@ -161,24 +161,24 @@ def draw_stages(
         steps = list(sampler.stages(classes[start : start + BATCH], seed=seed + start, given=given, **settings))
         codes.append(steps[-1].sequence_codes.numpy())
         previews.append([step.preview for step in steps])
-    names, rows = _rows(classes)
+    names, rows = _rows(sampler, classes)
     return stages_picture(
         np.concatenate(codes), [np.concatenate(stage) for stage in zip(*previews, strict=True)], rows, names
     )
 
 
-def _rows(classes: Sequence[str]) -> tuple[list[str], list[int]]:
+def _rows(sampler: Sampler, classes: Sequence[int]) -> tuple[list[str], list[int]]:
     """The names of the rows in order, and each image's row."""
-    names = list(dict.fromkeys(classes))
-    return names, [names.index(name) for name in classes]
+    different = list(dict.fromkeys(classes))
+    return [sampler.class_names[index] for index in different], [different.index(index) for index in classes]
 
 
 # ---- what is said of it ----
 
 
-def legend(names: Sequence[str], count: int, seed: int, stages: bool) -> str:
-    """One sentence that says what a picture shows."""
-    images = len(names) * count
+def legend(classes: int, count: int, seed: int, stages: bool) -> str:
+    """One sentence that says what a picture shows of a number of classes."""
+    images = classes * count
     seeds = f"seed {seed}" if images == 1 else f"seeds {seed} ... {seed + images - 1}"
     if stages:
         return (
@@ -187,7 +187,7 @@ def legend(names: Sequence[str], count: int, seed: int, stages: bool) -> str:
         )
     columns = "one image" if count == 1 else f"{count} images"
     order = f"{seeds}, row by row" if count > 1 else f"{seeds}, from top to bottom" if images > 1 else seeds
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'}, {columns} per row; {order}."
+    return f"{classes} {'class' if classes == 1 else 'classes'}, {columns} per row; {order}."
 
 
 def rebalanced(given: Given) -> str:

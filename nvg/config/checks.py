@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import re
+
 from nvg.config.fields import check_ranges
 from nvg.config.schema import (
     STANDARD_RESOURCES,
@@ -190,6 +192,12 @@ def validate_serving(config: ServeConfig, where: str = "configuration") -> None:
     """Check what no type can say of a deployment. Raises ConfigError naming the key."""
     check_ranges(config, f"{where}: ")
     check = Checker(where)
+    check(config.host.strip() != "", "host is empty, which is every interface: write 0.0.0.0, or 127.0.0.1")
+    for origin in config.allowed_origins:
+        check(
+            origin == "*" or re.fullmatch(r"https?://[^/\s*]+", origin) is not None,
+            f"allowed_origins={origin!r}: write scheme://host or scheme://host:port without a slash at the end, or *",
+        )
     check(config.precision in PRECISIONS[1:], f"precision={config.precision!r} is none of {', '.join(PRECISIONS[1:])}")
     check(
         config.max_replicas >= config.min_replicas,

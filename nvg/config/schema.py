@@ -322,6 +322,8 @@ class ServeConfig:
     follow_seconds: float = number(30.0, least=0)
     host: str = "127.0.0.1"  # 0.0.0.0 listens on all interfaces: then set NVG_API_KEYS
     port: int = number(8000, least=1, most=65535)  # of the HTTP server
+    # Origins whose pages may call the API from a browser, such as https://app.example.org; * = any
+    allowed_origins: list[str] = field(default_factory=list)
     min_replicas: int = number(1, least=1)  # replicas at any time
     max_replicas: int = number(1, least=1)  # replicas under load
     target_ongoing_requests: float = number(8.0, above=0)  # of a replica, which autoscaling aims at
