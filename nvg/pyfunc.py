@@ -48,7 +48,7 @@ def whole(column: str, value: Any, also: str = "") -> int:
     Raises ValueError naming the column. also: what else would do.
     """
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer():
-        return int(value)
+        return int(value)  # type: ignore[call-overload]
     raise ValueError(f"{column} {value!r} must be {also}a whole number")
 
 

@@ -106,6 +106,26 @@ def test_of_many_classes_evenly_spaced_ones_are_shown_and_a_name_may_hold_commas
     assert sample.chosen_classes(many, "3,1, 3") == [3, 1]
 
 
+def test_classes_of_one_name_and_names_that_are_numbers_are_drawn_by_their_indices(sampler):
+    names = ["a", "a", "b", "1", *"456789"]
+    parts = (sampler.tokenizer, sampler.content, sampler.structure, sampler.settings)
+    twins = type(sampler)(*parts, names)
+    assert sample.chosen_classes(twins, "1,0, b") == [3, 0, 2]  # "1" is the name of class 3
+    assert sample.chosen_classes(twins, None) == list(range(10))
+    with pytest.raises(ValueError, match="2 classes are called 'a': give an index, 0 or 1"):
+        sample.chosen_classes(twins, "a")
+    drawn = sample.draw_grid(twins, [0, 1], 0, None, {})
+    # Each has a row of its own, though both are called a.
+    assert drawn.height == sample.draw_grid(sampler, [0, 1], 0, None, {}).height
+    assert sample._rows(twins, [0, 1, 1]) == (["a", "a"], [0, 1, 1])
+
+
+def test_pictures_go_to_the_home_folder_that_settings_have(draw, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sample.main([FAST, "--classes", "Bag", "--output", "~/bag.png"])
+    assert (tmp_path / "bag.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

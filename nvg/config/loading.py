@@ -153,9 +153,11 @@ def override(item: str) -> dict:
         value = parse(text) if text.strip() else ""
     except TextError as error:
         raise ConfigError(f"override {item!r}: {error}") from None
-    for name in reversed(key.strip().split(".")):
-        value = {name: value}
-    return value
+    *sections, name = key.strip().split(".")
+    content = {name: value}
+    for section in reversed(sections):
+        content = {section: content}
+    return content
 
 
 def _explain(error: Exception, where: str, schema: type) -> str:
@@ -177,7 +179,7 @@ def _explain(error: Exception, where: str, schema: type) -> str:
     return f"{where}: {key}: {first_line}"
 
 
-def _range(schema: type, key: str) -> str:
+def _range(schema: Any, key: str) -> str:
     """`, at least 1`: the range of a number in an error."""
     *sections, name = key.partition("[")[0].split(".")
     for section in sections:

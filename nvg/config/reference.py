@@ -74,7 +74,9 @@ def _whole(name: str) -> bool:
 
 def _default(item: dataclasses.Field) -> str:
     """The default of a field in YAML's words."""
-    value = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+    value = item.default
+    if item.default_factory is not dataclasses.MISSING:
+        value = item.default_factory()
     if value == REQUIRED:
         return "must be given"
     return f"`{WORDS.get(str(value), value)}`"

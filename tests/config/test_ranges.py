@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from nvg.config.fields import number as number_field
 from nvg.config.reference import comments, page
 from nvg.config.schema import DERIVED
 from nvg.errors import ConfigError
+from pipelines import run
 from tests.support.toy_config import CONFIG
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -150,6 +153,30 @@ def test_the_message_names_key_value_and_range(overrides: list[str], message: st
     with pytest.raises(ConfigError) as raised:
         from_dict(copy.deepcopy(CONFIG), overrides, where="here.yaml")
     assert str(raised.value) == f"here.yaml: {message}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "range_"),
+    [
+        ("cluster.num_workers=0", "at least 1"),
+        ("cluster.encoders=0", "at least 1"),
+        ("cluster.cpus_per_reader=0", "above 0"),
+        ("data.unit_images=0", "at least 1"),
+        ("data.limit=-1", "at least 1"),
+        ("train.batch_size=0", "at least 1"),
+        ("train.lr=-1", "above 0"),
+        ("train.class_dropout=5", "at least 0, below 1"),
+        ("sampler.content_temperature=0", "at least 0.01, at most 10"),
+    ],
+)
+def test_a_command_ends_with_one_line_before_ray_starts(setting: str, range_: str) -> None:
+    key, _, value = setting.partition("=")
+    with pytest.raises(SystemExit) as stop:
+        run.main(["--config", "conf/smoke.yaml", setting])
+    message = f"error: conf/smoke.yaml: {key}={value}(\\.0)? must be {range_}"
+    assert re.fullmatch(message, str(stop.value)), stop.value
+    ray = sys.modules.get("ray")
+    assert ray is None or not ray.is_initialized()
 
 
 # ---- the page ----

@@ -118,7 +118,13 @@ def test_edits_and_streams_take_and_list_them_too(ask):
     assert answer.status_code == 200 and '"not_used":["input_fidelity","quality"]' in answer.text
 
 
-NOT_DRAWN = {"svg", "complexity", "frame_count", "frame_duration_ms", "markup"}  # of vector pictures and animations: refused
+NOT_DRAWN = {
+    "svg",
+    "complexity",
+    "frame_count",
+    "frame_duration_ms",
+    "markup",
+}  # of vector pictures and animations: refused
 
 
 def test_the_openai_client_s_own_arguments_are_all_known():
