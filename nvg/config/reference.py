@@ -5,12 +5,13 @@ python -m nvg.config.reference > docs/configuration.md
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nvg.config import schema
@@ -22,8 +23,8 @@ YAML_WORDS = re.compile("|".join(rf"\b{word}\b" for word in WORDS))
 HEAD = """\
 # Configuration
 
-Every setting, its default, its range, and what it does. This page is made of `nvg/config/schema.py` by
-`python -m nvg.config.reference > docs/configuration.md`; a test compares the two.
+Every setting, its default, its range, and what it does. This page is what `python -m nvg.config.reference` prints,
+made of `nvg/config/schema.py`; a test compares the two.
 
 An experiment is a YAML file over these defaults, and `key=value` on the command line goes over the file. Where a key
 is given twice on the command line, the last one counts, so that you can append a setting to a command. In a file a key
@@ -117,5 +118,11 @@ def _comments(kind: Any) -> dict[str, str]:
     return result
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the page. argv: the command line without the program."""
+    argparse.ArgumentParser(description="Print docs/configuration.md, made of the schema.").parse_args(argv)
     sys.stdout.write(page())
+
+
+if __name__ == "__main__":
+    main()

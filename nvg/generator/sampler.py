@@ -8,6 +8,7 @@ A sample is a function of (weights, class, seed, settings). Every random number 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -131,7 +132,10 @@ class Sampler:
             if not (label.removeprefix("-").isascii() and label.removeprefix("-").isdigit()):
                 known = ", ".join(self.class_names[:20]) + (", ..." if len(self.class_names) > 20 else "")
                 raise ValueError(f"no class {label!r}; the classes are {known}")
-        index = int(label)
+        try:
+            index = int(label) if isinstance(label, str) else operator.index(label)  # 1.7 is no class
+        except TypeError:
+            raise ValueError(f"class {label!r} is neither a name nor a whole number") from None
         if not 0 <= index < len(self.class_names):
             raise ValueError(f"class {index} is none of 0 ... {len(self.class_names) - 1}")
         return index
