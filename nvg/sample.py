@@ -30,6 +30,7 @@ from pipelines.command_line import one_line_errors
 if TYPE_CHECKING:
     from nvg.generator import Given, Sampler
 
+LARGEST_SEED = 2**31 - 1
 BATCH = 16  # images drawn at once, which bounds memory; an image does not depend on the others of its batch
 
 
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="a sampler: a name such as fashion-mnist, a folder, a URL, models:/NAME@champion")
     parser.add_argument("--classes", metavar="A,B", help=f"names or indices (default: all, at most {MAXIMUM_CLASSES})")
     parser.add_argument("--count", type=_at_least_one, default=1, help="images per class (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="image j has the seed SEED + j (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="image j has the seed SEED + j (default 0)")
     parser.add_argument("--stages", action="store_true", help="draw every stage's structure map and preview")
     parser.add_argument("--structure", metavar="FILE", help="a drawing, black and white or with alpha, as stage 1")
     parser.add_argument("--output", default="sample.png", help="the PNG to write, a path or URL (default sample.png)")
@@ -73,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    """As over HTTP: larger ones would repeat the pictures of smaller ones."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 to {LARGEST_SEED}")
     return int(text)
 
 

@@ -177,7 +177,17 @@ def test_a_drawing_without_a_shape_is_refused(tmp_path):
         sample.main([FAST, "--structure", empty])
 
 
-@pytest.mark.parametrize("arguments", [[], [FAST, "--count", "0"], [FAST, "--count", "two"], [FAST, "--seed", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        [FAST, "--count", "0"],
+        [FAST, "--count", "two"],
+        [FAST, "--seed", "x"],
+        [FAST, "--seed", "-1"],
+        [FAST, "--seed", str(2**40)],  # which drew what seed 0 draws
+    ],
+)
 def test_bad_usage_is_exit_code_2(arguments):
     with pytest.raises(SystemExit) as stop:
         sample.main(arguments)
