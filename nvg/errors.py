@@ -6,6 +6,8 @@ Each also derives from the built-in class that its callers would expect (ValueEr
 
 from __future__ import annotations
 
+import traceback
+
 
 class NvgError(Exception):
     """The base. final: whether trying again would give the same, so that nothing retries it."""
@@ -53,3 +55,34 @@ class StorageError(NvgError, OSError):
     """A store that cannot be reached or refuses; the message names the URL and what to look at."""
 
     final = False  # stores come back
+
+
+class Unexpected(NvgError, RuntimeError):
+    """An error of another library, or a fault of ours, that would come again; the message begins with its type."""
+
+
+# Errors of what the code was given. A lost node, a cut connection or a slow store gives others: those of Ray, OSError,
+# and the RuntimeError of torch's collectives.
+WOULD_COME_AGAIN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+
+
+def final_error(error: Exception) -> NvgError | None:
+    """The error to end a job with where trying again would give the same, whoever raised it; None where a retry may
+    help. Prints the traceback of an error that is none of this project's own."""
+    if isinstance(error, NvgError):
+        return error if error.final else None
+    status = getattr(error, "get_http_status_code", None)  # MLflow's errors: 429 and those from 500 on pass
+    if not (isinstance(error, WOULD_COME_AGAIN) if status is None else 400 <= status() < 500 and status() != 429):
+        return None
+    traceback.print_exception(error)
+    return Unexpected(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -22,7 +22,7 @@ from PIL import Image
 
 import nvg
 from nvg import storage
-from nvg.config import SamplerConfig, ServeConfig
+from nvg.config import SamplerConfig, ServeConfig, with_home
 from nvg.errors import ConfigError
 from nvg.pictures import MAXIMUM_CLASSES, sample_grid, stages_picture
 from pipelines.command_line import one_line_errors
@@ -30,6 +30,7 @@ from pipelines.command_line import one_line_errors
 if TYPE_CHECKING:
     from nvg.generator import Given, Sampler
 
+LARGEST_SEED = 2**31 - 1
 BATCH = 16  # images drawn at once, which bounds memory; an image does not depend on the others of its batch
 
 
@@ -38,19 +39,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     with one_line_errors(ValueError, OSError):  # the sampler's own, for a class or a setting; files
         settings = read_settings(arguments.settings)
-        check_png(arguments.output)
+        output = with_home(arguments.output)
+        check_png(output)
         sampler = nvg.load(arguments.model)
-        names = chosen_classes(sampler, arguments.classes)
+        chosen = chosen_classes(sampler, arguments.classes)
         given = None if arguments.structure is None else read_drawing(arguments.structure, sampler)
-        classes = [name for name in names for _ in range(arguments.count)]
+        classes = [index for index in chosen for _ in range(arguments.count)]
         draw = draw_stages if arguments.stages else draw_grid
         picture = draw(sampler, classes, arguments.seed, given, settings)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
-        storage.write_bytes(arguments.output, buffer.getvalue())
-    print(f"{arguments.output}: {legend(names, arguments.count, arguments.seed, arguments.stages)}")
-    if len(names) < len(sampler.class_names) and arguments.classes is None:
-        print(f"These are {len(names)} of {len(sampler.class_names)} classes: name others with --classes.")
+        storage.write_bytes(output, buffer.getvalue())
+    print(f"{output}: {legend(len(chosen), arguments.count, arguments.seed, arguments.stages)}")
+    if len(chosen) < len(sampler.class_names) and arguments.classes is None:
+        print(f"These are {len(chosen)} of {len(sampler.class_names)} classes: name others with --classes.")
     if given is not None:
         print(f"The drawing is the structure of stage 1: {rebalanced(given)}.")
 
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="a sampler: a name such as fashion-mnist, a folder, a URL, models:/NAME@champion")
     parser.add_argument("--classes", metavar="A,B", help=f"names or indices (default: all, at most {MAXIMUM_CLASSES})")
     parser.add_argument("--count", type=_at_least_one, default=1, help="images per class (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="image j has the seed SEED + j (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="image j has the seed SEED + j (default 0)")
     parser.add_argument("--stages", action="store_true", help="draw every stage's structure map and preview")
     parser.add_argument("--structure", metavar="FILE", help="a drawing, black and white or with alpha, as stage 1")
     parser.add_argument("--output", default="sample.png", help="the PNG to write, a path or URL (default sample.png)")
@@ -72,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    """As over HTTP: larger ones would repeat the pictures of smaller ones."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 to {LARGEST_SEED}")
     return int(text)
 
 
@@ -103,8 +112,8 @@ def check_png(path: str) -> None:
         raise ConfigError(f"--output {path}: a PNG is written: give a name that ends in .png")
 
 
-def chosen_classes(sampler: Sampler, text: str | None) -> list[str]:
-    """The names of the classes to draw, each once, in the order given; evenly spaced ones where none is given.
+def chosen_classes(sampler: Sampler, text: str | None) -> list[int]:
+    """The indices of the classes to draw, each once, in the order given; evenly spaced ones where none is given.
 
     text: names or indices with commas between; a name may hold commas when it is the only one. Raises ValueError naming
     the classes for an unknown one.
@@ -112,9 +121,9 @@ def chosen_classes(sampler: Sampler, text: str | None) -> list[str]:
     known = sampler.class_names
     if text is None:
         spaced = np.linspace(0, len(known) - 1, min(MAXIMUM_CLASSES, len(known))).round().astype(int)
-        return [known[index] for index in spaced]
+        return spaced.tolist()
     items = [text] if text in known else [item.strip() for item in text.split(",")]
-    return list(dict.fromkeys(known[sampler.class_index(item)] for item in items))
+    return list(dict.fromkeys(sampler.class_index(item) for item in items))
 
 
 def read_drawing(path: str, sampler: Sampler) -> Given:
@@ -124,7 +133,7 @@ def read_drawing(path: str, sampler: Sampler) -> Given:
     from nvg.serving.images import open_drawing
 
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(with_home(path))
         drawing = open_drawing(data, max_pixels=ServeConfig.max_upload_pixels, field=f"--structure {path}")
         return given_from_drawing(drawing, sampler.tokenizer.config.grid)
     except FileNotFoundError:
@@ -139,20 +148,20 @@ def read_drawing(path: str, sampler: Sampler) -> Given:
 
 
 def draw_grid(
-    sampler: Sampler, classes: Sequence[str], seed: int, given: Given | None, settings: dict[str, float]
+    sampler: Sampler, classes: Sequence[int], seed: int, given: Given | None, settings: dict[str, float]
 ) -> Image.Image:
     """A row of images for each class, in the order of `classes`, one image for each of its entries."""
     batches = [
         sampler.generate(classes[start : start + BATCH], seed=seed + start, given=given, **settings)
         for start in range(0, len(classes), BATCH)
     ]
-    names, rows = _rows(classes)
+    names, rows = _rows(sampler, classes)
     columns = len(classes) // len(names)
     return sample_grid(np.concatenate(batches), rows, names, columns, maximum_classes=len(names))
 
 
 def draw_stages(
-    sampler: Sampler, classes: Sequence[str], seed: int, given: Given | None, settings: dict[str, float]
+    sampler: Sampler, classes: Sequence[int], seed: int, given: Given | None, settings: dict[str, float]
 ) -> Image.Image:
     """Structure maps over previews, stage by stage, for each entry of `classes`."""
     codes, previews = [], []
@@ -160,24 +169,24 @@ def draw_stages(
         steps = list(sampler.stages(classes[start : start + BATCH], seed=seed + start, given=given, **settings))
         codes.append(steps[-1].sequence_codes.numpy())
         previews.append([step.preview for step in steps])
-    names, rows = _rows(classes)
+    names, rows = _rows(sampler, classes)
     return stages_picture(
         np.concatenate(codes), [np.concatenate(stage) for stage in zip(*previews, strict=True)], rows, names
     )
 
 
-def _rows(classes: Sequence[str]) -> tuple[list[str], list[int]]:
+def _rows(sampler: Sampler, classes: Sequence[int]) -> tuple[list[str], list[int]]:
     """The names of the rows in order, and each image's row."""
-    names = list(dict.fromkeys(classes))
-    return names, [names.index(name) for name in classes]
+    different = list(dict.fromkeys(classes))
+    return [sampler.class_names[index] for index in different], [different.index(index) for index in classes]
 
 
 # ---- what is said of it ----
 
 
-def legend(names: Sequence[str], count: int, seed: int, stages: bool) -> str:
-    """One sentence that says what a picture shows."""
-    images = len(names) * count
+def legend(classes: int, count: int, seed: int, stages: bool) -> str:
+    """One sentence that says what a picture shows of a number of classes."""
+    images = classes * count
     seeds = f"seed {seed}" if images == 1 else f"seeds {seed} ... {seed + images - 1}"
     if stages:
         return (
@@ -186,7 +195,7 @@ def legend(names: Sequence[str], count: int, seed: int, stages: bool) -> str:
         )
     columns = "one image" if count == 1 else f"{count} images"
     order = f"{seeds}, row by row" if count > 1 else f"{seeds}, from top to bottom" if images > 1 else seeds
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'}, {columns} per row; {order}."
+    return f"{classes} {'class' if classes == 1 else 'classes'}, {columns} per row; {order}."
 
 
 def rebalanced(given: Given) -> str:

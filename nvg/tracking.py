@@ -49,7 +49,7 @@ def tracking_uri(config: Config) -> str:
             f"output={config.output} is a URL, where MLflow's database file cannot live: set tracking.uri or "
             f"{ENVIRONMENT} to a tracking server (infra/ has one) or to sqlite:////absolute/path/mlflow.db"
         )
-    return f"{SQLITE}{storage.local_path(config.output).expanduser().resolve() / 'mlflow.db'}"
+    return f"{SQLITE}{storage.local_path(config.output).resolve() / 'mlflow.db'}"
 
 
 def start(config: Config, job_name: str, run_id: str | None = None, folder: str | None = None) -> Run:

@@ -31,7 +31,6 @@ from nvg.errors import ConfigError
 from pipelines.job import run_job
 
 WRITER_CPUS = 0.25  # a writing task waits for storage more than it computes
-MOST_CLASSES = 2**15  # a label is an int16
 CLUSTER_DISTANCES = 2**18  # of latents that are clustered together: 1,024 images of 16 positions, 4 of 256
 # The keys of the data section that decide on the rows of a part, besides the images themselves.
 PIXEL_KEYS = ("image_size", "channels", "crop_scale", "flip", "unit_images", "limit")
@@ -263,8 +262,6 @@ def token_format(config: Config, tokenizer_folder: str, source: ImageSource) -> 
             f"{tokenizer_folder} was trained with {trained}, and the configuration says {config.tokenizer}: change "
             "the tokenizer section, or train a tokenizer for it"
         )
-    if config.data.num_classes > MOST_CLASSES:
-        raise ConfigError(f"data.num_classes={config.data.num_classes}: a token part holds labels below {MOST_CLASSES}")
     pixels = {name: value for name, value in asdict(config.data).items() if name in PIXEL_KEYS}
     return TokenFormat(
         fingerprint=tokenizer_fingerprint(tokenizer_folder),

@@ -17,7 +17,7 @@ from typing import Any
 from nvg import storage
 from nvg.cluster import PeakMemory, start_ray
 from nvg.config import Config
-from nvg.errors import NvgError, StepFailed
+from nvg.errors import StepFailed, final_error
 from nvg.training.jobs import tidy
 from pipelines.command_line import job_parser, one_line_errors, read_config
 from pipelines.steps import STEPS, Artifact, claimed, fetched, make, plan, planned, tidy_up
@@ -141,10 +141,11 @@ def try_step(
         return before
     try:
         run_step(step, config, artifacts)
-    except NvgError as error:
-        if not error.final:
+    except Exception as error:
+        final = final_error(error)
+        if final is None:
             raise
-        return error
+        return final
     return None
 
 

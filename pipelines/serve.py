@@ -11,6 +11,7 @@ replicas take over from the old ones and no request is dropped. Ray's own tools 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import random
 import signal
@@ -105,21 +106,37 @@ def free_ports(count: int) -> list[int]:
 def check(config: ServeConfig) -> None:
     """What can be known before Ray starts. Raises ConfigError, or CheckpointError for a model that cannot be used."""
     from nvg.artifacts.models import read_metadata, sampler_folder
+    from nvg.serving.guard import api_key_hashes
 
     read_metadata(sampler_folder(config.model))
+    keys = api_key_hashes()
     if not os.environ.get("RAY_ADDRESS"):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((config.host, config.port))
-            except OSError as error:
-                raise ConfigError(
-                    f"cannot listen on {config.host}:{config.port} ({error.strerror}): set port=..."
-                ) from None
-    if config.host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get("NVG_API_KEYS"):
+        check_address(config)
+    if not keys and not is_loopback(config.host):
         print(
             "warning: open to every host that reaches this one: set NVG_API_KEYS to ask for a bearer token", flush=True
         )
+
+
+def check_address(config: ServeConfig) -> None:
+    """Raises ConfigError where nothing can listen on the configuration's host and port."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port} ({error.strerror}): set port=... or host=..."
+        ) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @one_line_errors()

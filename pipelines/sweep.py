@@ -16,8 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import yaml
-
 from nvg import config as configuration
 from nvg import storage, tracking
 from nvg.config import Config
@@ -29,19 +27,25 @@ from pipelines.steps import check_evaluation, plan
 SORTED_BY = "frechet_distance"
 
 
-def combinations(vary: Sequence[str]) -> list[list[str]]:
-    """Overrides of each combination: ["a=1,2", "b=x"] -> [["a=1", "b=x"], ["a=2", "b=x"]]. Raises ConfigError."""
-    axes = []
+def combinations(vary: Sequence[str], overrides: Sequence[str] = ()) -> list[list[str]]:
+    """Overrides of each combination: ["a=1,2", "b=x"] -> [["a=1", "b=x"], ["a=2", "b=x"]].
+
+    overrides: those of every combination. Raises ConfigError for another form, and for a key that is given twice.
+    """
+    axes: dict[str, list[str]] = {}
+    fixed = {item.partition("=")[0].strip() for item in overrides}
     for item in vary:
         key, _, text = item.partition("=")
         try:
-            values = yaml.safe_load(f"[{text}]")  # so that a value may be a list too
-        except yaml.YAMLError:
+            values = configuration.parse(f"[{text}]")  # so that a value may be a list too
+        except ValueError:
             values = None
         if not values:
             raise ConfigError(f"--vary {item}: write key=value,value,...")
-        axes.append([f"{key}={value if isinstance(value, str) else json.dumps(value)}" for value in values])
-    return [list(one) for one in itertools.product(*axes)]
+        if key in axes or key in fixed:
+            raise ConfigError(f"--vary {item}: {key} is given twice: write all its values in one --vary {key}=...")
+        axes[key] = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for value in values]
+    return [list(one) for one in itertools.product(*axes.values())]
 
 
 def sweep(config: Config, variants: dict[str, Config]) -> dict[str, dict[str, Any]]:
@@ -105,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(arguments)
     variants = {
         " ".join(one): configuration.load(arguments.config, [*arguments.overrides, *one])
-        for one in combinations(arguments.vary)
+        for one in combinations(arguments.vary, arguments.overrides)
     }
     for variant in variants.values():
         check_evaluation(variant)

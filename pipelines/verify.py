@@ -81,6 +81,7 @@ def check_steps(config: Config, only: str | None, images: int) -> int:
 def check_folders(folders: Sequence[str]) -> int:
     """Report on some folders; returns how many checks failed. Raises FileNotFoundError before any, where one is not
     there."""
+    folders = [configuration.with_home(folder) for folder in folders]
     for folder in folders:
         if not storage.exists(folder):
             raise FileNotFoundError(f"{folder}: no such folder")

@@ -101,9 +101,29 @@ def test_of_many_classes_evenly_spaced_ones_are_shown_and_a_name_may_hold_commas
         sampler.settings,
         [f"{number}th, of many" for number in range(28)],
     )
-    assert sample.chosen_classes(many, None) == [f"{number}th, of many" for number in range(0, 28, 3)]
-    assert sample.chosen_classes(many, "3th, of many") == ["3th, of many"]
-    assert sample.chosen_classes(many, "3,1, 3") == ["3th, of many", "1th, of many"]
+    assert sample.chosen_classes(many, None) == list(range(0, 28, 3))
+    assert sample.chosen_classes(many, "3th, of many") == [3]
+    assert sample.chosen_classes(many, "3,1, 3") == [3, 1]
+
+
+def test_classes_of_one_name_and_names_that_are_numbers_are_drawn_by_their_indices(sampler):
+    names = ["a", "a", "b", "1", *"456789"]
+    parts = (sampler.tokenizer, sampler.content, sampler.structure, sampler.settings)
+    twins = type(sampler)(*parts, names)
+    assert sample.chosen_classes(twins, "1,0, b") == [3, 0, 2]  # "1" is the name of class 3
+    assert sample.chosen_classes(twins, None) == list(range(10))
+    with pytest.raises(ValueError, match="2 classes are called 'a': give an index, 0 or 1"):
+        sample.chosen_classes(twins, "a")
+    drawn = sample.draw_grid(twins, [0, 1], 0, None, {})
+    # Each has a row of its own, though both are called a.
+    assert drawn.height == sample.draw_grid(sampler, [0, 1], 0, None, {}).height
+    assert sample._rows(twins, [0, 1, 1]) == (["a", "a"], [0, 1, 1])
+
+
+def test_pictures_go_to_the_home_folder_that_settings_have(draw, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sample.main([FAST, "--classes", "Bag", "--output", "~/bag.png"])
+    assert (tmp_path / "bag.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -117,9 +137,12 @@ def test_of_many_classes_evenly_spaced_ones_are_shown_and_a_name_may_hold_commas
         ([FAST, "top_p"], "'top_p' is no setting: write key=value"),
         ([FAST, "top_p=much"], "top_p=much: 'much' is no number"),
         ([FAST, "flow_steps=1.5"], "flow_steps=1.5: '1.5' is no whole number"),
-        ([FAST, "top_p=2"], "top_p=2.0 must be in"),
-        ([FAST, "content_temperature=nan"], "content_temperature=nan must be above 0"),
-        ([FAST, "structure_guidance=99"], "structure_guidance=99: this model has learned guidance"),
+        ([FAST, "top_p=2"], "top_p=2.0 must be at least 0.001, at most 1"),
+        (
+            [FAST, "content_temperature=nan"],
+            "content_temperature=nan must be a finite number, ",
+        ),
+        ([FAST, "structure_guidance=9"], "structure_guidance=9: this model has learned guidance"),
         ([FAST, "--structure", "/no/drawing.png"], "--structure /no/drawing.png: no such file"),
         ([FAST, "--structure", "/"], "Is a directory"),
         ([FAST, "--output", "grid.gif"], "--output grid.gif: a PNG is written"),
@@ -154,7 +177,17 @@ def test_a_drawing_without_a_shape_is_refused(tmp_path):
         sample.main([FAST, "--structure", empty])
 
 
-@pytest.mark.parametrize("arguments", [[], [FAST, "--count", "0"], [FAST, "--count", "two"], [FAST, "--seed", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        [FAST, "--count", "0"],
+        [FAST, "--count", "two"],
+        [FAST, "--seed", "x"],
+        [FAST, "--seed", "-1"],
+        [FAST, "--seed", str(2**40)],  # which drew what seed 0 draws
+    ],
+)
 def test_bad_usage_is_exit_code_2(arguments):
     with pytest.raises(SystemExit) as stop:
         sample.main(arguments)

@@ -176,7 +176,7 @@ def exported_parts(folder: str) -> list[str]:
 def sampler_folder(name: str) -> str:
     """The folder (path or URL) of a sampler's name, as `nvg.load` takes it: one that ships with the package, a
     folder or URL, or `models:/NAME@alias`. Raises CheckpointError (a ValueError) for a name that is none."""
-    name = str(name)
+    name = configuration.with_home(str(name))
     if name.startswith("models:/"):
         return tracking.registered_folder(name)
     if (ASSETS / name / storage.LAST_FILE).is_file():

@@ -1,10 +1,11 @@
 """Typed configuration: the dials (schema), how they are read (loading), what they must fulfil (checks)."""
 
 from nvg.config.checks import validate
+from nvg.config.fields import REQUIRED, operational, range_of
 from nvg.config.loading import digest, from_dict, load, merged, read, read_file, serve_config, to_dict, to_yaml
+from nvg.config.paths import with_home
 from nvg.config.schema import (
     DERIVED,
-    REQUIRED,
     ClusterConfig,
     Config,
     ContentConfig,
@@ -21,11 +22,11 @@ from nvg.config.schema import (
     TrackingConfig,
     TrainConfig,
     TrainingConfig,
-    operational,
     operational_settings,
     trainings,
     without_operational,
 )
+from nvg.config.text import parse
 from nvg.errors import ConfigError
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
     "merged",
     "operational",
     "operational_settings",
+    "parse",
+    "range_of",
     "read",
     "read_file",
     "serve_config",
@@ -61,5 +64,6 @@ __all__ = [
     "to_yaml",
     "trainings",
     "validate",
+    "with_home",
     "without_operational",
 ]

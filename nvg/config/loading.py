@@ -7,12 +7,16 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nvg.config.checks import validate, validate_serving
+from nvg.config.fields import range_of
+from nvg.config.paths import expand_paths, with_home
 from nvg.config.schema import DERIVED, Config, ServeConfig
+from nvg.config.text import TextError, parse
 from nvg.errors import ConfigError
 
 Schema = TypeVar("Schema")
@@ -47,24 +51,20 @@ def read(path: str | Path) -> dict:
 
 
 def read_file(path: str | Path) -> dict:
-    """A YAML file (path or URL) as it is. Raises ConfigError when it is missing or no mapping."""
+    """A YAML file (path or URL) as it is: texts, which the fields' types make numbers (nvg/config/text.py).
+
+    Raises ConfigError where it is missing or no mapping, or gives a key twice, naming the key and both lines.
+    """
     import fsspec
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Safe YAML without aliases: ten lines of them stand for a billion values."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("an alias (*name): write the values out")
-            return super().compose_node(parent, index)
 
     try:
-        with fsspec.open(str(path), "r") as file:
-            content = Loader(file).get_single_data()
+        with fsspec.open(with_home(str(path)), "r") as file:
+            content = parse(file)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that is none
+    except TextError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: no text
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys: expected a mapping such as `name: my_experiment`")
@@ -94,6 +94,7 @@ def _with_bases(path: str) -> tuple[dict, list[str]]:
 
 def _beside(file: str, name: str) -> str:
     """A URL or a path, from the folder of the file that names it."""
+    name = with_home(name)
     if "://" in name or os.path.isabs(name):
         return name
     scheme, mark, way = file.rpartition("://")
@@ -102,9 +103,6 @@ def _beside(file: str, name: str) -> str:
 
 def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> Config:
     """As `load`, from a nested dictionary."""
-    for section in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(section.default_factory) and not isinstance(content.get(section.name, {}), dict):
-            raise ConfigError(f"{where}: {section.name}={content[section.name]!r} must be a section with keys")
     config = _typed(Config, content, overrides, where, DERIVED)
     validate(config, where)
     return config
@@ -123,18 +121,12 @@ def _typed(
     """A dataclass from a dictionary and overrides, every key known, every type right, nothing missing."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
-    changes = []
-    for item in overrides:
-        if not item.partition("=")[0].strip() or "=" not in item:
-            raise ConfigError(f"override {item!r} is not of the form key=value (for example train.lr=2e-4)")
-        try:
-            changes.append(OmegaConf.from_dotlist([item]))
-        except YAMLError:
-            raise ConfigError(f"override {item!r}: the value is not YAML (an open bracket or quote?)") from None
+    changes = [override(item) for item in overrides]
+    for part in (content, *changes):
+        _check_kinds(schema, part, where)
     try:
-        node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(content), *changes)
+        node = OmegaConf.merge(OmegaConf.structured(schema), *map(OmegaConf.create, (content, *changes)))
         for key, value in derived.items():
             expected = value(node)
             if OmegaConf.is_missing(OmegaConf.select(node, key.split(".")[0]), key.split(".")[1]):
@@ -148,7 +140,24 @@ def _typed(
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a section belongs
         raise ConfigError(_explain(error, where, schema)) from None
     assert isinstance(config, schema)
+    expand_paths(config, f"{where}: ")
     return config
+
+
+def override(item: str) -> dict:
+    """`key=value` as nested dictionaries: "a.b=1" -> {"a": {"b": "1"}}. Raises ConfigError for another form."""
+    key, equals, text = item.partition("=")
+    if not key.strip() or not equals:
+        raise ConfigError(f"override {item!r} is not of the form key=value (for example train.lr=2e-4)")
+    try:
+        value = parse(text) if text.strip() else ""
+    except TextError as error:
+        raise ConfigError(f"override {item!r}: {error}") from None
+    *sections, name = key.strip().split(".")
+    content = {name: value}
+    for section in reversed(sections):
+        content = {section: content}
+    return content
 
 
 def _explain(error: Exception, where: str, schema: type) -> str:
@@ -160,7 +169,42 @@ def _explain(error: Exception, where: str, schema: type) -> str:
         return f"{where}: unknown key {key!r}{hint}"
     if "Missing mandatory value" in first_line or "Structured config" in first_line:
         return f"{where}: {key!r} must be given"
+    if "None" in first_line or "not Optional" in first_line:
+        return f"{where}: {key} is empty: give a value, or leave the key out"
+    wrong = re.match(r"Value '(.*)' of type '\w+' could not be converted to (Integer|Float)", first_line)
+    if wrong:
+        return f"{where}: {key}={wrong[1]} is no {'whole ' if wrong[2] == 'Integer' else ''}number{_range(schema, key)}"
+    if "Interpolation key" in first_line:
+        return f"{where}: {key}: {first_line}; an environment variable is ${{oc.env:NAME}}"
     return f"{where}: {key}: {first_line}"
+
+
+def _range(schema: Any, key: str) -> str:
+    """`, at least 1`: the range of a number in an error."""
+    *sections, name = key.partition("[")[0].split(".")
+    for section in sections:
+        schema = next((item.default_factory for item in dataclasses.fields(schema) if item.name == section), schema)
+    return f", {range_of(schema, name)}"
+
+
+YES_OR_NO = ("true", "false", "yes", "no", "on", "off")
+
+
+def _check_kinds(schema: type, content: dict, where: str, key: str = "") -> None:
+    """Raises ConfigError for a section that is none, and for what OmegaConf would take for another value: `flip: 2` as
+    true, a list in a list of names as its text."""
+    for item in dataclasses.fields(schema):
+        value, name = content.get(item.name), f"{key}{item.name}"
+        if dataclasses.is_dataclass(item.default_factory):
+            if item.name in content and not isinstance(value, dict):
+                problem = f"is {value!r} and no section" if value else "is empty"
+                raise ConfigError(f"{where}: {name} {problem}: write its keys below it, indented, or leave it out")
+            _check_kinds(item.default_factory, value or {}, where, f"{name}.")
+        elif item.type == "bool" and isinstance(value, str | int | float):
+            if str(value).lower() not in YES_OR_NO and "${" not in str(value):
+                raise ConfigError(f"{where}: {name}={value} is neither true nor false")
+        elif isinstance(value, list) and any(isinstance(one, list | dict) for one in value):
+            raise ConfigError(f"{where}: {name}={value}: a list of plain values, without lists in it")
 
 
 def _near_key(key: str, keys: list[str]) -> str | None:

@@ -3,6 +3,9 @@
 The dataclasses import nothing, so that the science (granularity, autoencoder, generator) can take them as plain
 arguments; OmegaConf is imported by `load` alone. An unknown key or a wrong type stops with the key's name.
 
+Every number has its range here, `number(default, least=..., ...)`, and every path says that it is one (`path`,
+nvg/config/fields.py). docs/configuration.md is made of this file: `python -m nvg.config.reference`.
+
 Fields that follow from others (`content.code_width` is the tokenizer's) are listed in `DERIVED` and filled by `load`.
 Fields marked OPERATIONAL say how a result is computed, not which result: how often a checkpoint is written, in how many
 slices a batch is computed. Keys of artifacts and identities of checkpoints leave them out (nvg/artifacts/keys.py), so
@@ -16,10 +19,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from nvg.config.fields import OPERATIONAL, REQUIRED, number, operational, path
 from nvg.errors import ConfigError
-
-REQUIRED: Any = "???"  # OmegaConf's mark of a value that must be given
-OPERATIONAL = {"operational": True}  # metadata of a field on which no result depends
 
 
 @dataclass
@@ -27,33 +28,36 @@ class DataConfig:
     """Where the images are and how they become square pixel arrays."""
 
     source: str = REQUIRED  # idx | folder | ilsvrc | parquet | webdataset  (nvg/data/sources)
-    train: str = REQUIRED  # path or URL of the training images
-    test: str | None = None  # the held-out images; without them evaluation uses training images and says so
-    image_size: int = REQUIRED  # pixels a side, after resize and crop
-    channels: int = 3  # 3 = RGB, 1 = grey
-    num_classes: int = REQUIRED  # checked against what the source holds
+    train: str = path()  # path or URL of the training images
+    test: str | None = path(None)  # the held-out images; without them evaluation uses training images and says so
+    image_size: int = number(least=4, most=8192)  # pixels a side, after resize and crop
+    channels: int = number(3, least=1, most=3)  # 3 = RGB, 1 = grey
+    num_classes: int = number(least=1, most=2**15)  # checked against what the source holds; a label is an int16
     class_names: list[str] | None = None  # for a source that has none; else the source's own
-    views: int = 1  # tokens per image: view 0 is the centre crop, the others are random
-    crop_scale: float = 1.0  # random views resize the shorter side to image_size * U(1, crop_scale), then crop
+    views: int = number(1, least=1, most=127)  # tokens per image: view 0 is the centre crop, the others are random
+    # random views resize the shorter side to image_size * U(1, crop_scale), then crop
+    crop_scale: float = number(1.0, least=1)
     flip: bool = True  # random views are mirrored with probability 1/2
-    unit_images: int = 512  # images per read unit: the size of a token part, and what a restart repeats
+    # images per read unit: the size of a token part, and what a restart repeats
+    unit_images: int = number(512, least=1)
     image_column: str = "image"  # parquet: a struct {bytes, path} or plain bytes
     label_column: str = "label"  # parquet
-    limit: int | None = None  # at most this number of training images, for a trial
+    limit: int | None = number(None, least=1)  # at most this number of training images, for a trial
 
 
 @dataclass
 class TokenizerConfig:
     """The multi-granularity quantized autoencoder (docs/method.md, tokenizer)."""
 
-    image_size: int = REQUIRED  # derived from data
-    channels: int = REQUIRED  # derived from data
-    patch: int = 1  # space-to-depth factor of the stem: 1 = the VQGAN's 3x3 convolution at full resolution
-    widths: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])  # one per resolution, fine to coarse
-    blocks: int = 2  # residual blocks per resolution
+    image_size: int = number(least=4, most=8192)  # derived from data
+    channels: int = number(least=1, most=3)  # derived from data
+    # space-to-depth factor of the stem: 1 = the VQGAN's 3x3 convolution at full resolution
+    patch: int = number(1, least=1, most=64)
+    widths: list[int] = number([128, 128, 256, 256, 512], least=16, most=8192)  # one per resolution, fine to coarse
+    blocks: int = number(2, least=1, most=64)  # residual blocks per resolution
     attention: bool = True  # self-attention at the lowest resolution
-    code_width: int = 32  # e, the width of a latent and of a codebook entry
-    codebook_size: int = 4096  # V
+    code_width: int = number(32, least=1, most=4096)  # e, the width of a latent and of a codebook entry
+    codebook_size: int = number(4096, least=2, most=65536)  # V
     child_order: str = "raster"  # which child of a split gets bit 0: raster | feature | spread (docs/method.md)
 
     @property
@@ -81,16 +85,17 @@ class TokenizerConfig:
 class TrainingConfig:
     """What the three trainings (tokenizer, generators, distillation) share. The defaults are the generators'."""
 
-    batch_size: int = 768  # over all workers
-    accumulate: int = field(default=1, metadata=OPERATIONAL)  # micro-batches per step and worker, with all num_workers
-    lr: float = 1e-4  # of the generators and in distillation: at batch 256, scaled linearly with the batch size
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    weight_decay: float = 0.0
-    warmup_steps: int = 100
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-    checkpoint_every: int = field(default=1000, metadata=OPERATIONAL)  # steps
-    preview_every: int = field(default=0, metadata=OPERATIONAL)  # steps between pictures in MLflow; 0 = only at the end
+    batch_size: int = number(768, least=1)  # over all workers
+    accumulate: int = number(1, least=1, operational=True)  # micro-batches per step and worker, with all num_workers
+    # of the generators and in distillation: at batch 256, scaled linearly with the batch size
+    lr: float = number(1e-4, above=0)
+    betas: list[float] = number([0.9, 0.95], least=0, below=1)  # of AdamW
+    weight_decay: float = number(0.0, least=0)  # of AdamW
+    warmup_steps: int = number(100, least=0)  # in which lr rises linearly from 0
+    clip_norm: float = number(1.0, least=0)  # of the gradients, network by network; 0 = they are not clipped
+    ema_decay: float = number(0.999, least=0, below=1)  # of the averaged weights, which the sampler has
+    checkpoint_every: int = number(1000, least=1, operational=True)  # steps
+    preview_every: int = number(0, least=0, operational=True)  # steps between pictures in MLflow; 0 = only at the end
     precision: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 where the device has it
 
 
@@ -98,36 +103,39 @@ class TrainingConfig:
 class GeneratorTrainingConfig(TrainingConfig):
     """What the two trainings of generators share beyond that."""
 
-    decay_share: float = 0.2  # the last share of training, in which lr falls linearly ...
-    final_lr: float = 0.1  # ... to this share of its value
+    decay_share: float = number(0.2, least=0, most=1)  # the last share of training, in which lr falls linearly ...
+    final_lr: float = number(0.1, least=0, most=1)  # ... to this share of its value
     all_stages: bool = False  # True: every stage of an image in each step, not one drawn at random
-    shuffle_rows: int = 16384  # rows of the shuffle buffer
-    evaluate_every: int = field(default=0, metadata=OPERATIONAL)  # steps between evaluations while it trains; 0 = none
-    evaluate_samples: int = field(default=2000, metadata=OPERATIONAL)  # images that such an evaluation draws
+    shuffle_rows: int = number(16384, least=0)  # rows of the shuffle buffer
+    # Steps between evaluations of the averaged weights while it trains; 0 = none.
+    evaluate_every: int = number(0, least=0, operational=True)
+    evaluate_samples: int = number(2000, least=2, operational=True)  # images that such an evaluation draws
 
 
 @dataclass
 class TokenizerTrainConfig(TrainingConfig):
     """Training of the tokenizer (docs/method.md, tokenizer)."""
 
-    epochs: float = 100.0
-    steps: int | None = None  # optimizer steps instead of epochs
+    epochs: float = number(100.0, above=0)  # passes over the images
+    steps: int | None = number(None, least=1)  # optimizer steps instead of epochs
     batch_size: int = 256
     warmup_steps: int = 500
-    l1_weight: float = 1.0
-    l2_weight: float = 1.0
-    commitment_weight: float = 0.25
-    codebook_weight: float = 1.0
-    entropy_weight: float = 0.0  # reward for an even use of the codebook
-    index_backprop_epochs: float = 1.0  # codebook warm-up: gradient to every entry through a soft assignment
-    revive_every: int = 50  # steps between re-seeding of unused entries from residuals; 0 = never
-    revive_until: float = 0.8  # share of the training after which entries are left alone
-    lpips_weights: str | None = None  # VGG16 + LPIPS heads, path or URL of a .safetensors; None = loss off
-    lpips_weight: float = 1.0
-    discriminator_weights: str | None = None  # DINO ViT-S folder, path or URL; None = adversarial loss off
-    discriminator_weight: float = 0.5
-    discriminator_lr: float = 1e-4
-    discriminator_start: float = 0.2  # share of the training before the adversarial loss starts
+    l1_weight: float = number(1.0, least=0)  # of |x - x_hat|
+    l2_weight: float = number(1.0, least=0)  # of (x - x_hat)^2
+    commitment_weight: float = number(0.25, least=0)  # pulls latents to their entries
+    codebook_weight: float = number(1.0, least=0)  # pulls entries to their latents
+    entropy_weight: float = number(0.0, least=0)  # reward for an even use of the codebook
+    # codebook warm-up: gradient to every entry through a soft assignment
+    index_backprop_epochs: float = number(1.0, least=0)
+    revive_every: int = number(50, least=0)  # steps between re-seeding of unused entries from residuals; 0 = never
+    revive_until: float = number(0.8, least=0, most=1)  # share of the training after which entries are left alone
+    lpips_weights: str | None = path(None)  # VGG16 + LPIPS heads, path or URL of a .safetensors; None = loss off
+    lpips_weight: float = number(1.0, least=0)  # of the perceptual loss
+    discriminator_weights: str | None = path(None)  # DINO ViT-S folder, path or URL; None = adversarial loss off
+    discriminator_weight: float = number(0.5, least=0)  # of the adversarial loss
+    discriminator_lr: float = number(1e-4, above=0)  # of the discriminator
+    # share of the training before the adversarial loss starts
+    discriminator_start: float = number(0.2, least=0, most=1)
     checkpoint_every: int = field(default=500, metadata=OPERATIONAL)
 
 
@@ -135,40 +143,42 @@ class TokenizerTrainConfig(TrainingConfig):
 class RepaConfig:
     """Representation alignment of the content generator (docs/method.md, content)."""
 
-    weights: str | None = None  # DINOv2 folder (config.json, model.safetensors), path or URL; None = off
-    feature_width: int = 768  # of the DINOv2 model
-    block: int = 8  # the block after which hidden states are aligned
-    weight: float = 0.5
+    weights: str | None = path(None)  # DINOv2 folder (config.json, model.safetensors), path or URL; None = off
+    feature_width: int = number(768, least=1)  # of the DINOv2 model
+    block: int = number(8, least=1, most=128)  # the block after which hidden states are aligned
+    weight: float = number(0.5, least=0)  # of the alignment loss
 
 
 @dataclass
 class ContentConfig:
     """The content generator f_c. The depth d is the one dial: width 64 d, d heads."""
 
-    depth: int = REQUIRED
-    grid: int = REQUIRED  # derived: latent positions on a side
-    code_width: int = REQUIRED  # derived: e
-    codebook_size: int = REQUIRED  # derived: V
-    num_classes: int = REQUIRED  # derived
+    depth: int = number(least=1, most=128)  # d, transformer blocks
+    grid: int = number()  # derived: latent positions on a side
+    code_width: int = number(least=1, most=4096)  # derived: e
+    codebook_size: int = number(least=2, most=65536)  # derived: V
+    num_classes: int = number(least=1, most=32768)  # derived
     structure_rope: bool = True  # False: rotary ids hold kind, row and column alone (the source's ablation)
-    repa_block: int | None = REQUIRED  # derived: repa.block when repa.weights is given
-    repa_width: int = REQUIRED  # derived
+    repa_block: int | None = number(least=1, most=128)  # derived: repa.block when repa.weights is given
+    repa_width: int = number(least=1)  # derived
     guided: bool = False  # True: the guidance scale is an input (pipelines/distill.py makes these)
-    max_guidance: float = 4.0  # of a guided generator: the largest guidance scale that it knows
+    # of a guided generator: the largest guidance scale that it knows
+    max_guidance: float = number(4.0, above=1, most=20)
 
 
 @dataclass
 class StructureConfig:
     """The structure generator f_s. The depth d is the one dial: width 32 d, d/2 heads."""
 
-    depth: int = REQUIRED
-    grid: int = REQUIRED  # derived
-    code_width: int = REQUIRED  # derived
-    num_classes: int = REQUIRED  # derived
-    structure_rope: bool = True
+    depth: int = number(least=2, most=128)  # d, transformer blocks; even
+    grid: int = number()  # derived
+    code_width: int = number(least=1, most=4096)  # derived
+    num_classes: int = number(least=1, most=32768)  # derived
+    structure_rope: bool = True  # as content.structure_rope
     noise_known: bool = False  # True: channels of known stages are noised too (the source's ablation)
     few_step: bool = False  # True: step size and guidance scale are inputs (pipelines/distill.py makes these)
-    max_guidance: float = 4.0  # of a few-step generator: the largest guidance scale that it knows
+    # of a few-step generator: the largest guidance scale that it knows
+    max_guidance: float = number(4.0, above=1, most=20)
 
 
 @dataclass
@@ -177,14 +187,15 @@ class TrainConfig(GeneratorTrainingConfig):
 
     # What to train. The finished sampler is the same whether its generators are trained together or one by one.
     parts: list[str] = field(default_factory=lambda: ["content", "structure"], metadata=OPERATIONAL)
-    epochs: float = 200.0
-    steps: int | None = None  # optimizer steps instead of epochs
+    epochs: float = number(200.0, above=0)  # passes over the tokens
+    steps: int | None = number(None, least=1)  # optimizer steps instead of epochs
     parallel: str = field(default="ddp", metadata=OPERATIONAL)  # workers hold copies of the weights, or (fsdp) a share
     weight_decay: float = 0.05
     warmup_steps: int = 1000
     ema_decay: float = 0.9999
-    class_dropout: float = 0.1
-    canvas_weight: float = 1.0  # of |x - x_hat|^2 against the cross-entropy; 0 = predict the next content alone
+    class_dropout: float = number(0.1, least=0, below=1)  # share of images trained without their class, for guidance
+    # of |x - x_hat|^2 against the cross-entropy; 0 = predict the next content alone
+    canvas_weight: float = number(1.0, least=0)
     gradient_checkpointing: bool = field(default=False, metadata=OPERATIONAL)  # less memory, more time
 
 
@@ -192,13 +203,14 @@ class TrainConfig(GeneratorTrainingConfig):
 class DistillConfig(GeneratorTrainingConfig):
     """Distillation of the generators into ones of fewer passes (docs/fast_sampling.md)."""
 
-    steps: int = 0  # optimizer steps; 0 = no distillation
+    steps: int = number(0, least=0)  # optimizer steps; 0 = no distillation
     parts: list[str] = field(default_factory=lambda: ["structure"])  # structure: few steps; both: guidance folded in
     # The sampler to distil, as nvg.load takes it; None = this configuration's generators. Its weights tell it in keys.
-    teacher: str | None = field(default=None, metadata=OPERATIONAL)
-    flow_share: float = 0.5  # of the structure's rows: the guided flow itself; the others learn larger steps
-    max_guidance: float = 4.0  # the guidance scales that are learned: 1 ... max_guidance
-    flow_steps: int = 1  # sampler.flow_steps of the sampler that is made
+    teacher: str | None = path(None, operational=True)
+    # of the structure's rows: the guided flow itself; the others learn larger steps
+    flow_share: float = number(0.5, above=0, below=1)
+    max_guidance: float = number(4.0, above=1, most=20)  # the guidance scales that are learned: 1 ... max_guidance
+    flow_steps: int = number(1, least=1, most=100)  # sampler.flow_steps of the sampler that is made
     decay_share: float = 0.5
     final_lr: float = 0.02
 
@@ -207,50 +219,55 @@ class DistillConfig(GeneratorTrainingConfig):
 class SamplerConfig:
     """Sampling (docs/method.md, sampling). Guidance rises linearly over the stages from 1 to the value here."""
 
-    flow_steps: int = 25
-    structure_guidance: float = 2.5
-    content_guidance: float = 3.5
-    top_p: float = 0.5  # of the last stage; falls logarithmically from 1.0
-    structure_temperature: float = 1.0  # of the Gumbel noise in the halving
-    content_temperature: float = 1.0
+    flow_steps: int = number(25, least=1, most=100)  # Euler steps of the structure flow per stage
+    structure_guidance: float = number(2.5, least=0, most=20)  # of the last stage
+    content_guidance: float = number(3.5, least=0, most=20)  # of the last stage
+    top_p: float = number(0.5, least=0.001, most=1)  # of the last stage; falls logarithmically from 1.0
+    structure_temperature: float = number(1.0, least=0, most=10)  # of the Gumbel noise in the halving
+    content_temperature: float = number(1.0, least=0.01, most=10)  # of the content tokens
 
 
 @dataclass
 class EvaluateConfig:
     """What is measured of a trained sampler (docs/evaluation.md)."""
 
-    samples_per_class: int = 100
-    batch_size: int = 100  # images that an actor draws at once
-    reference: str = "test"  # test | train | an .npz of the ADM evaluation suite (path or URL)
+    samples_per_class: int = number(100, least=1)  # images to draw per class
+    batch_size: int = number(100, least=1)  # images that an actor draws at once
+    reference: str = path("test")  # test | train | an .npz of the ADM evaluation suite (path or URL)
     train_distance: bool = True  # also the distance of the training images to the held-out ones
-    reconstructions: int = 1000  # held-out images to encode and decode; 0 = none
-    inception_weights: str | None = None  # Inception-v3 .safetensors, path or URL; None = the data set's classifier
-    bootstrap: int = 100  # resamplings behind an interval
+    reconstructions: int = number(1000, least=0)  # held-out images to encode and decode; 0 = none
+    # Inception-v3 .safetensors, path or URL; None = the data set's classifier
+    inception_weights: str | None = path(None)
+    bootstrap: int = number(100, least=2)  # resamplings behind an interval
     save_samples: bool = True  # samples.npz, as the ADM evaluation suite reads it
-    classifier_epochs: float = 3.0
-    classifier_size: int = 32  # pixels a side that the classifier sees
-    seed: int = 0
+    classifier_epochs: float = number(3.0, above=0)  # passes of the data set's classifier over the images
+    classifier_size: int = number(32, least=8, most=1024)  # pixels a side that the classifier sees
+    seed: int = number(0, least=0, most=2**31 - 1)  # of the samples, the classifier and the intervals
 
 
 @dataclass
 class ClusterConfig:
     """What a job asks of Ray. One file serves a laptop and a cluster: only this section differs."""
 
-    num_workers: int = 1  # training workers
-    min_workers: int | None = None  # elastic training: go on with this number; None = exactly num_workers
-    use_gpu: bool = False
-    cpus_per_worker: float = 1.0
-    threads_per_worker: int | None = None  # torch threads; None = cpus_per_worker
-    encoders: int = 1  # tokenizer or sampler actors of build_tokens and evaluate
-    encode_batch: int = 64  # images that a tokenizer actor encodes at once
-    cpus_per_reader: float = 1.0  # of one task that reads images or tokens
-    worker_resources: dict[str, float] = field(default_factory=dict)  # custom ones of a worker, encoder or sampler
-    reader_resources: dict[str, float] = field(default_factory=dict)  # ... of a reading task: nodes that only read
-    local_cpus: int | None = None  # a Ray started here: its CPUs; None = all
-    object_store_gb: float | None = None  # a Ray started here: size of its object store; None = Ray's default
-    resize_interval: float = 60.0  # seconds between looks whether more workers fit, where min_workers is given
-    max_failures: int = 3  # worker failures that training survives; nodes that were announced to leave do not count
-    step_retries: int = 2  # tries again of a run.py step
+    num_workers: int = number(1, least=1)  # training workers
+    # elastic training: go on with this number; None = exactly num_workers
+    min_workers: int | None = number(None, least=1)
+    use_gpu: bool = False  # one GPU per worker and per encoder
+    cpus_per_worker: float = number(1.0, least=0)  # of a training worker or an encoder; parts of a CPU are fine
+    threads_per_worker: int | None = number(None, least=1)  # torch threads; None = cpus_per_worker
+    encoders: int = number(1, least=1)  # tokenizer or sampler actors of build_tokens and evaluate
+    encode_batch: int = number(64, least=1)  # images that a tokenizer actor encodes at once
+    cpus_per_reader: float = number(1.0, above=0)  # of one task that reads images or tokens
+    worker_resources: dict[str, float] = number({}, above=0)  # custom ones of a worker, encoder or sampler
+    reader_resources: dict[str, float] = number({}, above=0)  # ... of a reading task: nodes that only read
+    local_cpus: int | None = number(None, least=1)  # a Ray started here: its CPUs; None = all
+    # a Ray started here: size of its object store; None = Ray's default
+    object_store_gb: float | None = number(None, least=0.08)
+    # seconds between looks whether more workers fit, where min_workers is given
+    resize_interval: float = number(60.0, above=0)
+    # worker failures that training survives; nodes that were announced to leave do not count
+    max_failures: int = number(3, least=0)
+    step_retries: int = number(2, least=0)  # tries again of a run.py step
 
     @property
     def actor(self) -> dict[str, Any]:
@@ -268,21 +285,22 @@ class ClusterConfig:
 class TrackingConfig:
     """MLflow. MLFLOW_TRACKING_URI wins over `uri`."""
 
-    uri: str | None = None  # None = sqlite:///<output>/mlflow.db
-    artifacts: str | None = None  # path or URL of the runs' files; None = beside the database, or as the server has it
+    uri: str | None = path(None)  # None = sqlite:///<output>/mlflow.db
+    # path or URL of the runs' files; None = beside the database, or as the server has it
+    artifacts: str | None = path(None)
     experiment: str | None = None  # None = the config's name
     registered_model: str | None = None  # register the finished sampler under this name, alias "champion"
     parent: str | None = None  # id of the run that a job's run belongs to, as pipelines/sweep.py sets it
-    log_every: int = 20  # steps
+    log_every: int = number(20, least=1)  # steps
 
 
 @dataclass
 class Config:
     """A whole experiment."""
 
-    name: str = field(default=REQUIRED, metadata=OPERATIONAL)
-    output: str = field(default=REQUIRED, metadata=OPERATIONAL)  # folder or URL that receives every artifact
-    seed: int = 0
+    name: str = field(default=REQUIRED, metadata=OPERATIONAL)  # of the experiment: MLflow's experiment is called so
+    output: str = path(operational=True)  # folder or URL that receives every artifact
+    seed: int = number(0, least=0, most=2**31 - 1)  # of every random draw of the trainings
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
@@ -301,30 +319,33 @@ class Config:
 class ServeConfig:
     """A deployment of the sampler over HTTP (docs/serving.md)."""
 
-    model: str = "fashion-mnist"  # as nvg.load takes it: shipped name, folder or URL, models:/NAME@alias
+    model: str = path("fashion-mnist")  # as nvg.load takes it: shipped name, folder or URL, models:/NAME@alias
     name: str | None = None  # the model's id in the API; None = the last part of `model`
-    follow_seconds: float = 30.0  # between looks where models:/NAME@alias points to now; 0 = look at the start alone
+    # between looks where models:/NAME@alias points to now; 0 = look at the start alone
+    follow_seconds: float = number(30.0, least=0)
     host: str = "127.0.0.1"  # 0.0.0.0 listens on all interfaces: then set NVG_API_KEYS
-    port: int = 8000
-    min_replicas: int = 1
-    max_replicas: int = 1
-    target_ongoing_requests: float = 8.0  # of a replica, which autoscaling aims at
-    upscale_delay_s: float = 5.0  # of more load before a replica is added
-    downscale_delay_s: float = 300.0  # of less load before one is taken away
-    cpus_per_replica: float = 1.0
-    gpus_per_replica: float = 0.0  # above 0 the sampler runs on CUDA
-    threads_per_replica: int = 1  # torch threads
+    port: int = number(8000, least=1, most=65535)  # of the HTTP server
+    # Origins whose pages may call the API from a browser, such as https://app.example.org; * = any
+    allowed_origins: list[str] = field(default_factory=list)
+    min_replicas: int = number(1, least=1)  # replicas at any time
+    max_replicas: int = number(1, least=1)  # replicas under load
+    target_ongoing_requests: float = number(8.0, above=0)  # of a replica, which autoscaling aims at
+    upscale_delay_s: float = number(5.0, least=0)  # of more load before a replica is added
+    downscale_delay_s: float = number(300.0, least=0)  # of less load before one is taken away
+    cpus_per_replica: float = number(1.0, least=0)  # CPUs that Ray sets aside for a replica
+    gpus_per_replica: float = number(0.0, least=0)  # above 0 the sampler runs on CUDA
+    threads_per_replica: int = number(1, least=1)  # torch threads
     precision: str = "float32"  # float32 | bfloat16: of the transformers' blocks; slower on a CPU without it
     compile: bool = False  # torch.compile, of each batch size on its first use: minutes at the start
-    max_batch: int = 16  # images that are drawn at once
-    batch_wait_ms: float = 2.0  # how long a batch smaller than the one before it waits for more
-    max_queue: int = 256  # images that may wait in a replica; a request beyond gets 429
-    max_images: int = 64  # of one request
-    max_body_mb: float = 10.0  # of one request
-    max_upload_pixels: int = 16_000_000  # width * height of a reference image or mask
-    drain_seconds: float = 30.0  # that requests in hand have at shutdown or on a new version
-    local_cpus: int | None = None  # a Ray started here: its CPUs; None = all
-    object_store_gb: float = 0.2  # a Ray started here: size of its object store
+    max_batch: int = number(16, least=1)  # images that are drawn at once
+    batch_wait_ms: float = number(2.0, least=0)  # how long a batch smaller than the one before it waits for more
+    max_queue: int = number(256, least=1)  # images that may wait in a replica; a request beyond gets 429
+    max_images: int = number(64, least=1)  # of one request
+    max_body_mb: float = number(10.0, above=0)  # of one request
+    max_upload_pixels: int = number(16_000_000, least=1)  # width * height of a reference image or mask
+    drain_seconds: float = number(30.0, least=0)  # that requests in hand have at shutdown or on a new version
+    local_cpus: int | None = number(None, least=1)  # a Ray started here: its CPUs; None = all
+    object_store_gb: float = number(0.2, least=0.08)  # a Ray started here: size of its object store
 
 
 def _custom(resources: dict[str, float]) -> dict[str, Any]:
@@ -364,11 +385,6 @@ def trainings(config: Config) -> dict[str, TrainingConfig]:
     if config.distill.steps:
         sections["distill"] = config.distill
     return sections
-
-
-def operational(section: Any) -> list[str]:
-    """The names of a section's operational fields; of an instance or its class."""
-    return [item.name for item in dataclasses.fields(section) if item.metadata.get("operational")]
 
 
 def operational_settings() -> dict[str, list[str]]:

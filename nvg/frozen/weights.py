@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def read_tensors(url: str, *, key: str, expected: str, remedy: str) -> dict[str,
     from safetensors.torch import load
 
     try:
-        data = storage.read_bytes(os.path.expanduser(url))
+        data = storage.read_bytes(url)
     except OSError as error:
         raise WeightsError(f"{key}={url}: cannot be read ({error}). Expected: {expected}. {remedy}") from error
     try:
@@ -65,7 +64,7 @@ def load_vit(url: str, *, key: str, class_name: str, model: str, **options: Any)
 def _vit_folder(url: str, key: str, expected: str) -> Path:
     """The local folder, or local copy, of a vision transformer. Raises WeightsError where a file is missing."""
     try:
-        folder = storage.local_folder(os.path.expanduser(url))
+        folder = storage.local_folder(url)
     except FileNotFoundError as error:
         raise WeightsError(f"{key}={url}: no such folder. {expected}, or set {key}=null") from error
     except OSError as error:

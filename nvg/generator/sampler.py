@@ -8,6 +8,7 @@ A sample is a function of (weights, class, seed, settings). Every random number 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -118,14 +119,23 @@ class Sampler:
         return self
 
     def class_index(self, label: str | int) -> int:
-        """The index of a class name or index. Raises ValueError naming the classes for an unknown one."""
+        """The index of a class: a number is an index, a text a name and, where no class has that name, an index.
+
+        Raises ValueError naming the classes for an unknown one, and their indices for a name that several have.
+        """
         if isinstance(label, str):
-            if label in self.class_names:
-                return self.class_names.index(label)
-            if not label.lstrip("-").isdigit():
+            same = [index for index, name in enumerate(self.class_names) if name == label]
+            if len(same) > 1:
+                raise ValueError(f"{len(same)} classes are called {label!r}: give an index, {same[0]} or {same[1]}")
+            if same:
+                return same[0]
+            if not (label.removeprefix("-").isascii() and label.removeprefix("-").isdigit()):
                 known = ", ".join(self.class_names[:20]) + (", ..." if len(self.class_names) > 20 else "")
                 raise ValueError(f"no class {label!r}; the classes are {known}")
-        index = int(label)
+        try:
+            index = int(label) if isinstance(label, str) else operator.index(label)  # 1.7 is no class
+        except TypeError:
+            raise ValueError(f"class {label!r} is neither a name nor a whole number") from None
         if not 0 <= index < len(self.class_names):
             raise ValueError(f"class {index} is none of 0 ... {len(self.class_names) - 1}")
         return index

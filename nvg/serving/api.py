@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from nvg import __version__
 from nvg.serving.errors import RequestError
@@ -34,6 +35,14 @@ def create_app(service: Service, *, key_hashes: frozenset[str], observer: Reques
     )
     limit = int(service.config.max_body_mb * 1e6)
     app.add_middleware(Guard, key_hashes=key_hashes, max_body=limit, observer=observer)
+    if service.config.allowed_origins:  # around the guard, so that pages can read its refusals too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.config.allowed_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
     _handle_errors(app)
     for router in (image_routes(service), model_routes(service), operation_routes(service)):
         app.include_router(router)

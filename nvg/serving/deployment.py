@@ -26,11 +26,10 @@ from nvg.config import ServeConfig
 from nvg.generator import Sampler
 from nvg.serving.api import create_app
 from nvg.serving.engine import Engine, Served
-from nvg.serving.guard import hash_key, log_to_stderr
+from nvg.serving.guard import api_key_hashes, log_to_stderr
 from nvg.serving.metrics import Metrics
 from nvg.serving.routes import Service
 
-API_KEYS = "NVG_API_KEYS"
 DEPLOYMENT = "sampler"
 # glibc's allocator keeps what is freed: a batch asks for the same sizes again, and by default gives 25 MB back to the
 # kernel and takes them, page by page, in every batch. Bytes. Other allocators do not read these.
@@ -65,11 +64,6 @@ def weights_fingerprint(sampler: Sampler) -> str:
     """A hash of all weights of a sampler. With the request it decides what the pictures are."""
     networks = (sampler.tokenizer, sampler.content, sampler.structure)
     return hashlib.sha256("".join(fingerprint(each.state_dict()) for each in networks).encode()).hexdigest()[:16]
-
-
-def api_key_hashes() -> list[str]:
-    """Hashes of the keys in NVG_API_KEYS, separated by commas: the cluster sees these, never the keys."""
-    return [hash_key(key.strip()) for key in os.environ.get(API_KEYS, "").split(",") if key.strip()]
 
 
 @serve.ingress()

@@ -1,4 +1,4 @@
-"""The middleware around every request: its id, bearer tokens, the size limit, one line of log, metrics."""
+"""The middleware around every request: its id, bearer tokens, the size limit, HEAD, one line of log, metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -16,10 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nvg.errors import ConfigError
 from nvg.serving.errors import RequestError
 
 CLIENT_GONE = 499  # as nginx writes it: no answer was sent, because the client had closed the connection
 PROTECTED = "/v1/"
+API_KEYS = "NVG_API_KEYS"
 logger = logging.getLogger("nvg.requests")
 
 
@@ -27,6 +30,23 @@ class RequestObserver(Protocol):
     """The receiver of a request's figures (nvg/serving/metrics.py)."""
 
     def request(self, route: str, status: int, seconds: float) -> None: ...
+
+
+def api_key_hashes() -> list[str]:
+    """Hashes of the keys in NVG_API_KEYS, separated by commas or lines: the cluster sees these, never the keys.
+
+    Raises ConfigError where the variable is set and holds none, which would open the API to all, or where a key holds
+    a space, which no client could send.
+    """
+    text = os.environ.get(API_KEYS)
+    if text is None:
+        return []
+    keys = [key.strip() for key in re.split(r"[,\r\n]", text) if key.strip()]
+    if not keys:
+        raise ConfigError(f"{API_KEYS} is set and holds no key: unset it to serve without keys, or give some")
+    if any(re.search(r"\s", key) for key in keys):
+        raise ConfigError(f"{API_KEYS}: a key holds a space: separate keys by commas")
+    return [hash_key(key) for key in keys]
 
 
 def hash_key(key: str) -> str:
@@ -63,8 +83,13 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", given) else uuid.uuid4().hex
 
+        head = scope["method"] == "HEAD"  # answered as GET is, without the body
+        inner = {**scope, "method": "GET"} if head else scope
+
         async def answer(message: Message) -> None:
             nonlocal status
+            if head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [
@@ -75,17 +100,17 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self._refusal(scope["path"], headers)
+            refusal = self._refusal(scope, headers)
             if refusal is not None:
                 challenge = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
                 await JSONResponse(refusal.body, refusal.status, challenge)(scope, receive, answer)
             else:
-                await self.app(scope, self._counted(receive), answer)
+                await self.app(inner, self._counted(receive), answer)
         except Exception:  # answered 500 further out; a client that goes away is a CancelledError, which is none
             status = 500
             raise
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(inner.get("route"), "path", "other")
             seconds = time.perf_counter() - start
             self.observer.request(route, status, seconds)
             line: dict[str, Any] = {
@@ -98,9 +123,9 @@ class Guard:
             }
             logger.info(json.dumps(line))
 
-    def _refusal(self, path: str, headers: dict[str, str]) -> RequestError | None:
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> RequestError | None:
         """The error for a request without a known key or with too large a body, None for all others."""
-        if self.key_hashes and path.startswith(PROTECTED):
+        if self.key_hashes and scope["path"].startswith(PROTECTED) and scope["method"] != "OPTIONS":
             scheme, _, key = headers.get("authorization", "").partition(" ")
             known = [hmac.compare_digest(hash_key(key.strip()), one) for one in self.key_hashes]
             if scheme.lower() != "bearer" or not any(known):

@@ -1,4 +1,4 @@
-"""Pictures in and out of HTTP: PNGs that hold what made them, and uploads that cannot do harm."""
+"""Pictures in and out of HTTP: those that leave, PNGs with what made them, and uploads that cannot do harm."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,34 @@ TEXT_CHUNK = "nvg"
 _DRAWING_SIDE = 1024  # a drawing is averaged down to the grid anyway
 
 
-def to_png(pixels: np.ndarray, *, scale: int = 1, made_by: dict[str, Any] | None = None) -> bytes:
-    """Encode a picture, uint8 (H, W, C), each pixel repeated `scale` times, as PNG: the same input, the same bytes.
+@dataclass(frozen=True)
+class Output:
+    """How pictures leave: each pixel repeated `scale` times, in a format."""
 
-    made_by goes into the text chunk `nvg`, as JSON.
+    scale: int = 1
+    format: str = "png"  # png | jpeg | webp
+    quality: int = 100  # of jpeg and webp
+
+
+def encoded(pixels: np.ndarray, output: Output, made_by: dict[str, Any] | None = None) -> bytes:
+    """Encode a picture, uint8 (H, W, C): the same input, the same bytes.
+
+    made_by goes into the text chunk `nvg` of a PNG, as JSON; other formats hold none.
     """
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    if scale > 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    text = PngImagePlugin.PngInfo()
-    if made_by is not None:
-        text.add_itxt(TEXT_CHUNK, json.dumps(made_by, sort_keys=True, ensure_ascii=False))
+    if output.scale > 1:
+        size = (picture.width * output.scale, picture.height * output.scale)
+        picture = picture.resize(size, Image.Resampling.NEAREST)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=text)
+    if output.format == "png":
+        text = PngImagePlugin.PngInfo()
+        if made_by is not None:
+            text.add_itxt(TEXT_CHUNK, json.dumps(made_by, sort_keys=True, ensure_ascii=False))
+        picture.save(buffer, "PNG", pnginfo=text)
+    elif output.format == "jpeg":
+        picture.save(buffer, "JPEG", quality=max(1, output.quality), subsampling=0)  # to Pillow, 0 is its default
+    else:
+        picture.save(buffer, "WEBP", quality=output.quality)
     return buffer.getvalue()
 
 

@@ -14,7 +14,7 @@ from nvg.generator.controls import given_from_drawing, given_from_sequence
 from nvg.granularity import GranularitySequence, codes_from_map, split_codes
 from nvg.serving.engine import Job, Served
 from nvg.serving.errors import RequestError
-from nvg.serving.images import open_upload
+from nvg.serving.images import Output, open_upload
 from nvg.serving.schemas import MAX_SIDE, Common, EditRequest, GenerationRequest, Settings
 
 
@@ -69,6 +69,11 @@ def watched_stages(request: Common, last: int) -> frozenset[int]:
     if count is None or count > last:
         return frozenset(range(last + 1))
     return frozenset(round((j + 1) * last / (count + 1)) for j in range(count))
+
+
+def output_of(request: Common, image_size: int) -> Output:
+    """How the pictures of a request leave. Raises RequestError for a size that cannot be."""
+    return Output(scale_of(request, image_size), request.output_format, request.output_compression)
 
 
 def scale_of(request: Common, image_size: int) -> int:

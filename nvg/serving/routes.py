@@ -136,6 +136,8 @@ async def _form(request: Request) -> tuple[schemas.EditRequest, dict[str, bytes]
     async with request.form(max_files=2, max_fields=32) as form:
         for key, value in form.multi_items():
             name = key.removesuffix("[]")  # clients send one image as image or as image[]
+            if value == "" or (isinstance(value, UploadFile) and not value.filename and not value.size):
+                continue  # a page's form sends what was not filled in
             if name in fields or name in files:
                 raise RequestError(400, f"{name} is given twice; this API takes one", param=name)
             if isinstance(value, UploadFile) and name in ("image", "mask"):

@@ -7,26 +7,43 @@ Sizes that depend on the model (stages, positions, classes) are checked in nvg/s
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+
+from nvg.config import SamplerConfig, range_of
 
 MAX_PROMPTS = 64
+MAX_PROMPT = 200  # characters
 MAX_SIDE = 1024  # of a drawn structure, and of an image sent back
 
+# Other models' settings, which clients send.
+UNUSED = ("quality", "style", "moderation", "user", "safety_identifier", "input_fidelity")
+
+Format = Literal["png", "jpeg", "webp"]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Prompt = Annotated[str, Field(min_length=1, max_length=200)]
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
+
+
+def _setting(name: str, description: str) -> Any:
+    """A field of SamplerConfig that a request may leave out, in the setting's own range."""
+    allowed = range_of(SamplerConfig, name)
+    return Field(None, ge=allowed.least, gt=allowed.above, le=allowed.most, lt=allowed.below, description=description)
 
 
 class Settings(BaseModel):
     """Sampling settings (extension): fields of SamplerConfig; what is left out is the model's own setting."""
 
-    flow_steps: int | None = Field(None, ge=1, le=100, description="Euler steps of the structure flow, a stage.")
-    structure_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the structure, last stage.")
-    content_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the content, last stage.")
-    top_p: float | None = Field(None, ge=0.001, le=1, description="Nucleus of the last stage; falls from 1.")
-    structure_temperature: float | None = Field(None, ge=0, le=10, description="Gumbel noise of the halving.")
-    content_temperature: float | None = Field(None, ge=0.01, le=10, description="Temperature of the content tokens.")
+    flow_steps: int | None = _setting("flow_steps", "Euler steps of the structure flow, a stage.")
+    structure_guidance: float | None = _setting("structure_guidance", "Guidance of the structure, last stage.")
+    content_guidance: float | None = _setting("content_guidance", "Guidance of the content, last stage.")
+    top_p: float | None = _setting("top_p", "Nucleus of the last stage; falls from 1.")
+    structure_temperature: float | None = _setting("structure_temperature", "Gumbel noise of the halving.")
+    content_temperature: float | None = _setting("content_temperature", "Temperature of the content tokens.")
+
+
+def _unused() -> Any:
+    return Field(None, description="Accepted, not used, and listed in the answer's `nvg.not_used`.")
 
 
 class Common(Settings):
@@ -52,10 +69,32 @@ class Common(Settings):
         le=16,
         description="With stream: so many previews an image, spread over the stages; left out: one a stage.",
     )
-    output_format: Literal["png"] = "png"
-    background: Literal["auto", "opaque"] = "auto"
-    quality: Literal["auto", "standard"] = "auto"
-    user: Annotated[str, Field(max_length=200)] | None = Field(None, description="Accepted and not used.")
+    output_format: Format = Field("png", description="png alone holds the request that makes the same bytes again.")
+    output_compression: int = Field(100, ge=0, le=100, description="Quality of jpeg and webp, in percent.")
+    background: Literal["auto", "opaque"] = Field("auto", description="Pictures are opaque.")
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = _unused()
+    style: Literal["vivid", "natural"] | None = _unused()
+    moderation: Literal["auto", "low"] | None = _unused()
+    user: Annotated[str, Field(max_length=200)] | None = _unused()
+    safety_identifier: Annotated[str, Field(max_length=200)] | None = _unused()
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, values: Any) -> Any:
+        """Clients send null for what they leave out."""
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
+
+    @property
+    def not_used(self) -> list[str]:
+        """The fields that were sent and change nothing here."""
+        unused = {name for name in self.model_fields_set if name in UNUSED and getattr(self, name) != "auto"}
+        if self.output_format == "png":
+            unused |= {"output_compression"} & self.model_fields_set
+        if not self.stream:
+            unused |= {"partial_images"} & self.model_fields_set
+        return sorted(unused)
 
 
 class GenerationRequest(Common):
@@ -114,6 +153,7 @@ class EditRequest(Common):
     keep_content: int = Field(
         0, ge=0, le=11, description="Extension. Content of so many first stages is kept, at most keep_stages + 1."
     )
+    input_fidelity: Literal["low", "high"] | None = _unused()
 
 
 class ImageExtension(BaseModel):
@@ -130,8 +170,8 @@ class ImageExtension(BaseModel):
 class Image(BaseModel):
     """One image of an answer."""
 
-    b64_json: str | None = Field(None, description="The PNG in base64, with response_format b64_json.")
-    url: str | None = Field(None, description="The PNG as a data: URL, with response_format url.")
+    b64_json: str | None = Field(None, description="The picture in base64, with response_format b64_json.")
+    url: str | None = Field(None, description="The picture as a data: URL, with response_format url.")
     nvg: ImageExtension
 
 
@@ -152,6 +192,7 @@ class AnswerExtension(BaseModel):
     seed: int = Field(description="The first image's seed; image j has seed + j.")
     settings: dict[str, int | float] = Field(description="Sampling settings in full.")
     moved: int | None = Field(None, description="Positions that rebalancing a drawn structure moved to the other half.")
+    not_used: list[str] = Field(description="Fields of the request that change nothing here.")
     timings: Timings
 
 
@@ -175,7 +216,7 @@ class Pictures(BaseModel):
     """What the API tells of its pictures, in answers and events alike."""
 
     background: Literal["opaque"] = "opaque"
-    output_format: Literal["png"] = "png"
+    output_format: Format
     quality: Literal["standard"] = "standard"
     size: str
 

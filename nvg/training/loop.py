@@ -285,8 +285,9 @@ class Loop:
     def clip(self, step: int, loss: Tensor) -> dict[str, Tensor]:
         """Clip each group of gradients; returns their norms before. Raises TrainingDiverged where one is not finite."""
         self.task.before_optimizers()
+        largest = self.settings.clip_norm or math.inf  # 0 = off
         norms = {
-            name: whole(nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm, foreach=True))
+            name: whole(nn.utils.clip_grad_norm_(parameters, largest, foreach=True))
             for name, parameters in self.task.clip.items()
         }
         # Gradients are summed over the workers, so all of them see the same and stop together, weights unhurt.

@@ -21,7 +21,7 @@ from typing import Any
 from nvg import storage, tracking
 from nvg.cluster import is_own_ray, keep_services_here, set_threads, warn_of_too_few_cpus
 from nvg.config import ClusterConfig, Config
-from nvg.errors import NvgError
+from nvg.errors import final_error
 from nvg.training.jobs import tidy
 from nvg.training.loop import Place
 from nvg.training.parallel import parallelize
@@ -114,10 +114,11 @@ def _worker(message: dict[str, _Work]) -> dict[str, Any]:
     )
     try:
         return {"value": work.body(work.config, place, parallelize, **work.arguments)}
-    except NvgError as error:
-        if not error.final:
+    except Exception as error:
+        final = final_error(error)
+        if final is None:
             raise
-        return {"error": error}
+        return {"error": final}
 
 
 def end_hanging_collectives() -> None:

@@ -243,7 +243,7 @@ def test_values_that_do_not_fit_together_are_refused_by_name(overrides: list[str
         ("max_body_mb=0", "max_body_mb=0.0 must be above 0"),
         ("precision=float16", "precision='float16' is none of float32, bfloat16"),
         ("precision=auto", "precision='auto' is none of float32, bfloat16"),
-        ("port=65536", "port=65536 is none of 1 ... 65535"),
+        ("port=65536", "port=65536 must be at least 1, at most 65535"),
         ("drain_seconds=-1", "drain_seconds=-1.0 must be at least 0"),
         ("min_replicas=2", "max_replicas=1 is below min_replicas=2"),
         (
@@ -363,3 +363,55 @@ def test_defaults_are_not_shared_between_configurations() -> None:
     first: Config = from_dict(MINIMAL)
     first.train.betas.append(0.5)
     assert from_dict(MINIMAL).train.betas == [0.9, 0.95]
+
+
+# ---- names that MLflow checks ----
+
+NAMES = [
+    "nvg",
+    "org/nvg",
+    "a:b",
+    "",
+    " ",
+    ".",
+    "..",
+    "/nvg",
+    "a/",
+    "main.models.nvg",
+    "ein Modell",
+    "ü",
+    "a\tb",
+    "a/../b",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_refused_by_name_where_mlflow_would_refuse_it_after_the_training(name: str) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_model_name
+
+    try:
+        _validate_model_name(name)
+    except MlflowException:
+        message = refusal(changed("tracking.registered_model", name))
+        assert message.startswith(f"here.yaml: tracking.registered_model={name!r}: MLflow takes no")
+    else:
+        assert from_dict(changed("tracking.registered_model", name)).tracking.registered_model == name
+
+
+def test_a_model_s_name_leaves_room_for_its_alias() -> None:
+    assert "takes none with @" in refusal(changed("tracking.registered_model", "nvg@champion"))
+
+
+@pytest.mark.parametrize("key", ["name", "tracking.experiment"])
+@pytest.mark.parametrize("name", ["", " ", "x" * 501])
+def test_an_experiment_is_refused_by_name_where_mlflow_would_refuse_it(key: str, name: str) -> None:
+    assert refusal(changed(key, name)).startswith(f"here.yaml: {key}={name!r} is MLflow's name of the experiment")
+
+
+@pytest.mark.parametrize("name", ["org/nvg", "a:b", "x" * 500])
+def test_other_names_of_experiments_are_mlflow_s_to_take(name: str) -> None:
+    from mlflow.utils.validation import _validate_experiment_name
+
+    _validate_experiment_name(name)
+    assert from_dict(changed("tracking.experiment", name)).tracking.experiment == name

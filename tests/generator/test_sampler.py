@@ -327,3 +327,10 @@ def test_the_ablations_sample_valid_sequences(sampler, noise_known, child_order)
     made = tokens(other, [0, 1, 2], seed=3)
     assert torch.equal(made.codes.sort(dim=1).values, torch.arange(16).expand(3, 16))
     assert not torch.equal(made.codes, tokens(sampler, [0, 1, 2], seed=3).codes)
+
+
+@pytest.mark.parametrize("label", [1.7, 1.0, None, b"1", [1]])
+def test_a_label_that_is_neither_a_name_nor_a_whole_number_is_refused(sampler, label):
+    with pytest.raises(ValueError, match="is neither a name nor a whole number"):
+        sampler.class_index(label)
+    assert sampler.class_index(np.int64(1)) == 1

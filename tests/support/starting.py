@@ -111,7 +111,7 @@ def start(kind: str, name: str, arguments: list[str]) -> str | None:
     if kind == "entry":
         arguments = [word for word in arguments if not PLACEHOLDER.fullmatch(word)]  # nvg COMMAND
     output, path = io.StringIO(), list(sys.path)
-    sys.argv = [name, *arguments]
+    sys.argv = [name, *(word.replace("$PWD", os.getcwd()) for word in arguments)]  # as a shell would
     try:
         with stopping(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             if kind == "module":

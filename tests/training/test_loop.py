@@ -34,6 +34,17 @@ def assert_equal_states(one, other):
         assert torch.equal(value, other[name]), name
 
 
+def test_no_clipping_changes_no_gradient_and_records_the_same_norms(tmp_path):
+    off, wide = ToyTask(dropout=0.0, scale=100.0), ToyTask(dropout=0.0, scale=100.0)
+    recorders = [
+        run(task, tmp_path / str(clip_norm), total_steps=3, clip_norm=clip_norm, log_every=1)[2]
+        for task, clip_norm in ((off, 0.0), (wide, 1e30))
+    ]
+    assert_equal_states(off.state(), wide.state())
+    (_, first), (_, second) = (sorted(recorder.points.items())[0] for recorder in recorders)
+    assert first["gradient_norm/first"] == second["gradient_norm/first"] > 0
+
+
 def test_accumulating_two_halves_equals_one_whole(tmp_path):
     whole, halves = ToyTask(dropout=0.0), ToyTask(dropout=0.0)
     run(whole, tmp_path / "whole", slices=1)
