@@ -29,7 +29,11 @@ def evaluate_beside(config: Config, sampler_folder: str, *, samples: int) -> dic
     settings.reconstructions, settings.train_distance, settings.save_samples = 0, False, False
     with tempfile.TemporaryDirectory() as scratch:
         figures = Evaluation(config, sampler_folder, Path(scratch)).run().figures
-    curves = {f"evaluation/{name}": figures[name].value for name in FIGURES if isinstance(figures.get(name), Figure)}
+    curves = {
+        f"evaluation/{name}": figure.value
+        for name, figure in figures.items()
+        if name in FIGURES and isinstance(figure, Figure)
+    }
     tracking.add_points(config, metadata["run_id"], curves, metadata["step"])
     storage.remove(sampler_folder)
     return curves
