@@ -27,6 +27,7 @@ FLOORS = (
     "nvg.tracking",
     "nvg.cluster",
     "nvg.data",
+    "nvg.released",
     "nvg.artifacts",
     "nvg.pictures",
     "nvg.pyfunc",

@@ -291,7 +291,7 @@ def change_yaml(path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["content"].update(new_dial=1), "unknown key 'content.new_dial'.*another version of nvg.*format 1"),
+        (lambda c: c["content"].update(new_dial=1), "unknown key 'content.new_dial'.*another version of nvg.*format 2"),
         (lambda c: c["content"].pop("depth"), "'content.depth' must be given.*another version"),
         (lambda c: c["data"].update(num_classes="many"), "data.num_classes"),
         (lambda c: c["tokenizer"].update(blocks=2), "is missing"),
@@ -329,11 +329,13 @@ def test_ten_lines_of_aliases_are_refused_before_they_are_a_billion_values(tmp_p
     [
         ("[]", "holds a thing of unknown kind"),
         ("null", "holds a thing of unknown kind"),
-        ('{"kind": "sampler", "format": 2}', "has format 2, this version of nvg reads 1"),
-        ('{"kind": "sampler", "format": 1}', "tokenizer must be a str, not None"),
-        ('{"kind": "sampler", "format": 1, "tokenizer": 5, "class_names": []}', "tokenizer must be a str, not 5"),
-        ('{"kind": "sampler", "format": 1, "tokenizer": "x", "class_names": [1], "parts": []}', "must be strings"),
-        ('{"kind": "sampler", "format": 1, "tokenizer": "x", "class_names": ["a"], "parts": []}', "names 1 classes"),
+        ('{"kind": "sampler", "format": 3}', "has format 3, this version of nvg reads 2"),
+        ('{"kind": "sampler"}', "before the networks became those of the released system"),
+        ('{"kind": "sampler", "format": [2]}', "has format .2., this version of nvg reads 2"),
+        ('{"kind": "sampler", "format": 2}', "tokenizer must be a str, not None"),
+        ('{"kind": "sampler", "format": 2, "tokenizer": 5, "class_names": []}', "tokenizer must be a str, not 5"),
+        ('{"kind": "sampler", "format": 2, "tokenizer": "x", "class_names": [1], "parts": []}', "must be strings"),
+        ('{"kind": "sampler", "format": 2, "tokenizer": "x", "class_names": ["a"], "parts": []}', "names 1 classes"),
         ('{"kind": "sampler"', "is damaged"),
         ("\ud800", "is damaged"),
         ("[" * 10**5, "is damaged"),

@@ -158,7 +158,7 @@ class ContentConfig:
     code_width: int = number(least=1, most=4096)  # derived: e
     codebook_size: int = number(least=2, most=65536)  # derived: V
     num_classes: int = number(least=1, most=32768)  # derived
-    structure_rope: bool = True  # False: rotary ids hold kind, row and column alone (the source's ablation)
+    residual: bool = True  # the network's output is x_hat - x_i; False: x_hat itself, as in the released system
     repa_block: int | None = number(least=1, most=128)  # derived: repa.block when repa.weights is given
     repa_width: int = number(least=1)  # derived
     guided: bool = False  # True: the guidance scale is an input (pipelines/distill.py makes these)
@@ -174,8 +174,6 @@ class StructureConfig:
     grid: int = number()  # derived
     code_width: int = number(least=1, most=4096)  # derived
     num_classes: int = number(least=1, most=32768)  # derived
-    structure_rope: bool = True  # as content.structure_rope
-    noise_known: bool = False  # True: channels of known stages are noised too (the source's ablation)
     few_step: bool = False  # True: step size and guidance scale are inputs (pipelines/distill.py makes these)
     # of a few-step generator: the largest guidance scale that it knows
     max_guidance: float = number(4.0, above=1, most=20)
@@ -217,13 +215,17 @@ class DistillConfig(GeneratorTrainingConfig):
 
 @dataclass
 class SamplerConfig:
-    """Sampling (docs/method.md, sampling). Guidance rises linearly over the stages from 1 to the value here."""
+    """Sampling (docs/method.md, sampling). Guidance rises linearly over the stages: 1 at stage 0, at stage K what
+    stands here (the last flow of the structure comes to (K - 2) / K of the way)."""
 
     flow_steps: int = number(25, least=1, most=100)  # Euler steps of the structure flow per stage
+    # Shortens the flow's steps at the noise and lengthens them at the end: mu at 256 positions, of the released system.
+    # 0 = equal steps, exactly, whatever the grid. Few-step generators were taught equal steps and ignore it.
+    flow_shift: float = number(0.5, least=0, most=5)
     structure_guidance: float = number(2.5, least=0, most=20)  # of the last stage
     content_guidance: float = number(3.5, least=0, most=20)  # of the last stage
-    top_p: float = number(0.5, least=0.001, most=1)  # of the last stage; falls logarithmically from 1.0
-    structure_temperature: float = number(1.0, least=0, most=10)  # of the Gumbel noise in the halving
+    top_p: float = number(0.5, least=0.001, most=1)  # of the last stage; falls from 1.0, faster at late stages
+    structure_temperature: float = number(1.0, least=0, most=10)  # of the Gumbel noise in the halving; 0 = none
     content_temperature: float = number(1.0, least=0.01, most=10)  # of the content tokens
 
 

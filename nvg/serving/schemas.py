@@ -35,6 +35,7 @@ class Settings(BaseModel):
     """Sampling settings (extension): fields of SamplerConfig; what is left out is the model's own setting."""
 
     flow_steps: int | None = _setting("flow_steps", "Euler steps of the structure flow, a stage.")
+    flow_shift: float | None = _setting("flow_shift", "Shorter flow steps at the noise; 0 = equal ones.")
     structure_guidance: float | None = _setting("structure_guidance", "Guidance of the structure, last stage.")
     content_guidance: float | None = _setting("content_guidance", "Guidance of the content, last stage.")
     top_p: float | None = _setting("top_p", "Nucleus of the last stage; falls from 1.")
