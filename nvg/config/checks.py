@@ -79,11 +79,14 @@ def _tokenizer(check: Checker, tokenizer: TokenizerConfig, data: DataConfig) -> 
         f"tokenizer.widths={tokenizer.widths}: at least 16, multiples of 4, of 32 from 128 on (normalisation groups)",
     )
     check(
-        tokenizer.child_order in ("raster", "feature", "spread"),
-        f"tokenizer.child_order={tokenizer.child_order!r} is none of raster, feature, spread",
+        tokenizer.child_order in ("raster", "merge"),
+        f"tokenizer.child_order={tokenizer.child_order!r} is none of raster, merge",
     )
     check(2 <= tokenizer.codebook_size <= 65536, f"tokenizer.codebook_size={tokenizer.codebook_size}: 2 to 65536")
-    check(len(tokenizer.widths) <= 12 and tokenizer.blocks <= 64, "tokenizer.widths, tokenizer.blocks: too many")
+    check(len(tokenizer.widths) <= 12, f"tokenizer.widths={tokenizer.widths}: at most 12")
+    for name in ("blocks", "decoder_blocks"):
+        value = getattr(tokenizer, name)
+        check(value is None or 1 <= value <= 64, f"tokenizer.{name}={value} must be 1 to 64")
 
 
 def _generators(check: Checker, config: Config) -> None:

@@ -51,10 +51,13 @@ class TokenizerConfig:
     patch: int = 1  # space-to-depth factor of the stem: 1 = the VQGAN's 3x3 convolution at full resolution
     widths: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])  # one per resolution, fine to coarse
     blocks: int = 2  # residual blocks per resolution
+    decoder_blocks: int | None = None  # of the decoder; None = blocks
     attention: bool = True  # self-attention at the lowest resolution
     code_width: int = 32  # e, the width of a latent and of a codebook entry
     codebook_size: int = 4096  # V
-    child_order: str = "raster"  # which child of a split gets bit 0: raster | feature | spread (docs/method.md)
+    # Which child of a split gets bit 0: raster (the one with the first position, as drawings need it) | merge (the one
+    # whose own halves are closer, as in the released weights).
+    child_order: str = "raster"
 
     @property
     def downsampling(self) -> int:

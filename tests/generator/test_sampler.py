@@ -316,7 +316,7 @@ def test_wrong_requests_are_refused_by_name(sampler, reference):
         sampler.generate([0, 1, 2], given=given_from_sequence(reference, structure_stages=1))
 
 
-@pytest.mark.parametrize(("noise_known", "child_order"), [(True, "raster"), (False, "feature")])
+@pytest.mark.parametrize(("noise_known", "child_order"), [(True, "raster"), (False, "merge")])
 def test_the_ablations_sample_valid_sequences(sampler, noise_known, child_order):
     import copy
 
