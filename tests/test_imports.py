@@ -28,6 +28,7 @@ FLOORS = (
     "nvg.cluster",
     "nvg.data",
     "nvg.artifacts",
+    "nvg.released",
     "nvg.pictures",
     "nvg.pyfunc",
     "nvg.training",
