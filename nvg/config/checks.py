@@ -51,6 +51,7 @@ def _data(check: Checker, data: DataConfig) -> None:
         f"data.source={data.source!r} is none of idx, folder, ilsvrc, parquet, webdataset",
     )
     check(data.channels in (1, 3), f"data.channels={data.channels}: 1 (grey) or 3 (RGB)")
+    check(data.resize in ("antialiased", "lanczos8"), f"data.resize={data.resize!r} is none of antialiased, lanczos8")
     check(data.num_classes >= 1, f"data.num_classes={data.num_classes} must be at least 1")
     check(1 <= data.views <= 127, f"data.views={data.views} must be 1 to 127")
     check(data.crop_scale >= 1.0, f"data.crop_scale={data.crop_scale} must be at least 1")

@@ -35,6 +35,8 @@ class DataConfig:
     class_names: list[str] | None = None  # for a source that has none; else the source's own
     views: int = 1  # tokens per image: view 0 is the centre crop, the others are random
     crop_scale: float = 1.0  # random views resize the shorter side to image_size * U(1, crop_scale), then crop
+    # antialiased | lanczos8: the kernel of the released system's images, for figures that are compared with its own.
+    resize: str = "antialiased"
     flip: bool = True  # random views are mirrored with probability 1/2
     unit_images: int = 512  # images per read unit: the size of a token part, and what a restart repeats
     image_column: str = "image"  # parquet: a struct {bytes, path} or plain bytes
