@@ -182,6 +182,7 @@ def _evaluate(check: Checker, config: Config) -> None:
 
 def _sampler(check: Checker, sampler: SamplerConfig) -> None:
     check(sampler.flow_steps >= 1, f"sampler.flow_steps={sampler.flow_steps} must be at least 1")
+    check(sampler.flow_shift >= 0, f"sampler.flow_shift={sampler.flow_shift} must be at least 0 (equal steps)")
     check(0 < sampler.top_p <= 1, f"sampler.top_p={sampler.top_p} must be in (0, 1]")
 
 

@@ -153,7 +153,7 @@ class ContentConfig:
     code_width: int = REQUIRED  # derived: e
     codebook_size: int = REQUIRED  # derived: V
     num_classes: int = REQUIRED  # derived
-    structure_rope: bool = True  # False: rotary ids hold kind, row and column alone (the source's ablation)
+    residual: bool = True  # the network's output is x_hat - x_i; False: x_hat itself, as in the released system
     repa_block: int | None = REQUIRED  # derived: repa.block when repa.weights is given
     repa_width: int = REQUIRED  # derived
     guided: bool = False  # True: the guidance scale is an input (pipelines/distill.py makes these)
@@ -168,8 +168,6 @@ class StructureConfig:
     grid: int = REQUIRED  # derived
     code_width: int = REQUIRED  # derived
     num_classes: int = REQUIRED  # derived
-    structure_rope: bool = True
-    noise_known: bool = False  # True: channels of known stages are noised too (the source's ablation)
     few_step: bool = False  # True: step size and guidance scale are inputs (pipelines/distill.py makes these)
     max_guidance: float = 4.0  # of a few-step generator: the largest guidance scale that it knows
 
@@ -208,13 +206,17 @@ class DistillConfig(GeneratorTrainingConfig):
 
 @dataclass
 class SamplerConfig:
-    """Sampling (docs/method.md, sampling). Guidance rises linearly over the stages from 1 to the value here."""
+    """Sampling (docs/method.md, sampling). Guidance rises linearly over the stages: 1 at stage 0, at stage K what
+    stands here (the last flow of the structure comes to (K - 2) / K of the way)."""
 
     flow_steps: int = 25
+    # Shortens the flow's steps at the noise and lengthens them at the end: mu at 256 positions, of the released system.
+    # 0 = equal steps, exactly, whatever the grid. Few-step generators were taught equal steps and ignore it.
+    flow_shift: float = 0.5
     structure_guidance: float = 2.5
     content_guidance: float = 3.5
-    top_p: float = 0.5  # of the last stage; falls logarithmically from 1.0
-    structure_temperature: float = 1.0  # of the Gumbel noise in the halving
+    top_p: float = 0.5  # of the last stage; falls from 1.0, faster at late stages
+    structure_temperature: float = 1.0  # of the Gumbel noise in the halving; 0 = none, as in the released system
     content_temperature: float = 1.0
 
 

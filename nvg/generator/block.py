@@ -33,9 +33,11 @@ def by_rows(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 class Block(nn.Module):
     """Self-attention and MLP in parallel, modulated by a condition vector: (B, T, w) -> (B, T, w)."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, drop_rate: float = 0.0) -> None:
+        """drop_rate: the share of a batch's rows that skip this block in training (Huang et al., stochastic depth)."""
         super().__init__()
         self.width = width
+        self.drop_rate = drop_rate
         self.heads = width // HEAD_WIDTH
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(width, 3 * width)
@@ -43,7 +45,6 @@ class Block(nn.Module):
         self.project_out = nn.Linear(5 * width, width)
         self.query_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-6)
         self.key_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.modulation.weight)  # gate 0: every block starts as the identity
         nn.init.zeros_(self.modulation.bias)
 
@@ -69,7 +70,14 @@ class Block(nn.Module):
         k = rotate(self.key_norm(k), table)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out = self.project_out(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
-        return x + gate * self.dropout(out)
+        return x + self._surviving(gate * out)
+
+    def _surviving(self, change: Tensor) -> Tensor:
+        """In training, what a block adds to whole rows (B, T, w): nothing at the drop rate, else over the keep rate."""
+        if not self.training or self.drop_rate == 0.0:
+            return change
+        kept = torch.rand(change.shape[0], 1, 1, device=change.device) >= self.drop_rate
+        return change * (kept / (1.0 - self.drop_rate)).to(change.dtype)
 
 
 class Backbone(nn.Module):
@@ -78,16 +86,14 @@ class Backbone(nn.Module):
     The class is also a token in front of the sequence; index `num_classes` is "no class", for guidance.
     """
 
-    def __init__(
-        self, *, depth: int, width: int, num_classes: int, last_stage: int, dropout: float, timed: bool
-    ) -> None:
+    def __init__(self, *, depth: int, width: int, num_classes: int, last_stage: int, timed: bool) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.class_condition = nn.Embedding(num_classes + 1, width)
         self.class_token = nn.Embedding(num_classes + 1, width)
         self.stage_condition = nn.Embedding(last_stage + 1, width)
         self.time_condition = TimeEmbedding(width) if timed else None
-        self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, rate) for rate in drop_rates(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(width, 2 * width)
         self.gradient_checkpointing = False
@@ -137,22 +143,33 @@ class Backbone(nn.Module):
         return (self.norm(x) * (1 + scale) + shift).to(tokens.dtype), hidden
 
 
+def drop_rates(depth: int) -> list[float]:
+    """The share of rows that skip each block in training: from 0 at the first one to 0.1 depth / 24 at the last."""
+    return torch.linspace(0.0, 0.1 * depth / 24, depth).tolist()
+
+
 class TimeEmbedding(nn.Module):
-    """Flow time in [0, 1] as a condition: 256 sinusoids and a two-layer MLP, (B,) -> (B, w)."""
+    """A number in [0, 1], such as the flow time, as a condition: 64 sinusoids and a two-layer MLP, (B,) -> (B, w).
+
+    The sinusoids are cos and then sin of 1000 t 10000^(-k / 32), k = 0 ... 31.
+    """
 
     frequency: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("frequency", 2 * math.pi * torch.logspace(-1, 2, 128), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.register_buffer("frequency", torch.exp(-math.log(10_000.0) * torch.arange(32) / 32), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
 
     def begin_as_zero(self) -> None:
         """Make the output zero: an untrained embedding adds nothing to the condition."""
         for parameter in self.mlp[-1].parameters():
             nn.init.zeros_(parameter)
 
+    def sinusoids(self, time: Tensor) -> Tensor:
+        """The input of the MLP, float32: (B,) -> (B, 64)."""
+        angle = (1000.0 * time.float())[:, None] * self.frequency
+        return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
     def forward(self, time: Tensor) -> Tensor:
-        angle = time.float()[:, None] * self.frequency
-        waves = torch.cat((angle.cos(), angle.sin()), dim=-1)
-        return by_rows(self.mlp, waves.to(next(self.mlp.parameters()).dtype))
+        return by_rows(self.mlp, self.sinusoids(time).to(next(self.mlp.parameters()).dtype))

@@ -1,10 +1,12 @@
 """The content generator f_c: from the canvas so far to the tokens of a stage (docs/method.md, content generator).
 
-Depth d, width 64 d, d heads, dropout 0.1 d / 24, 61,440 d^3 block parameters. It estimates the final canvas,
-x_hat = f_c(x_i); the difference x_hat - x_i, averaged over each cluster of s_i, gives the logits of c_i.
+Depth d, width 64 d, d heads, 61,440 d^3 block parameters. It sees the canvas, scaled to one at every stage, and at
+stage 0, where the canvas is empty, a learned start canvas in its place. It estimates the final canvas, x_hat = f_c(x_i);
+the difference x_hat - x_i, averaged over each cluster of s_i, gives the logits of c_i.
 
 Three choices make it learn from the first step (docs/recipe.md has what they are worth):
 - The network's output is the difference itself, x_hat = x_i + output: late stages correct little and need not copy x_i.
+  With content.residual=false it is x_hat, as in the released system.
 - The map from difference to logits starts as the quantizer's own rule, softened: -|r - c|^2 / T for an entry c. Entries
   differ from their neighbours by a tenth of a unit, so a map of ordinary initial size needs tens of thousands of steps.
 - A gain per stage on the logits: a coarse stage's residuals are many times those of a fine one.
@@ -17,26 +19,29 @@ from torch import Tensor, nn
 
 from nvg.config import ContentConfig
 from nvg.generator.block import Backbone, TimeEmbedding, by_rows
-from nvg.generator.rope import IMAGE, Rotary
+from nvg.generator.rope import GENERATED, Rotary
 from nvg.granularity import cluster_means, last_stage, structure_embedding
 
 
 class ContentGenerator(nn.Module):
     """The content generator f_c. Labels are class indices; `num_classes` is "no class"."""
 
+    input_scales: Tensor
+
     def __init__(self, config: ContentConfig) -> None:
         super().__init__()
         self.config = config
         width = 64 * config.depth
         self.last_stage = last_stage(config.grid**2)
-        self.rotary_table = Rotary((IMAGE,), config.grid, self.last_stage)
+        self.rotary_table = Rotary((GENERATED,), config.grid, self.last_stage)
+        self.start = nn.Parameter(torch.zeros(1, config.grid**2, config.code_width))  # in place of x_0, not scaled
+        self.register_buffer("input_scales", torch.ones(self.last_stage + 1))  # of x_i by stage; that of x_0 is not used
         self.embed = nn.Linear(config.code_width, width)
         self.backbone = Backbone(
             depth=config.depth,
             width=width,
             num_classes=config.num_classes,
             last_stage=self.last_stage,
-            dropout=0.1 * config.depth / 24,
             timed=False,
         )
         self.difference = nn.Linear(width, config.code_width)
@@ -61,17 +66,18 @@ class ContentGenerator(nn.Module):
         )
 
     @torch.no_grad()
-    def begin(self, codebook: Tensor, canvas: Tensor) -> None:
-        """Set the weights before the first step: logits are -|r - c|^2 / T of the codebook (V, e), and canvases (N, L,
-        e) scale the inputs to one. T is twice the codebook's mean squared norm."""
+    def begin(self, codebook: Tensor, canvases: list[Tensor]) -> None:
+        """Set the state before the first step: logits are -|r - c|^2 / T of the codebook (V, e), T twice its mean
+        squared norm; the canvases x_0 ... x_K of some images, (N, L, e) each, give every stage's input scale."""
         temperature = 2.0 * codebook.square().sum(dim=1).mean()
         self.to_logits.weight.copy_(2 * codebook / temperature)
         self.to_logits.bias.copy_(-codebook.square().sum(dim=1) / temperature)
-        self.embed.weight.div_(canvas.std().clamp_min(1e-6))
+        for stage in range(1, self.last_stage + 1):
+            self.input_scales[stage] = 1 / canvases[stage].std().clamp_min(1e-6)
 
     def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
         """The rotary table of the sequence: codes (N, L) known up to `stage` (one number or (N,))."""
-        return self.rotary_table(structure_embedding(codes, stage if self.config.structure_rope else 0))
+        return self.rotary_table(structure_embedding(codes, stage))
 
     def forward(
         self, canvas: Tensor, labels: Tensor, stage: Tensor, table: Tensor, guidance: Tensor | None = None
@@ -87,9 +93,11 @@ class ContentGenerator(nn.Module):
         if self.config.guided:
             assert guidance is not None
             extra = self.guidance_condition((guidance - 1) / (self.config.max_guidance - 1))  # in [0, 1], as times are
-        out, hidden = self.backbone(self.embed(canvas), table, labels, stage, extra=extra, tap=tap)
+        seen = torch.where(stage[:, None, None] == 0, self.start, canvas * self.input_scales[stage, None, None])
+        out, hidden = self.backbone(self.embed(seen), table, labels, stage, extra=extra, tap=tap)
         aligned = self.align(hidden) if self.align is not None and hidden is not None else None
-        return canvas + self.difference(out), aligned
+        estimate = self.difference(out)
+        return (canvas + estimate if self.config.residual else estimate), aligned
 
     def logits(self, estimate: Tensor, canvas: Tensor, structure_map: Tensor, stage: int) -> Tensor:
         """Logits of c_i from x_hat and x_i (N, L, e) and s_i (N, L): (N, 2^i, V)."""

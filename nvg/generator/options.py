@@ -23,6 +23,7 @@ class Options:
     top_p: Tensor
     structure_temperature: Tensor
     content_temperature: Tensor
+    flow_shift: Tensor
 
     @staticmethod
     def of(settings: SamplerConfig, changes: dict[str, Any], count: int, device: torch.device) -> Options:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 HEAD_WIDTH = 64
 THETA = 10_000.0
 
-TEXT, IMAGE, STRUCTURE = 0, 1, 2  # kinds of token
+GENERATED, CLASS, CONDITION = 0, 1, 2  # kinds of token: of what is generated, the class, of a canvas that is given
 
 
 def axis_widths(last_stage: int) -> list[int]:
@@ -86,8 +86,5 @@ def token_ids(kind: int, embedding: Tensor, grid: int) -> Tensor:
 
 
 def class_token_ids(batch: int, last_stage: int, device: torch.device) -> Tensor:
-    """Ids of the class token: kind "text", no bit known (1), row and column 0: (B, 1, K + 3)."""
-    ids = torch.zeros(batch, 1, last_stage + 3, device=device)
-    ids[..., 1 : 1 + last_stage] = 1.0
-    ids[..., 0] = TEXT
-    return ids
+    """Ids of the class token: kind CLASS, no bit known, row 1 and column 1, which makes all of them 1: (B, 1, K + 3)."""
+    return torch.full((batch, 1, last_stage + 3), float(CLASS), device=device)

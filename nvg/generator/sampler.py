@@ -3,7 +3,8 @@
 For i = 0 ... K: structure (if 0 < i < K) -> content logits -> sample c_i -> x <- x + phi_i(assign(c_i, s_i)).
 
 A sample is a function of (weights, class, seed, settings). Every random number comes from a generator of its own for
-(seed, stage, purpose): batch mates do not matter, and giving a stage leaves the noise of the others as it was.
+(seed, stage, purpose): batch mates do not matter, and giving a stage leaves the noise of the others as it was. The
+flows of all stages share one noise an image, as they do in training.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from nvg.generator.controls import Given, one_each
 from nvg.generator.guidance import guided
 from nvg.generator.options import Options
 from nvg.generator.state import SamplingState
-from nvg.generator.structure import STEP_COUNTS, StructureGenerator
-from nvg.granularity import GranularitySequence, split_codes, structure_embedding, structure_map
+from nvg.generator.structure import STEP_COUNTS, StructureGenerator, signed_bits
+from nvg.granularity import GranularitySequence, assign, cluster_means, split_codes, structure_map
 
 
 @dataclass(eq=False)
@@ -205,6 +206,7 @@ class Sampler:
             [one.to(self.device) for one in one_each(given, count, positions)],
             codes=torch.zeros(count, positions, dtype=torch.int64, device=self.device),
             canvas=torch.zeros(count, positions, self.tokenizer.config.code_width, device=self.device),
+            noise=draw(seeds, 0, FLOW, (positions, self.last_stage), torch.randn).to(self.device),
         )
 
     # ---- structure ----
@@ -212,37 +214,36 @@ class Sampler:
     def _sample_structure(self, stage: int, state: SamplingState) -> Tensor:
         """Codes of `stage` (N, L) from those of stage - 1: integrate the flow, read channel stage - 1, and halve each
         cluster by Gumbel-top-k."""
-        codes, options, known = state.codes, state.options, stage - 1
+        codes = state.codes
         if stage == self.last_stage:  # pairs: the first of two gets bit 0, by convention, so nothing is left to choose
             return split_codes(codes, stage, torch.arange(codes.shape[1], device=self.device).float().expand_as(codes))
-        clean = structure_embedding(codes, known)  # (N, L, K)
-        noise = draw(state.seeds, stage, FLOW, clean.shape[1:], torch.randn).to(self.device)
-        z = self._integrate(stage, state, clean, noise)
-        gumbel = draw(state.seeds, stage, HALVING, (codes.shape[1],), gumbel_noise).to(self.device)
-        preference = z[..., known] + options.structure_temperature[:, None] * gumbel
+        flow_end = self._integrate(stage, state)[..., stage - 1]
+        uniform = draw(state.seeds, stage, HALVING, (codes.shape[1],), torch.rand).to(self.device)
+        parents, temperature = structure_map(codes, stage - 1), state.options.structure_temperature
+        preference = halving_preference(flow_end, parents, 2 ** (stage - 1), temperature, uniform)
         return split_codes(codes, stage, preference, rename=self.tokenizer.config.child_order == "raster")
 
-    def _integrate(self, stage: int, state: SamplingState, clean: Tensor, noise: Tensor) -> Tensor:
-        """z(0) of the structure flow, (N, L, K), from the clean embedding and the noise (N, L, K): Euler steps from
-        t = 1 to t = 0."""
-        labels, flow_steps = state.labels, state.options.flow_steps
-        kept = 0 if self.structure.config.noise_known else stage - 1
-        z = torch.cat((clean[..., :kept], noise[..., kept:]), dim=-1)
-        guidance = ramp(state.options.structure_guidance, stage - 1, self.last_stage - 2)
+    def _integrate(self, stage: int, state: SamplingState) -> Tensor:
+        """z(0) of the structure flow that makes `stage`, (N, L, K): Euler steps from t = 1 to t = 0."""
+        labels, options, known = state.labels, state.options, stage - 1
+        z = torch.cat((signed_bits(state.codes, known)[..., :known], state.noise[..., known:]), dim=-1)
+        guidance = ramp(options.structure_guidance, stage - 1, self.last_stage)
         table = self.structure.rotary(state.codes, torch.full_like(labels, stage))  # the same in all steps
 
-        def velocity(labels: Tensor, z: Tensor, canvas: Tensor, table: Tensor, time: float, **inputs: Tensor) -> Tensor:
-            times = torch.full((labels.shape[0],), time, device=self.device)
-            return self.structure(z, times, canvas, labels, torch.full_like(labels, stage), table, **inputs)
+        def velocity(
+            labels: Tensor, z: Tensor, time: Tensor, canvas: Tensor, table: Tensor, **inputs: Tensor
+        ) -> Tensor:
+            return self.structure(z, time, canvas, labels, torch.full_like(labels, stage), table, **inputs)
 
-        for time, next_time in pairwise(torch.linspace(1.0, 0.0, flow_steps + 1).tolist()):
-            if self.structure.config.few_step:  # one pass: it has learned the guided flow, and its mean over a step
-                size = torch.full_like(guidance, step_size(flow_steps))
-                flow = velocity(labels, z, state.canvas, table, time, step=size, guidance=guidance)
+        few_step = self.structure.config.few_step
+        shift = torch.zeros_like(options.flow_shift) if few_step else options.flow_shift  # it was taught equal steps
+        size = torch.full_like(guidance, step_size(options.flow_steps))
+        for time, next_time in pairwise(flow_times(options.flow_steps, shift, state.codes.shape[1])):
+            if few_step:  # one pass: it has learned the guided flow, and its mean over a step
+                flow = velocity(labels, z, time, state.canvas, table, step=size, guidance=guidance)
             else:
-                network = partial(velocity, time=time)
-                flow = guided(network, labels, (z, state.canvas, table), guidance, self.no_class)
-            z[..., kept:] += (next_time - time) * flow[..., kept:]  # known channels stay clean
+                flow = guided(velocity, labels, (z, time, state.canvas, table), guidance, self.no_class)
+            z[..., known:] += (next_time - time)[:, None, None] * flow[..., known:]  # known channels stay clean
         return z
 
     # ---- content ----
@@ -257,7 +258,7 @@ class Sampler:
         logits = logits / options.content_temperature[:, None, None]
         # One uniform number per token, and the inverse of the cumulative distribution over the sorted entries.
         uniform = draw(state.seeds, stage, CONTENT, (2**stage,), torch.rand).to(self.device)
-        return nucleus_sample(logits, options.top_p ** (stage / self.last_stage), uniform)
+        return nucleus_sample(logits, falling_top_p(options.top_p, stage, self.last_stage), uniform)
 
     def _logits(self, stage: int, state: SamplingState, guidance: Tensor) -> Tensor:
         """Guided logits of c_i, (N, 2^i, V); guidance (N,)."""
@@ -293,7 +294,7 @@ def draw(
 ) -> Tensor:
     """Random numbers of N images, each from its own seed: (N, *shape) on the CPU, whatever the device.
 
-    distribution: torch.rand, torch.randn or `gumbel_noise`.
+    distribution: torch.rand or torch.randn.
     """
     rows = []
     for seed in seeds:
@@ -302,10 +303,35 @@ def draw(
     return torch.stack(rows)
 
 
-def gumbel_noise(shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, -log(-log(u)). The random generator's keyword is that of torch.rand."""
-    uniform = torch.rand(shape, generator=generator).clamp_(1e-9, 1 - 1e-7)
-    return -(-uniform.log()).log()
+def flow_times(steps: int, shift: Tensor, positions: int) -> Tensor:
+    """The times of a number of Euler steps, (steps + 1, N) from 1 to 0; shift (N,) is sampler.flow_shift.
+
+    t' = s t / (1 + (s - 1) t) of equally spaced t, s = exp(shift + 0.65 (L - 256) / 3840): above s = 1 the steps at
+    the noise are short. shift = 0 leaves t as it is, whatever L.
+    """
+    equal = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=shift.device)[:, None]
+    strength = torch.exp(shift.double() + 0.65 * (positions - 256) / 3840)
+    return torch.where(shift == 0, equal, strength * equal / (1 + (strength - 1) * equal)).float()
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise of uniform numbers, -log(-log(u))."""
+    return -(-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
+
+
+def halving_preference(
+    flow_end: Tensor, parents: Tensor, clusters: int, temperature: Tensor, uniform: Tensor
+) -> Tensor:
+    """How much each position prefers bit 1, (N, L): flow_end z (N, L), map of the parents (N, L) in [0, clusters).
+
+    At temperature T > 0 it is log((clamp(z, -1, 1) + 1) / its sum over the parent + 1e-8) + T g, with Gumbel noise g of
+    uniform (N, L); at T = 0 it is z. T is (N,).
+    """
+    weight = flow_end.clamp(-1.0, 1.0) + 1.0
+    mean = assign(cluster_means(weight[..., None], parents, clusters), parents)[..., 0]  # of each position's parent
+    share = weight / (mean * (parents.shape[1] // clusters)).clamp_min(1e-8)
+    noisy = (share + 1e-8).log() + temperature[:, None] * gumbel(uniform)
+    return torch.where(temperature[:, None] > 0, noisy, flow_end)
 
 
 def step_size(flow_steps: int) -> float:
@@ -313,9 +339,21 @@ def step_size(flow_steps: int) -> float:
     return 1 / flow_steps if flow_steps in STEP_COUNTS else 0.0
 
 
-def ramp(final: Tensor, index: int, last: int) -> Tensor:
-    """Scales that rise linearly from 1 at index 0 to `final` (N,) at index `last`; `final` where there is one index."""
-    return 1.0 + (final - 1.0) * (index / last if last > 0 else 1.0)
+def ramp(final: Tensor, index: int, last_stage: int) -> Tensor:
+    """Scales (N,) that rise linearly from 1 at index 0 to `final` (N,) at index K.
+
+    The content of stage i has index i, and so has the structure of stage i + 1, which is made of the same canvas.
+    """
+    return 1.0 + (final - 1.0) * (index / last_stage)
+
+
+def falling_top_p(final: Tensor, stage: int, last_stage: int) -> Tensor:
+    """top-p of a stage (N,): `final` (N,), and at stage i (K - K^(i/K)) / (K - 1) of what it lacks to 1.
+
+    So it falls from 1 at stage 0 to `final` at stage K, slowly first; with K = 1 it is `final` at once.
+    """
+    left = (last_stage - last_stage ** (stage / last_stage)) / (last_stage - 1) if last_stage > 1 else 0.0
+    return final + (1.0 - final) * left
 
 
 def nucleus_sample(logits: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class SamplingState:
     given: list[Given]  # of one image each
     codes: Tensor  # (N, L) int64; bits of the stages so far are set
     canvas: Tensor  # x_i, (N, L, e)
+    noise: Tensor  # eps, (N, L, K), with which the flows of all stages begin: stage i's at channels i - 1 ... of it
 
     def rows(self, index: list[int]) -> SamplingState:
         """Some of the images, drawn as they would be with the others: rows of a network do not depend on each other."""
@@ -32,6 +33,7 @@ class SamplingState:
             [self.given[j] for j in index],
             self.codes[index],
             self.canvas[index],
+            self.noise[index],
         )
 
     def fill(self, rows: Sequence[Tensor | None], width: int, sample: Callable[[SamplingState], Tensor]) -> Tensor:

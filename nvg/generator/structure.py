@@ -1,7 +1,8 @@
-"""The structure generator f_s: a rectified flow on the structure embedding (docs/method.md, structure generator).
+"""The structure generator f_s: a rectified flow on the bits of the structure (docs/method.md, structure generator).
 
-Depth d, width 32 d, d/2 heads, 15,360 d^3 block parameters. z(t) = t eps + (1 - t) se; the network predicts the
-velocity eps - se. Channels of stages that are known are never noised. The sequence is class, canvas, structure.
+Depth d, width 32 d, d/2 heads, 15,360 d^3 block parameters. z(t) = t eps + (1 - t) b with bits b of -1 and +1; the
+network predicts the velocity eps - b. Channels of stages that are known are never noised. The sequence is class,
+canvas, structure.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from torch import Tensor, nn
 
 from nvg.config import StructureConfig
 from nvg.generator.block import Backbone, TimeEmbedding
-from nvg.generator.rope import IMAGE, STRUCTURE, Rotary
+from nvg.generator.rope import CONDITION, GENERATED, Rotary
 from nvg.granularity import last_stage, structure_embedding
 
 STEP_COUNTS = (1, 2, 4, 8, 16)  # steps of sizes 1 ... 1/16 that a few-step generator learns; more are the flow itself
+
+
+def signed_bits(codes: Tensor, stage: Tensor | int) -> Tensor:
+    """b, what the flow ends in: codes (N, L) -> (N, L, K), -1 or +1 for a bit known up to `stage`, 0 for another one."""
+    return structure_embedding(codes, stage) - 1.0
 
 
 class StructureGenerator(nn.Module):
@@ -25,7 +31,7 @@ class StructureGenerator(nn.Module):
         self.config = config
         width = 32 * config.depth
         self.last_stage = last_stage(config.grid**2)
-        self.rotary_table = Rotary((IMAGE, STRUCTURE), config.grid, self.last_stage)
+        self.rotary_table = Rotary((CONDITION, GENERATED), config.grid, self.last_stage)
         self.embed_canvas = nn.Linear(config.code_width, width)
         self.embed_structure = nn.Linear(self.last_stage, width)
         self.backbone = Backbone(
@@ -33,7 +39,6 @@ class StructureGenerator(nn.Module):
             width=width,
             num_classes=config.num_classes,
             last_stage=self.last_stage,
-            dropout=0.1 * config.depth / 24,
             timed=True,
         )
         self.velocity = nn.Linear(width, self.last_stage)
@@ -49,7 +54,7 @@ class StructureGenerator(nn.Module):
 
     def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
         """The rotary table when `stage` is to be generated: its bits and later ones count as unknown."""
-        return self.rotary_table(structure_embedding(codes, stage - 1 if self.config.structure_rope else 0))
+        return self.rotary_table(structure_embedding(codes, stage - 1))
 
     def forward(
         self,

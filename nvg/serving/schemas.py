@@ -22,6 +22,7 @@ class Settings(BaseModel):
     """Sampling settings (extension): fields of SamplerConfig; what is left out is the model's own setting."""
 
     flow_steps: int | None = Field(None, ge=1, le=100, description="Euler steps of the structure flow, a stage.")
+    flow_shift: float | None = Field(None, ge=0, le=5, description="Shorter flow steps at the noise; 0 = equal ones.")
     structure_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the structure, last stage.")
     content_guidance: float | None = Field(None, ge=0, le=20, description="Guidance of the content, last stage.")
     top_p: float | None = Field(None, ge=0.001, le=1, description="Nucleus of the last stage; falls from 1.")

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from nvg.config import DistillConfig
 from nvg.generator import StructureGenerator
 from nvg.generator.guidance import guided
-from nvg.generator.structure import STEP_COUNTS
-from nvg.granularity import structure_embedding
+from nvg.generator.structure import STEP_COUNTS, signed_bits
 
 
 class FewStep(nn.Module):
@@ -51,10 +50,8 @@ class FewStep(nn.Module):
         no_class = teacher.config.num_classes
         rows, positions = codes.shape
         last, device = self.student.last_stage, codes.device
-        complete = structure_embedding(codes, last)  # (N, L, K)
+        complete = signed_bits(codes, last)  # (N, L, K)
         unknown = torch.arange(last, device=device) >= stage[:, None, None] - 1  # (N, 1, K)
-        if self.student.config.noise_known:
-            unknown = torch.ones_like(unknown)
         noise = torch.randn(rows, positions, last, generator=rng).to(device)
         guidance = 1 + (self.student.config.max_guidance - 1) * torch.rand(rows, generator=rng)
         size, time = draw_steps(rows, self.config.flow_share, rng)

@@ -3,7 +3,7 @@
 One pass takes one stage an image for each generator. Stages are drawn stratified: over a batch of B images every stage
 comes floor(B / stages) or one more times, in random order, so each stage is trained equally and no step misses one by
 chance. The content generator draws from 0 ... K, the structure generator from 1 ... K-1. With train.all_stages a pass
-takes all stages of every image instead.
+takes all stages of every image instead. Whether its class is dropped and the noise of its flows are drawn once an image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from nvg.autoencoder import GranularityQuantizer
 from nvg.config import TrainConfig
 from nvg.generator import ContentGenerator, StructureGenerator
-from nvg.granularity import GranularitySequence, structure_embedding
+from nvg.generator.structure import signed_bits
+from nvg.granularity import GranularitySequence
 
 
 class Generators(nn.Module):
@@ -40,11 +41,11 @@ class Generators(nn.Module):
     def begin(self, sequence: GranularitySequence) -> None:
         """Before the first step: set what follows from the codebook and from the scale of some images' canvases."""
         quantizer = self.quantizer[0]
-        canvas = quantizer.canvases(sequence)[-1]
+        canvases = quantizer.canvases(sequence)
         if self.content is not None:
-            self.content.begin(quantizer.codebook, canvas)
+            self.content.begin(quantizer.codebook, canvases)
         if self.structure is not None:
-            self.structure.begin(canvas)
+            self.structure.begin(canvases[-1])
 
     def forward(
         self, sequence: GranularitySequence, labels: Tensor, rng: torch.Generator, features: Tensor | None = None
@@ -61,6 +62,7 @@ class Generators(nn.Module):
             canvases = torch.stack(quantizer.canvases(sequence))  # (K + 2, N, L, e)
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=device)
+        dropped = (torch.rand(labels.shape[0], generator=rng) < self.config.class_dropout).to(device)
         for part, first, last in (
             (self.content, 0, quantizer.last_stage),
             (self.structure, 1, quantizer.last_stage - 1),
@@ -70,8 +72,7 @@ class Generators(nn.Module):
             stage_list, rows = rows_of_stages(labels.shape[0], first, last, rng, all_stages=self.config.all_stages)
             stage, rows = stage_list.to(device), rows.to(device)
             canvas = canvases[stage, rows]  # x_i, (M, L, e), M = N or N * stages
-            dropped = torch.rand(len(stage_list), generator=rng) < self.config.class_dropout
-            shown = torch.where(dropped.to(device), part.config.num_classes, labels[rows])
+            shown = torch.where(dropped, part.config.num_classes, labels)[rows]
             if isinstance(part, ContentGenerator):
                 aligned = features[rows] if features is not None else None
                 part_terms = content_loss(part, canvas, canvases[-1][rows], shown, stage_list, sequence[rows], aligned)
@@ -79,7 +80,9 @@ class Generators(nn.Module):
                 if "alignment" in part_terms:
                     loss = loss + self.repa_weight * part_terms["alignment"]
             else:
-                part_terms = structure_loss(part, canvas, shown, stage, sequence.codes[rows], rng)
+                noise, time = draw_flow(sequence.codes.shape, quantizer.last_stage, len(stage_list), rng)
+                noise, time = noise.to(device)[rows], time.to(device)
+                part_terms = structure_loss(part, canvas, shown, stage, sequence.codes[rows], noise, time)
                 loss = loss + part_terms["flow"]
             terms |= part_terms
         return loss, terms
@@ -102,6 +105,13 @@ def draw_stages(count: int, first: int, last: int, rng: torch.Generator) -> Tens
     offset = int(torch.randint(stages, (), generator=rng))  # which stages get the one more
     even = (torch.arange(count) + offset) % stages + first
     return even[torch.randperm(count, generator=rng)]
+
+
+def draw_flow(shape: torch.Size, channels: int, rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The noise of N images, which all stages of an image share, and the times t = sigmoid(N(0, 1)) of M rows, one for
+    each image and stage: shape (N, L) -> (N, L, channels) and (M,), on the CPU."""
+    noise = torch.randn(*shape, channels, generator=rng)
+    return noise, torch.randn(rows, generator=rng).sigmoid()
 
 
 def content_loss(
@@ -146,22 +156,17 @@ def structure_loss(
     labels: Tensor,
     stage: Tensor,
     codes: Tensor,
-    rng: torch.Generator,
+    noise: Tensor,
+    time: Tensor,
 ) -> dict[str, Tensor]:
-    """The rectified flow's |v - (eps - se)|^2 over the unknown channels.
+    """The rectified flow's |v - (eps - b)|^2, a mean over all channels.
 
-    canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated: channels j < stage - 1 are known. With
-    structure.noise_known they are noised and predicted like the others.
+    canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated, codes (N, L) whole, noise eps (N, L, K),
+    time (N,). Channels j < stage - 1 are known: there eps is b itself, so z(t) is clean and the velocity 0.
     """
-    samples, positions = codes.shape
-    complete = structure_embedding(codes, structure.last_stage)  # (N, L, K)
-    noise = torch.randn(samples, positions, structure.last_stage, generator=rng).to(codes.device)
-    time = torch.rand(samples, generator=rng).to(codes.device)
-    noisy = time[:, None, None] * noise + (1 - time[:, None, None]) * complete
-    unknown = torch.arange(structure.last_stage, device=codes.device) >= (stage[:, None, None] - 1)  # (N, 1, K)
-    if structure.config.noise_known:
-        unknown = torch.ones_like(unknown)
-    noisy = torch.where(unknown, noisy, complete)
+    bits = signed_bits(codes, structure.last_stage)  # (N, L, K)
+    known = torch.arange(structure.last_stage, device=codes.device) < stage[:, None, None] - 1  # (N, 1, K)
+    target = torch.where(known, 0.0, noise - bits)
+    noisy = bits + time[:, None, None] * target
     velocity = structure(noisy, time, canvas, labels, stage, structure.rotary(codes, stage)).float()
-    error = (velocity - (noise - complete)).square() * unknown
-    return {"flow": error.sum() / (unknown.sum() * positions)}
+    return {"flow": F.mse_loss(velocity, target)}

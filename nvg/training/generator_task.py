@@ -87,10 +87,11 @@ class GeneratorTask(Task):
         """Set what follows from the codebook and from the scale of the first worker's first batch."""
         whole = self._fresh()  # the bare one may be split over the workers
         whole.begin(GranularitySequence.from_flat(batch["codes"], batch["content"]))
-        for parameter, value in zip(self.bare.parameters(), whole.parameters(), strict=True):
+        tensors = self.bare.state_dict(keep_vars=True)  # buffers too: the input scales
+        for name, value in whole.state_dict().items():
             if workers() > 1:
-                distributed.broadcast(value.data, src=0)
-            assign(parameter.data, value.data)
+                distributed.broadcast(value, src=0)
+            assign(tensors[name].data, value)
         for average in self.averages.values():
             average.reset()
 

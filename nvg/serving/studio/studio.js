@@ -12,6 +12,7 @@ const SETTINGS = {
   structure_guidance: { name: "Structure guidance", step: 0.1, min: 0, max: 20 },
   content_guidance: { name: "Content guidance", step: 0.1, min: 0, max: 20 },
   flow_steps: { name: "Flow steps", step: 1, min: 1, max: 100 },
+  flow_shift: { name: "Flow shift", step: 0.1, min: 0, max: 5 },
   top_p: { name: "Top p", step: 0.05, min: 0.05, max: 1 },
   structure_temperature: { name: "Structure temperature", step: 0.1, min: 0, max: 10 },
   content_temperature: { name: "Content temperature", step: 0.1, min: 0.1, max: 10 },
