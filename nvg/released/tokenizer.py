@@ -94,9 +94,9 @@ def convert_tokenizer(state: Mapping[str, Tensor]) -> tuple[TokenizerConfig, dic
         renamed |= {f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")}
     optional = {name for name in renamed if ".nin_shortcut." in name}
     if missing := [name for name in renamed if name not in state and name not in optional]:
-        raise CheckpointError(f"it has no tensor {missing[0]}")
+        raise CheckpointError(f"{missing[0]} is missing from the released tokenizer's weights")
     if foreign := [name for name in state if name not in renamed]:
-        raise CheckpointError(f"its tensor {foreign[0]} is none of a tokenizer of {layout.levels} levels")
+        raise CheckpointError(f"{len(foreign)} keys of the released tokenizer are unknown: {', '.join(foreign[:3])}")
     config = _config(state, layout)
     converted = {f"quantizer.{name}": value for name, value in convert_quantizer(state).items()}
     for name, value in state.items():
@@ -137,7 +137,8 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     """How many numbers, 0 and up, stand in the names that fit a pattern. Raises CheckpointError where none does."""
     numbers = {int(found[1]) for name in state if (found := re.match(pattern, name))}
     if numbers != set(range(len(numbers))) or not numbers:
-        raise CheckpointError(f"it has no complete row of tensors {pattern.replace(chr(92), '').replace('(d+)', '0')}*")
+        first = pattern.replace("\\", "").replace("(d+)", str(min(set(range(len(numbers) + 1)) - numbers)))
+        raise CheckpointError(f"{first}* is missing from the released tokenizer's weights")
     return len(numbers)
 
 
@@ -145,7 +146,7 @@ def _config(state: Mapping[str, Tensor], layout: Layout) -> TokenizerConfig:
     """The configuration that the shapes say."""
     widths = [_size(state, f"encoder.down.{n}.block.0.conv1.conv.weight", 4)[0] for n in range(layout.levels)]
     if any(width < LEAST_WIDTH or width % 32 for width in widths):
-        raise CheckpointError(f"its widths are {widths}: they must be multiples of 32 from {LEAST_WIDTH} on")
+        raise CheckpointError(f"the released tokenizer has widths {widths}, not multiples of 32 from {LEAST_WIDTH} on")
     entries, code_width = _size(state, "quantize.embedding.weight", 2)
     grid = math.isqrt(2 ** (layout.stages - 1))
     return TokenizerConfig(
@@ -164,5 +165,5 @@ def _config(state: Mapping[str, Tensor], layout: Layout) -> TokenizerConfig:
 def _size(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
     shape = tuple(state[name].shape)
     if len(shape) != dimensions:
-        raise CheckpointError(f"its tensor {name} has shape {shape}, expected {dimensions} dimensions")
+        raise CheckpointError(f"{name} of the released tokenizer has shape {shape}, not {dimensions} axes")
     return shape

@@ -1,0 +1,319 @@
+"""The converter of the published weights: small checkpoints of their layout become a sampler that draws as released."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import nvg
+from nvg.artifacts.models import read_metadata
+from nvg.errors import CheckpointError, ConfigError
+from nvg.generator import Sampler
+from nvg.generator import sampler as sampling
+from nvg.granularity import split_codes, structure_map
+from nvg.released.checkpoints import GENERATORS, TOKENIZER
+from nvg.released.importing import LICENCE, SETTINGS, import_release
+from tests.release import checkpoints
+from tests.release.recipe import golden, keys_and_shapes
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The two checkpoints."""
+    folder = tmp_path_factory.mktemp("published")
+    return (
+        checkpoints.save(folder / "ae.ckpt", checkpoints.tokenizer_state()),
+        checkpoints.save(folder / "d16.ckpt", checkpoints.generators_state()),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(files, tmp_path_factory):
+    """The sampler of the two."""
+    output = tmp_path_factory.mktemp("runs") / "nvg-d2"
+    import_release(*files, str(output))
+    return output
+
+
+# ---- what is drawn ----
+
+
+class LastSplitByNoise(Sampler):
+    """The released system names the two positions of a pair by the noise, where ours does in raster order."""
+
+    def _sample_structure(self, stage, state):
+        if stage < self.last_stage:
+            return super()._sample_structure(stage, state)
+        return split_codes(state.codes, stage, state.noise[..., -1], rename=False)
+
+
+def drawn(folder, monkeypatch):
+    """The stages of the golden run `argmax`: the likeliest code of the guided logits."""
+    numbers = {sampling.FLOW: golden("sampler")["noise"], sampling.HALVING: torch.full((2, 256), 0.5)}
+
+    def draw(seeds, stage, purpose, shape, distribution):
+        return torch.zeros(2, *shape) if purpose == sampling.CONTENT else numbers[purpose].clone()
+
+    monkeypatch.setattr(sampling, "draw", draw)
+    sampler = nvg.load(str(folder))
+    sampler.__class__ = LastSplitByNoise
+    return list(sampler.stages(golden("sampler")["labels"].tolist()))
+
+
+def agree(steps):
+    """Whether maps and tokens are the golden ones at every stage."""
+    numbers = golden("sampler")
+    return all(
+        torch.equal(structure_map(step.sequence_codes, stage), numbers["argmax.maps"][:, stage].long())
+        and torch.equal(step.content[stage], numbers["argmax.tokens"][:, 2**stage - 1 : 2 ** (stage + 1) - 1].long())
+        for stage, step in enumerate(steps)
+    )
+
+
+@torch.no_grad()
+def test_the_imported_sampler_draws_what_the_released_one_draws(folder, monkeypatch):
+    steps, numbers = drawn(folder, monkeypatch), golden("sampler")
+    assert agree(steps)
+    torch.testing.assert_close(steps[-1].canvas, numbers["argmax.final"], rtol=0, atol=2e-6)
+    image = steps[-1].tokenizer.decode_canvas(steps[-1].canvas).clamp(-1, 1)
+    torch.testing.assert_close(image, numbers["argmax.image_wide"], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("taken_wrong", ["tokenizer", "generators"])
+def test_averaged_and_raw_weights_the_wrong_way_round_draw_something_else(taken_wrong, tmp_path, monkeypatch):
+    """So that the test above fails for a converter that takes the wrong ones."""
+    first, second = checkpoints.tokenizer_state(), checkpoints.generators_state()
+    if taken_wrong == "tokenizer":
+        names = [key for key in first if key.startswith(TOKENIZER.used)]
+        first |= {key: first[f"ema_model.{key}"] for key in names}
+    else:
+        names = [key for key in second if key.startswith("nvgformer.")]
+        second |= {f"ema_model.{key}": second[key] for key in names}
+    output = tmp_path / "wrong"
+    import_release(checkpoints.save(tmp_path / "a", first), checkpoints.save(tmp_path / "b", second), str(output))
+    assert not agree(drawn(output, monkeypatch))
+
+
+# ---- what is written ----
+
+
+def test_the_folder_is_an_ordinary_sampler_that_names_its_source_and_licence(folder, files):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "MODEL_CARD.md",
+        "config.yaml",
+        "content.safetensors",
+        "metadata.json",
+        "structure.safetensors",
+        "tokenizer.safetensors",
+    ]
+    metadata = read_metadata(str(folder))
+    assert metadata["licence"] == LICENCE == "S-Lab License 1.0, non-commercial"
+    assert [item["name"] for item in metadata["source"]["files"].values()] == ["ae.ckpt", "d16.ckpt"]
+    assert metadata["source"]["unknown_tensors"] == []
+    assert LICENCE in (folder / "MODEL_CARD.md").read_text()
+    sampler = nvg.load(str(folder))
+    assert {name: getattr(sampler.settings, name) for name in SETTINGS} == SETTINGS
+    assert sampler.class_names == [str(number) for number in range(10)]
+    config = sampler.tokenizer.config
+    assert (config.image_size, config.grid, config.widths) == (64, 16, [128, 256, 128])
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing else survives
+
+
+def test_class_names_are_imagenets_where_there_are_a_thousand():
+    from nvg.data.sources.ilsvrc import shipped_class_names
+
+    names = shipped_class_names()
+    assert len(set(names)) == 1000 and names[0].startswith("tench") and names[207].startswith("golden retriever")
+
+
+def test_tensors_of_unknown_names_are_left_out_and_named(tmp_path, files):
+    state = checkpoints.tokenizer_state() | {"surprise.weight": torch.ones(2)}
+    import_release(checkpoints.save(tmp_path / "a", state), files[1], str(tmp_path / "out"))
+    assert read_metadata(str(tmp_path / "out"))["source"]["unknown_tensors"] == ["surprise.weight"]
+
+
+# ---- every published key ----
+
+
+def published_keys():
+    """All keys of ae.ckpt and d16.ckpt, with their shapes."""
+    raw, generators = keys_and_shapes("ae_checkpoint"), keys_and_shapes("d16")
+    averaged = {f"ema_model.{key}": shape for key, shape in raw.items() if key != "total_visited_codes"}
+    first = {f"first_stage_model.{key}": shape for key, shape in raw.items() if not key.startswith("loss.")}
+    copies = {f"ema_model.{key}": shape for key, shape in generators.items()}
+    return raw | averaged, generators | copies | first | keys_and_shapes("repa_encoder")
+
+
+def test_every_published_key_is_used_or_deliberately_left_out():
+    for keys, kind, count in zip(published_keys(), (TOKENIZER, GENERATORS), (1165, 1041), strict=True):
+        assert len(keys) == count
+        used = [key for key in keys if key.startswith(kind.used)]
+        assert [key for key in keys if key not in used and not key.startswith(kind.ignored)] == []
+        for prefix in (*kind.used, *kind.ignored):  # no prefix stands there for nothing
+            assert any(key.startswith(prefix) for key in keys), prefix
+
+
+def test_the_published_shapes_are_those_of_d16_and_its_tokenizer():
+    from nvg.released.generators import generators
+    from nvg.released.tokenizer import convert_tokenizer
+
+    first, second = published_keys()
+    with torch.device("meta"):
+        tokens = {key: torch.empty(shape) for key, shape in first.items() if key.startswith(TOKENIZER.used)}
+        prefix = GENERATORS.stripped
+        networks = {
+            key.removeprefix(prefix): torch.empty(shape) for key, shape in second.items() if key.startswith(prefix)
+        }
+        config, _ = convert_tokenizer(tokens)
+        content, _, structure, _ = generators(networks, grid=config.grid)
+    assert (config.widths, config.blocks, config.decoder_blocks) == ([128, 256, 512, 512, 512], 2, 3)
+    assert (config.grid, content.depth, structure.depth, content.num_classes) == (16, 16, 16, 1000)
+
+
+# ---- what is refused ----
+
+
+def changed(state, **changes):
+    return {key: value for key, value in (state | changes).items() if value is not None}
+
+
+class Command:
+    """Unpickled, it runs a command."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def claims_more(path):
+    """A checkpoint whose directory claims a content that the file does not store."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    return str(path)
+
+
+def cut(path, state):
+    checkpoints.save(path, state)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    return str(path)
+
+
+def pickled(path, content):
+    torch.save(content, path)
+    return str(path)
+
+
+SMALL = {"encoder.conv_in.conv.weight": torch.ones(128, 3, 3, 3)}  # enough to be taken for a tokenizer
+FAULTS = {
+    "missing": (lambda path: str(path), "no such file"),
+    "a text": (lambda path: (path.write_text("weights"), str(path))[1], "is cut off, or no checkpoint of torch.save"),
+    "cut off": (lambda path: cut(path, {"a": torch.ones(9999)}), "is cut off, or no checkpoint of torch.save"),
+    "a bomb": (claims_more, "claims 10000000 bytes of content, more than the file stores"),
+    "code": (
+        lambda path: pickled(path, {"state_dict": {"a": Command(path.with_name("mark"))}}),
+        r"asks to run code \(pathlib.*\) and was not loaded",
+    ),
+    "no state_dict": (lambda path: pickled(path, {"model": {}}), "holds no state_dict"),
+    "a list": (lambda path: pickled(path, [torch.ones(2)]), "holds no state_dict"),
+    "another model": (
+        lambda path: checkpoints.save(path, {"conv1.weight": torch.ones(2), "layer1.0.bias": torch.ones(2)}),
+        r"is of another model \(it holds conv1, layer1\)",
+    ),
+    "averages alone": (
+        lambda path: checkpoints.save(path, checkpoints.prefixed("ema_model.", SMALL)),
+        "holds no tensor under encoder., decoder., quantize., the weights that are used",
+    ),
+    "a stretched tensor": (
+        lambda path: checkpoints.save(path, {"encoder.conv_in.conv.weight": torch.ones(1).expand(10**12)}),
+        "claims 1000000000000 numbers of encoder.conv_in.conv.weight",
+    ),
+    "whole numbers of another kind": (
+        lambda path: checkpoints.save(path, {"encoder.conv_in.conv.weight": torch.ones(3, dtype=torch.complex64)}),
+        "in a form that weights do not have",
+    ),
+    "a part": (lambda path: checkpoints.save(path, SMALL), "is missing from the released tokenizer's weights"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(fault, files, tmp_path):
+    make, message = FAULTS[fault]
+    path = make(tmp_path / "ae.ckpt")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        import_release(path, files[1], str(tmp_path / "out"))
+    assert str(caught.value).startswith(f"--tokenizer {path}") and "\n" not in str(caught.value)
+    assert {item.name for item in tmp_path.iterdir()} <= {"ae.ckpt"}  # no output, and nothing was run
+
+
+@pytest.mark.parametrize("swapped", [(1, 0), (1, 1), (0, 0)])
+def test_a_file_in_the_place_of_the_other_is_told_where_it_belongs(swapped, files, tmp_path):
+    given = [files[number] for number in swapped]
+    wrong, right = ("tokenizer", "generators") if swapped[0] == 1 else ("generators", "tokenizer")
+    with pytest.raises(CheckpointError, match=f"^--{wrong} .* holds the {right}: give it as --{right}$"):
+        import_release(*given, str(tmp_path / "out"))
+
+
+KEYS = {
+    "encoder.mid.block_1.conv1.conv.weight": 0,
+    "decoder.up.1.upsample.conv.conv.bias": 0,
+    "quantize.quant_resi.4.bias": 0,
+    "encoder.down.1.block.0.nin_shortcut.conv.weight": 0,
+    "ema_model.nvgformer.scale_factors": 1,
+    "ema_model.nvgformer.content_blocks.1.linear1.weight": 1,
+    "ema_model.nvgformer.structure_head.linear.bias": 1,
+}
+
+
+@pytest.mark.parametrize("change", ["missing", "of another shape", "beside a foreign one"])
+@pytest.mark.parametrize("key", KEYS)
+def test_a_tensor_that_does_not_fit_is_named_with_its_file(key, change, files, tmp_path):
+    states = [checkpoints.tokenizer_state(), checkpoints.generators_state()]
+    state = states[KEYS[key]]
+    if change == "missing":
+        del state[key]
+    elif change == "of another shape":
+        state[key] = torch.zeros(5)
+    else:
+        state[f"{key}.more"] = torch.zeros(5)
+    paths = list(files)
+    paths[KEYS[key]] = checkpoints.save(tmp_path / "x.ckpt", state)
+    with pytest.raises(CheckpointError) as caught:
+        import_release(*paths, str(tmp_path / "out"))
+    message = str(caught.value)
+    assert "x.ckpt" in message and "\n" not in message and not (tmp_path / "out").exists()
+    ours_of = {"encoder.mid.block_1.conv1.conv.weight": "encoder.middle.0.conv1.weight"}
+    assert (
+        key.removeprefix("ema_model.nvgformer.") in message or "encoder." in message or ours_of.get(key, "?") in message
+    )
+
+
+def test_files_of_two_releases_are_refused(files, tmp_path):
+    state = checkpoints.tokenizer_state()
+    state["quantize.embedding.weight"] = torch.zeros(65, 32)
+    path = checkpoints.save(tmp_path / "ae.ckpt", state)
+    with pytest.raises(CheckpointError, match="draws 64 codes of 32 numbers, and .* has 65 of 32"):
+        import_release(path, files[1], str(tmp_path / "out"))
+
+
+def test_an_output_that_is_there_is_not_touched(files, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    with pytest.raises(ConfigError, match="--output .*out is there already"):
+        import_release(*files, str(tmp_path / "out"))
+    assert (tmp_path / "out" / "mine").read_text() == "kept"
+
+
+def test_the_command_says_what_it_wrote_and_under_which_licence(files, tmp_path, capsys):
+    from pipelines.import_release import main
+
+    output = str(tmp_path / "out")
+    words = ["--tokenizer", files[0], "--generators", files[1], "--output", output]
+    main(words)
+    told = capsys.readouterr().out
+    assert told.startswith(f"{output}: nvg_d2, 64x64 images of 10 classes.") and LICENCE in told
+    with pytest.raises(SystemExit, match=r"^error: --output .* is there already"):
+        main(words)
