@@ -145,7 +145,7 @@ class Backbone(nn.Module):
 
 def drop_rates(depth: int) -> list[float]:
     """The share of rows that skip each block in training: from 0 at the first one to 0.1 depth / 24 at the last."""
-    return torch.linspace(0.0, 0.1 * depth / 24, depth).tolist()
+    return [0.1 * depth / 24 * block / max(depth - 1, 1) for block in range(depth)]
 
 
 class TimeEmbedding(nn.Module):

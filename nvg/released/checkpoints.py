@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -25,6 +26,7 @@ from nvg.errors import CheckpointError
 
 PICKLE_BYTES = 2**26  # the most that a checkpoint's pickle may have: names and shapes of tensors, a few MB
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
+SPARE_BYTES = 2**32  # memory of the reading process beyond the mapped file: Python, torch, threads
 AGAIN = "get the file again from the authors' model page"
 
 
@@ -104,6 +106,8 @@ def read_checkpoint(path: Path, kind: Kind, scratch: Path) -> Released:
 def main(argv: list[str]) -> None:
     """Write the used tensors of a file; print {"unknown": names}, or {"error": the end of a sentence on the file}."""
     name, path, out = argv
+    most = Path(path).stat().st_size + SPARE_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # weights_only lets a pickle ask for a bytearray of any size
     try:
         answer: dict[str, Any] = {"unknown": extract(path, KINDS[name], Path(out))}
     except CheckpointError as error:
@@ -147,8 +151,10 @@ def load_state(path: str) -> dict[str, Tensor]:
     """The state_dict of a Lightning checkpoint, mapped from the file. Raises CheckpointError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except MemoryError:
+        raise CheckpointError(f"asks for more memory than its content needs: {AGAIN}") from None
     except Exception as error:  # its reader raises many types on what is no file of tensors
-        if code := re.search(r"(?:GLOBAL|global:?) `?([\w.]+\.\w+)", str(error)):
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(f"asks to run code ({code[1]}) and was not loaded: {AGAIN}") from None
         raise CheckpointError(f"is damaged ({type(error).__name__}): {AGAIN}") from None
     state = content.get("state_dict") if isinstance(content, dict) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from nvg.config import Config, ContentConfig, StructureConfig, TokenizerConfig
 from nvg.data.sources.ilsvrc import shipped_class_names
 from nvg.errors import CheckpointError, ConfigError
 from nvg.generator import ContentGenerator, StructureGenerator
-from nvg.released import checkpoints
+from nvg.released.checkpoints import AGAIN, GENERATORS, TOKENIZER, Kind, Released, read_checkpoint
 from nvg.released.generators import generators
 from nvg.released.tokenizer import convert_tokenizer
 
@@ -60,9 +60,9 @@ def import_release(tokenizer: str, generators: str, output: str) -> Config:
     """
     if storage.list_files(output) if storage.is_url(output) else storage.local_path(output).exists():
         raise ConfigError(f"--output {output} is there already: give another folder, or remove it")
-    paths = {checkpoints.TOKENIZER: Path(tokenizer), checkpoints.GENERATORS: Path(generators)}
+    paths = {TOKENIZER: Path(tokenizer), GENERATORS: Path(generators)}
     with storage.folder_writer(output) as folder:
-        converted = convert(paths, folder)
+        converted = convert({kind: (path, read_checkpoint(path, kind, folder)) for kind, path in paths.items()})
         config = sampler_config(output, converted)
         names, classes = shipped_class_names(), config.data.num_classes
         metadata = {
@@ -86,21 +86,19 @@ def import_release(tokenizer: str, generators: str, output: str) -> Config:
     return config
 
 
-def convert(paths: dict[checkpoints.Kind, Path], scratch: Path) -> Converted:
+def convert(files: Mapping[Kind, tuple[Path, Released]]) -> Converted:
     """The networks of the two files, their shapes checked against the networks that their configurations build.
 
-    scratch: a folder for what is taken from the files. Raises CheckpointError naming the file.
+    files: path and tensors of each. Raises CheckpointError naming the file.
     """
-    first, second = paths[checkpoints.TOKENIZER], paths[checkpoints.GENERATORS]
-    taken = checkpoints.read_checkpoint(first, checkpoints.TOKENIZER, scratch)
-    with _of(checkpoints.TOKENIZER, first):
+    (first, taken), (second, weights) = files[TOKENIZER], files[GENERATORS]
+    with _of(TOKENIZER, first):
         config, state = convert_tokenizer(taken.tensors)
-        _check(Autoencoder, config, state, first)
-    weights = checkpoints.read_checkpoint(second, checkpoints.GENERATORS, scratch)
-    with _of(checkpoints.GENERATORS, second):
+        _check(Autoencoder, config, state)
+    with _of(GENERATORS, second):
         content_config, content, structure_config, structure = generators(weights.tensors, grid=config.grid)
-        _check(ContentGenerator, content_config, content, second)
-        _check(StructureGenerator, structure_config, structure, second)
+        _check(ContentGenerator, content_config, content)
+        _check(StructureGenerator, structure_config, structure)
     if (content_config.code_width, content_config.codebook_size) != (config.code_width, config.codebook_size):
         raise CheckpointError(
             f"{second} draws {content_config.codebook_size} codes of {content_config.code_width} numbers, and {first} "
@@ -110,18 +108,18 @@ def convert(paths: dict[checkpoints.Kind, Path], scratch: Path) -> Converted:
     return Converted(config, content_config, structure_config, state, content, structure, unknown)
 
 
-def _check(network: type[nn.Module], config: Any, state: dict[str, Tensor], path: Path) -> None:
+def _check(network: type[nn.Module], config: Any, state: dict[str, Tensor]) -> None:
     with torch.device("meta"):
-        compare_shapes(shapes(network(config).state_dict()), shapes(state), str(path))
+        compare_shapes(shapes(network(config).state_dict()), shapes(state), "the file")
 
 
 @contextmanager
-def _of(kind: checkpoints.Kind, path: Path) -> Iterator[None]:
+def _of(kind: Kind, path: Path) -> Iterator[None]:
     """Name the file in what a conversion raises."""
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{kind.option} {path}: {error}: {checkpoints.AGAIN}") from None
+        raise CheckpointError(f"{kind.option} {path}: {error}: {AGAIN}") from None
 
 
 def sampler_config(output: str, converted: Converted) -> Config:
