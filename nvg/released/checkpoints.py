@@ -16,16 +16,16 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nvg.artifacts.files import DTYPES, write_safetensors
 from nvg.errors import CheckpointError
 
 PICKLE_BYTES = 2**26  # the most that a checkpoint's pickle may have: names and shapes of tensors, a few MB
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
 SPARE_BYTES = 2**32  # memory of the reading process beyond the mapped file: Python, torch, threads
 AGAIN = "get the file again from the authors' model page"
 
@@ -180,19 +180,6 @@ def _foreign(state: Mapping[str, Tensor], kind: Kind) -> str:
         return f"holds no tensor under {', '.join(kind.used)}, the weights that are used: {AGAIN}"
     names = ", ".join(sorted({key.split(".")[0] for key in state})[:4]) or "no tensors"
     return f"is of another model (it holds {names}): give the published {kind.name}"
-
-
-def write_safetensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
-    """The safetensors format, a tensor at a time, so that no second copy of all of them is held."""
-    header, end = {}, 0
-    for name, value in tensors.items():
-        start, end = end, end + value.numel() * value.element_size()
-        header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for value in tensors.values():
-        file.write(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 if __name__ == "__main__":

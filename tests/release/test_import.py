@@ -1,6 +1,8 @@
 """The converter of the published weights: small checkpoints of their layout become a sampler that draws as released."""
 
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -350,3 +352,37 @@ def test_the_command_says_what_it_wrote_and_under_which_licence(files, tmp_path,
     assert told.startswith(f"{output}: nvg_d2, 64x64 images of 10 classes.") and LICENCE in told
     with pytest.raises(SystemExit, match=r"^error: --output .* is there already"):
         main(words)
+
+
+# ---- memory ----
+
+MEASURED = """
+import resource, sys
+from nvg.released.importing import import_release
+import_release(*sys.argv[1:])
+for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+    print(resource.getrusage(who).ru_maxrss * 1024)
+"""
+
+
+def half_of_d16():
+    """Keys and shapes of the released generators at depth 8, with 64 codes: half the blocks, half of every width."""
+    shapes = {}
+    for key, shape in keys_and_shapes("d16").items():
+        if ".projector." not in key and not ("_blocks." in key and int(key.split(".")[2]) >= 8):
+            shapes[key] = tuple(side // 2 if side % 512 == 0 else side for side in shape)
+    return shapes | {"nvgformer.cls_head.linear.weight": (64, 32), "nvgformer.cls_head.linear.bias": (64,)}
+
+
+@pytest.mark.slow  # 300 MB are written, read and converted
+def test_reading_and_converting_take_less_memory_than_twice_the_file(files, tmp_path):
+    state = {key: torch.rand(shape) for key, shape in half_of_d16().items()}
+    state |= {f"ema_model.{key}": value.clone() for key, value in state.items()}
+    path = checkpoints.save(tmp_path / "d8.ckpt", state)
+    size = os.path.getsize(path)
+    assert 250e6 < size < 400e6
+    command = [sys.executable, "-c", MEASURED, files[0], path, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peaks = dict(zip(("parent", "child"), map(int, done.stdout.split()), strict=True))
+    assert {name: peak for name, peak in peaks.items() if peak >= 2 * size} == {}
+    assert nvg.load(str(tmp_path / "out")).content.config.depth == 8
