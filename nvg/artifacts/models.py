@@ -206,6 +206,14 @@ def look_up(name: str) -> tuple[str, dict[str, Any], Config]:
         return version, read_metadata(folder), model_config(folder)
 
 
+def licence_of(folder: str) -> str | None:
+    """The licence of a tokenizer's or sampler's weights, where metadata.json names one. Raises CheckpointError."""
+    licence = read_metadata(folder).get("licence")
+    if not isinstance(licence, str | None):
+        raise CheckpointError(f"{folder}/metadata.json is damaged: licence must be a string, not {licence!r:.80}")
+    return licence
+
+
 def is_shipped(folder: str) -> bool:
     """Whether a sampler's folder is one of those that ship with the package."""
     return not storage.is_url(folder) and Path(folder).resolve().parent == ASSETS
