@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAST_FILE = "metadata.json"
+FORMAT = 2  # of artifacts, by their metadata.json; 1: networks that were not yet the released system's
 # For all that reads S3 in this process, MLflow's boto3 too.
 os.environ.setdefault("AWS_RETRY_MODE", "standard")
 os.environ.setdefault("AWS_MAX_ATTEMPTS", "8")
@@ -307,6 +308,18 @@ def read_json(path: str) -> Any:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:  # bytes that are no text, brackets thousands deep
         raise ValueError(f"{path} is not JSON (cut off?): {error}") from None
+
+
+def check_format(metadata: Mapping[str, Any], folder: str, error: type[Exception]) -> None:
+    """Raises `error` for the metadata.json of an artifact that this version cannot use."""
+    found = metadata.get("format", 1)  # token sets of the first format do not name it
+    if found == 1:
+        raise error(
+            f"{folder} was made before the networks became those of the released system (format 1, this version of "
+            f"nvg reads {FORMAT}): train again, from the tokenizer on"
+        )
+    if found != FORMAT:
+        raise error(f"{folder} has format {found!r:.20}, this version of nvg reads {FORMAT}: make it again")
 
 
 def parse_record(kind: type[Record], raw: str | bytes, where: str, error: type[Exception]) -> Record:

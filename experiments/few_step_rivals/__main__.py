@@ -3,7 +3,7 @@
     python -m experiments.few_step_rivals [--steps 2500] [--samples 2500] [--threads 1] [--only euler bits ...]
 
 The teacher is the sampler that ships as fashion-mnist. Every rival keeps its tokenizer and content generator, and takes
-the place of its structure generator. With z(t) = t eps + (1 - t) se from t = 1 (noise) to 0, and v the guided velocity:
+the place of its structure generator. With z(t) = t eps + (1 - t) b from t = 1 (noise) to 0, and v the guided velocity:
 
     euler, midpoint, heun   the teacher itself, by another solver or at other times; nothing is trained
     shortcut                s(z, t, d, w), what pipelines/distill.py trains (nvg/training/few_step_loss.py), as it is

@@ -26,7 +26,7 @@ from experiments.few_step_rivals.samplers import (
 from nvg.config import DistillConfig
 from nvg.generator import Sampler, StructureGenerator
 from nvg.generator.sampler import ramp
-from nvg.granularity import structure_embedding
+from nvg.generator.structure import signed_bits
 from nvg.training.few_step_loss import FewStep
 
 MAX_GUIDANCE = 3.0  # of shortcut and meanflow: the guidance scales that are learned
@@ -105,8 +105,8 @@ def reflow_pairs(teacher: Sampler, tokens: Tokens, images: int, steps: int) -> t
         for stage in range(1, last):  # the first stage's guidance is 1: one pass
             inputs = tokens.inputs(image, torch.full_like(image, stage))
             noise = torch.randn(len(image), inputs[3].shape[1], last, generator=rng)
-            noise = torch.where(unknown_channels(inputs[2], last), noise, structure_embedding(inputs[3], stage - 1))
-            scale = ramp(torch.full((len(image),), teacher.settings.structure_guidance), stage - 1, last - 2)
+            noise = torch.where(unknown_channels(inputs[2], last), noise, signed_bits(inputs[3], stage - 1))
+            scale = ramp(torch.full((len(image),), teacher.settings.structure_guidance), stage - 1, last)
             velocity = velocity_of(teacher.structure, inputs, scale)
             both.append((noise, integrate(velocity, noise, inputs, flow_times(steps), "euler")))
         noises.append(torch.stack([noise for noise, _ in both], dim=1))
@@ -129,7 +129,7 @@ class MeanFlow(nn.Module):
     def forward(self, image: Tensor, inputs: Inputs, rng: torch.Generator) -> Tensor:
         canvas, labels, stage, codes = inputs
         rows, last = len(stage), self.student.last_stage
-        unknown, complete = unknown_channels(stage, last), structure_embedding(codes, last)
+        unknown, complete = unknown_channels(stage, last), signed_bits(codes, last)
         noise = torch.randn(complete.shape, generator=rng)
         guidance = 1 + (MAX_GUIDANCE - 1) * torch.rand(rows, generator=rng)
         begin, time = torch.rand(rows, 2, generator=rng).sort(dim=1).values.unbind(1)

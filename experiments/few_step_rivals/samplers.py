@@ -16,9 +16,10 @@ from torch import Tensor
 
 from nvg.generator import Sampler, StructureGenerator
 from nvg.generator.guidance import guided
-from nvg.generator.sampler import FLOW, HALVING, draw, gumbel_noise, ramp
+from nvg.generator.sampler import FLOW, HALVING, draw, gumbel, halving_preference, ramp
 from nvg.generator.state import SamplingState
-from nvg.granularity import split_codes, structure_embedding
+from nvg.generator.structure import signed_bits
+from nvg.granularity import split_codes, structure_map
 
 NOISE = 3  # from here on: purposes of random draws that the sampler has not
 
@@ -37,7 +38,7 @@ class Rival(Sampler):
         if stage == self.last_stage:  # nothing to choose
             return super()._sample_structure(stage, state)
         inputs = (state.canvas, state.labels, torch.full_like(state.labels, stage), state.codes)
-        guidance = ramp(state.options.structure_guidance, stage - 1, self.last_stage - 2)
+        guidance = ramp(state.options.structure_guidance, stage - 1, self.last_stage)
         return self.split(self.structure, stage, inputs, guidance, state.options.structure_temperature, state.seeds)
 
 
@@ -78,7 +79,7 @@ def integrate(
 ) -> Tensor:
     """z(0) of z(1) = noise (N, L, K), known channels clean throughout. midpoint and heun take two velocities a step."""
     _, _, stage, codes = inputs
-    unknown, clean = unknown_channels(stage, noise.shape[2]), structure_embedding(codes, stage - 1)
+    unknown, clean = unknown_channels(stage, noise.shape[2]), signed_bits(codes, stage - 1)
 
     def slope(z: Tensor, time: float) -> Tensor:
         return velocity(z, torch.full((len(z),), time, device=z.device))
@@ -110,10 +111,12 @@ def flow_split(
 ) -> Tensor:
     """As the sampler's own, by any solver and at any times: the same noise from the same seed."""
     codes = inputs[3]
-    noise = draw(seeds, stage, FLOW, (codes.shape[1], structure.last_stage), torch.randn)
+    noise = draw(seeds, 0, FLOW, (codes.shape[1], structure.last_stage), torch.randn)
     z = integrate(velocity_of(structure, inputs, guidance), noise, inputs, times, solver)
-    gumbel = draw(seeds, stage, HALVING, (codes.shape[1],), gumbel_noise)
-    return split_codes(codes, stage, z[..., stage - 1] + temperature[:, None] * gumbel)
+    uniform = draw(seeds, stage, HALVING, (codes.shape[1],), torch.rand)
+    parents = structure_map(codes, stage - 1)
+    preference = halving_preference(z[..., stage - 1], parents, 2 ** (stage - 1), temperature, uniform)
+    return split_codes(codes, stage, preference)
 
 
 # ---- bit logits, decided in parallel rounds ----
@@ -124,11 +127,11 @@ def bit_logits(
 ) -> Tensor:
     """The logit of bit 1 at every position, (N, L, 1), of stage (N,); codes (N, L) hold that bit where decided (N, L).
 
-    The flow's network, read otherwise: its input is the structure embedding with 1 at what is unknown, its time the
-    share that is undecided. The velocity there is 1 - E[se] = 1 - 2p, so -2 v is about the logit, to begin with.
+    The flow's network, read otherwise: its input is the bits, -1 and +1, with 0 at what is unknown, its time the share
+    that is undecided. The velocity there is 0 - E[b] = 1 - 2p, so -2 v is about the logit, to begin with.
     """
     channel = F.one_hot(stage - 1, network.last_stage)[:, None].bool()  # (N, 1, K)
-    z = torch.where(channel & ~decided[..., None], 1.0, structure_embedding(codes, stage))
+    z = torch.where(channel & ~decided[..., None], 0.0, signed_bits(codes, stage))
     undecided = 1 - decided.float().mean(dim=1)
     velocity = network(z, undecided, canvas, labels, stage, network.rotary(codes, stage)).float()
     return -2 * (velocity * channel).sum(dim=2, keepdim=True)
@@ -158,12 +161,12 @@ def bit_split(
             ..., 0
         ]
         purpose = HALVING if number == 1 else NOISE + 2 * number
-        gumbel = temperature[:, None] * draw(seeds, stage, purpose, (positions,), gumbel_noise)
+        noise = temperature[:, None] * gumbel(draw(seeds, stage, purpose, (positions,), torch.rand))
         sign = 2.0 * ((current >> (network.last_stage - stage)) & 1) - 1
-        current = split_codes(codes, stage, torch.where(decided, 1e6 * sign, logits + gumbel))
+        current = split_codes(codes, stage, torch.where(decided, 1e6 * sign, logits + noise))
         sign = 2.0 * ((current >> (network.last_stage - stage)) & 1) - 1
-        gumbel = temperature[:, None] * draw(seeds, stage, NOISE + 2 * number + 1, (positions,), gumbel_noise)
-        sure = torch.where(decided, torch.inf, sign * logits + (1 - number / rounds) * gumbel)
+        noise = temperature[:, None] * gumbel(draw(seeds, stage, NOISE + 2 * number + 1, (positions,), torch.rand))
+        sure = torch.where(decided, torch.inf, sign * logits + (1 - number / rounds) * noise)
         kept = positions - math.floor(positions * math.cos(math.pi / 2 * number / rounds))
         decided = torch.zeros_like(decided).scatter(1, sure.topk(kept, dim=1).indices, True)
     return current

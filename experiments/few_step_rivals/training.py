@@ -28,7 +28,7 @@ def untrained(name: str, teacher: StructureGenerator) -> StructureGenerator:
 
 def train(loss: Shortcut | Bits | Reflow | MeanFlow, average: EMA, tokens: Tokens, steps: int) -> None:
     """Train loss.student: IMAGES images a step, all their stages; `average` follows. The same draws for every loss."""
-    torch.manual_seed(0)  # dropout
+    torch.manual_seed(0)  # blocks that rows skip
     rng = torch.Generator().manual_seed(0)
     student = loss.student.train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from nvg import storage
 from nvg.errors import CheckpointError
 
-FORMAT = 1
 # What metadata.json must hold to be used, by kind.
 FIELDS: dict[str, dict[str, type]] = {
     "training": {"step": int, "files": dict, "identity": str, "ema_updates": dict},
@@ -75,10 +74,7 @@ def checked_record(folder: str, *kinds: str) -> dict[str, Any]:
     if not isinstance(metadata, dict) or metadata.get("kind") not in kinds:
         kind = metadata.get("kind") if isinstance(metadata, dict) else None
         raise CheckpointError(f"{folder} holds a {kind or 'thing of unknown kind'}, expected a {' or '.join(kinds)}")
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {metadata.get('format')}, this version of nvg reads {FORMAT}: make it again"
-        )
+    storage.check_format(metadata, folder, CheckpointError)
     for name, kind in FIELDS[metadata["kind"]].items():
         if type(metadata.get(name)) is not kind:
             value = f"{metadata.get(name)!r:.80}"

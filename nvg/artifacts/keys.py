@@ -1,7 +1,7 @@
 """What an artifact's folder is called, and by what a checkpoint knows its training.
 
-A key is the hash of the settings that a step reads and of its inputs' keys; an identity is the hash of what a training
-is of. Both leave out the fields that the configuration marks as operational (nvg/config/schema.py). They are functions
+A key is the hash of the settings that a step reads and of its inputs' keys, the tokenizer's also of the artifacts'
+format, so that nothing of another format is found; an identity is the hash of what a training is of. Both leave out the fields that the configuration marks as operational (nvg/config/schema.py). They are functions
 of the configuration and of fingerprints alone: nothing here reads a file.
 """
 
@@ -12,13 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvg.config import Config, SamplerConfig, digest, to_dict, without_operational
-
-# What must stay, so that artifacts and checkpoints of the first version are found: it hashed these operational
-# settings, so they stand in the hash with these values, whatever they are set to. The others are left out.
-TOKENIZER_KEY = {"accumulate": 1, "checkpoint_every": 500}
-GENERATORS_KEY = {"accumulate": 1, "gradient_checkpointing": False}
-DISTILLED_KEY = {"accumulate": 1}
-IDENTITY = {"accumulate": 1}  # of all three trainings
+from nvg.storage import FORMAT
 
 
 def artifact_keys(
@@ -35,20 +29,20 @@ def artifact_keys(
     keys: dict[str, str] = {}
     images: tuple[Any, ...] = ()
     if teacher is None:
-        training = without_operational(config.tokenizer_train) | TOKENIZER_KEY
-        keys["tokenizer"] = digest("tokenizer", train_images, data, config.tokenizer, training, seed)
+        training = without_operational(config.tokenizer_train)
+        keys["tokenizer"] = digest("tokenizer", FORMAT, train_images, data, config.tokenizer, training, seed)
     else:
         keys["tokenizer"] = digest(teacher)
         images = (train_images, data, seed)  # a tokenizer of our own has these in its key
     keys["tokens"] = digest("tokens", keys["tokenizer"], config.data.views, config.repa.weights, *images)
     if teacher is None:
-        networks, training = (config.content, config.structure), without_operational(config.train) | GENERATORS_KEY
+        networks, training = (config.content, config.structure), without_operational(config.train)
         keys["generators"] = digest("generators", keys["tokens"], *networks, training, config.repa, seed)
     else:
         keys["generators"] = digest(teacher)
     sampler = keys["generators"]
     if config.distill.steps:
-        inputs, training = (keys["tokens"], keys["generators"]), without_operational(config.distill) | DISTILLED_KEY
+        inputs, training = (keys["tokens"], keys["generators"]), without_operational(config.distill)
         sampler = keys["distilled"] = digest("distilled", inputs, training, seed)
     keys["evaluation"] = digest("evaluation", sampler, test_images, config.evaluate, drawn_with(config))
     return keys
@@ -59,19 +53,19 @@ def tokenizer_identity(config: Config) -> str:
     data = to_dict(config.data)
     for name in ("test", "views"):
         del data[name]
-    training = without_operational(config.tokenizer_train) | IDENTITY
+    training = without_operational(config.tokenizer_train)
     return digest("tokenizer", data, config.tokenizer, training, config.seed)
 
 
 def generators_identity(config: Config, tokenizer: str) -> str:
     """The identity of the training of `train.parts`, which are what a checkpoint holds. tokenizer: its fingerprint."""
-    training = without_operational(config.train) | IDENTITY | {"parts": config.train.parts}
+    training = without_operational(config.train) | {"parts": config.train.parts}
     return digest("generators", tokenizer, config.content, config.structure, training, config.repa, config.seed)
 
 
 def distilled_identity(config: Config, teacher: Mapping[str, str]) -> str:
     """The identity of a distillation. teacher: fingerprints of its tokenizer, content and structure weights."""
-    return digest("distill", teacher, without_operational(config.distill) | IDENTITY, config.seed)
+    return digest("distill", teacher, without_operational(config.distill), config.seed)
 
 
 def drawn_with(config: Config) -> SamplerConfig:

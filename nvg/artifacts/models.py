@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nvg import config as configuration
 from nvg import storage, tracking
-from nvg.artifacts.files import FORMAT, checked_record, compare_shapes, fill, read_tensors, shapes, write_safetensors
+from nvg.artifacts.files import checked_record, compare_shapes, fill, read_tensors, shapes, write_safetensors
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, SamplerConfig
 from nvg.errors import CheckpointError, ConfigError
@@ -63,7 +63,7 @@ def write_tokenizer(
     with storage.file_writer(storage.join(folder, "tokenizer.safetensors")) as file:
         write_safetensors(file, state)
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
-    return {"format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata}
+    return {"format": storage.FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata}
 
 
 def finish_folder(folder: str, metadata: Mapping[str, Any]) -> bool:
@@ -151,7 +151,7 @@ def write_sampler(
             write_safetensors(file, state)
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
     return {
-        "format": FORMAT,
+        "format": storage.FORMAT,
         "kind": "sampler",
         "parts": [part for part in PARTS if part in exported or part in parts],
         "class_names": class_names,
@@ -167,10 +167,12 @@ def exported_parts(folder: str) -> list[str]:
         path = storage.join(folder, name)
         if storage.exists(path):
             try:
-                exported = storage.read_json(path)["parts"]
-                return [part for part in PARTS if part in exported]
+                metadata = storage.read_json(path)
+                exported = [part for part in PARTS if part in metadata["parts"]]
             except (ValueError, TypeError, KeyError) as error:
                 raise CheckpointError(f"{path} is damaged ({error!r}): export again") from None
+            storage.check_format(metadata, folder, CheckpointError)
+            return exported
     return []
 
 
@@ -265,7 +267,7 @@ def model_config(folder: str) -> Config:
     except ConfigError as error:
         raise ConfigError(
             f"{error}. Where nobody changed that file, another version of nvg than this one wrote it (which reads "
-            f"format {FORMAT}): use that version, or make the artifact again"
+            f"format {storage.FORMAT}): use that version, or make the artifact again"
         ) from None
 
 

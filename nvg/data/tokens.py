@@ -229,7 +229,7 @@ def read_footers(files: Iterable[str], form: TokenFormat, folder: str) -> list[P
 
 
 def read_metadata(folder: str) -> dict[str, Any]:
-    """`metadata.json` of a finished token set. Raises DataError where it is missing or damaged."""
+    """`metadata.json` of a finished token set. Raises DataError where it is missing, damaged or of another format."""
     path = storage.join(folder, storage.LAST_FILE)
     if not storage.exists(path):
         raise DataError(f"{folder} holds no finished token set ({storage.LAST_FILE} is missing): run build_tokens")
@@ -241,6 +241,7 @@ def read_metadata(folder: str) -> dict[str, Any]:
         type(metadata.get(name)) is int and metadata[name] >= 0 for name in COUNTS
     ):
         raise DataError(f"{path} is damaged: {', '.join(COUNTS)} must be counts: run build_tokens again")
+    storage.check_format(metadata, folder, DataError)
     metadata_format(metadata, path)
     return metadata
 
@@ -278,7 +279,7 @@ def finish(folder: str, form: TokenFormat, expected: set[UnitView], metadata: Ma
         "parts": len(files),
         "quarantined": len(broken),
     }
-    result = asdict(form) | dict(metadata) | counts
+    result = {"format": storage.FORMAT} | asdict(form) | dict(metadata) | counts
     storage.write_json(storage.join(folder, storage.LAST_FILE), result)
     return result
 

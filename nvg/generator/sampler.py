@@ -296,11 +296,11 @@ def draw(
 
     distribution: torch.rand or torch.randn.
     """
-    rows = []
-    for seed in seeds:
+    result = torch.empty(len(seeds), *shape)
+    for row, seed in zip(result, seeds, strict=True):
         rng = torch.Generator().manual_seed((seed * 1_000_003 + stage * 31 + purpose) % 2**63)
-        rows.append(distribution(tuple(shape), generator=rng))
-    return torch.stack(rows)
+        row.copy_(distribution(tuple(shape), generator=rng))
+    return result
 
 
 def flow_times(steps: int, shift: Tensor, positions: int) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from nvg import config as configuration
 from nvg import storage
-from nvg.artifacts.files import FORMAT, checked_record, checksum, compare_shapes, plain, shapes
+from nvg.artifacts.files import checked_record, checksum, compare_shapes, plain, shapes
 from nvg.config import Config
 from nvg.errors import CheckpointError
 from nvg.training.ema import EMA
@@ -69,7 +69,7 @@ def save_checkpoint(
         },
     }
     content = {
-        "format": FORMAT,
+        "format": storage.FORMAT,
         "kind": "training",
         "step": step,
         "ema_updates": {name: ema.updates for name, ema in averages.items()},

@@ -1,11 +1,22 @@
 """Both generators: parameter counts of the method, shapes, and what their inputs may and may not change."""
 
+import math
+
 import pytest
 import torch
 
 from nvg.generator import ContentGenerator, StructureGenerator
-from nvg.generator.block import Block
-from nvg.generator.rope import IMAGE, STRUCTURE, Rotary, axis_widths, class_token_ids, rotary_table, rotate, token_ids
+from nvg.generator.block import Block, TimeEmbedding, drop_rates
+from nvg.generator.rope import (
+    CONDITION,
+    GENERATED,
+    Rotary,
+    axis_widths,
+    class_token_ids,
+    rotary_table,
+    rotate,
+    token_ids,
+)
 from nvg.granularity import structure_codes, structure_embedding
 from tests.support.generators import awake, content_config, structure_config
 
@@ -63,7 +74,7 @@ def test_a_rotation_is_the_formula_pair_by_pair():
     assert rotate(x.bfloat16(), torch.stack((angle.cos(), angle.sin()), dim=-1)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("kinds", [(IMAGE,), (IMAGE, STRUCTURE)])
+@pytest.mark.parametrize("kinds", [(GENERATED,), (CONDITION, GENERATED)])
 def test_the_table_that_is_made_in_part_beforehand_is_the_formula(kinds):
     codes = structure_codes(torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0)))
     known = structure_embedding(codes, torch.tensor([0, 2, 4]))
@@ -72,7 +83,7 @@ def test_the_table_that_is_made_in_part_beforehand_is_the_formula(kinds):
 
 
 def test_a_last_block_that_gives_some_tokens_alone_gives_what_the_whole_one_gives():
-    block = Block(128, dropout=0.0)
+    block = Block(128)
     with torch.no_grad():
         block.modulation.weight.normal_(std=0.1)
     rng = torch.Generator().manual_seed(0)
@@ -138,22 +149,87 @@ def test_bits_of_later_stages_do_not_reach_the_output():
     assert torch.equal(first, second)
 
 
-def test_structure_reaches_the_output_through_the_rotary_embedding_and_only_when_it_is_on():
+def test_structure_reaches_the_output_through_the_rotary_embedding():
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 16, 32, generator=rng)
     codes = structure_codes(latents)
     others = structure_codes(torch.randn(1, 16, 32, generator=rng))
     label, stage = torch.tensor([1]), torch.tensor([4])
-    for on in (True, False):
-        content = awake(ContentGenerator(content_config(2, 4, structure_rope=on)))
-        first, second = (content(latents, label, stage, content.rotary(those, stage))[0] for those in (codes, others))
-        assert torch.equal(first, second) is not on
+    content = awake(ContentGenerator(content_config(2, 4)))
+    first, second = (content(latents, label, stage, content.rotary(those, stage))[0] for those in (codes, others))
+    assert not torch.equal(first, second)
+
+
+def test_each_stage_sees_its_own_scale_and_stage_0_the_start_canvas_alone():
+    content = awake(ContentGenerator(content_config(1, 4, residual=False)))
+    rng = torch.Generator().manual_seed(0)
+    canvas, label = torch.randn(1, 16, 32, generator=rng), torch.tensor([1])
+
+    def outputs(canvas):
+        """The estimates of all stages, of one and the same canvas."""
+        stages = [torch.tensor([stage]) for stage in range(5)]
+        codes = torch.zeros(1, 16, dtype=torch.int64)
+        return [content(canvas, label, stage, content.rotary(codes, stage))[0] for stage in stages]
+
+    before, tripled = outputs(canvas), outputs(3 * canvas)
+    assert [torch.equal(*both) for both in zip(before, tripled, strict=True)] == [True] + [False] * 4
+    content.input_scales[2] = 3.0
+    scaled = outputs(canvas)
+    assert [torch.equal(*both) for both in zip(before, scaled, strict=True)] == [True, True, False, True, True]
+    torch.testing.assert_close(scaled[2], tripled[2])
+    content.start.data.add_(1.0)
+    started = outputs(canvas)
+    assert [torch.equal(*both) for both in zip(scaled, started, strict=True)] == [False] + [True] * 4
+
+
+def test_without_the_residual_path_the_output_is_the_estimate():
+    rng = torch.Generator().manual_seed(0)
+    with_path, without = (awake(ContentGenerator(content_config(1, 4, residual=on))) for on in (True, False))
+    without.load_state_dict(with_path.state_dict())
+    canvas, label, stage = torch.randn(1, 16, 32, generator=rng), torch.tensor([1]), torch.tensor([2])
+    table = with_path.rotary(torch.zeros(1, 16, dtype=torch.int64), stage)
+    first, second = (model(canvas, label, stage, table)[0] for model in (with_path, without))
+    torch.testing.assert_close(first, canvas + second)
+
+
+def test_time_is_64_sinusoids_of_1000_t_cosines_first():
+    embedding = TimeEmbedding(64)
+    time = torch.tensor([0.0, 0.3, 1.0])
+    expected = [
+        [function(1000 * t * 10_000 ** (-k / 32)) for function in (math.cos, math.sin) for k in range(32)]
+        for t in time.tolist()
+    ]
+    torch.testing.assert_close(embedding.sinusoids(time), torch.tensor(expected), rtol=0, atol=2e-4)
+
+
+def test_in_training_whole_rows_skip_a_block_and_the_others_make_up_for_it():
+    assert drop_rates(1) == [0.0] and drop_rates(3) == pytest.approx([0.0, 0.00625, 0.0125])
+    block = awake(Block(128, drop_rate=0.25))
+    rng = torch.Generator().manual_seed(0)
+    x, condition = torch.randn(1, 5, 128, generator=rng).expand(400, -1, -1), torch.randn(1, 128, generator=rng)
+    table = rotary_table(torch.zeros(1, 5, 11), axis_widths(8))
+    arguments = condition.expand(400, -1), table.expand(400, -1, -1, -1, -1)
+    with torch.no_grad():
+        change = block(x[:4], arguments[0][:4], arguments[1][:4])[0] - x[0]  # in use: no row is left out
+        torch.manual_seed(0)
+        found = block.train()(x, *arguments) - x
+    skipped = (found == 0).all(dim=(1, 2))
+    assert 60 < int(skipped.sum()) < 140
+    torch.testing.assert_close(found[~skipped], (change / 0.75).expand(400 - int(skipped.sum()), -1, -1))
+
+
+def test_the_blocks_of_both_generators_are_left_out_ever_more_often():
+    with torch.device("meta"):
+        models = ContentGenerator(content_config(24)), StructureGenerator(structure_config(24))
+    for model in models:
+        rates = [block.drop_rate for block in model.backbone.blocks]
+        assert rates == pytest.approx([0.1 * block / 23 for block in range(24)])
 
 
 def test_gradient_checkpointing_changes_no_gradient():
     content = awake(ContentGenerator(content_config(2, 4))).train()
     for block in content.backbone.blocks:
-        block.dropout.p = 0.0
+        block.drop_rate = 0.0
     stage = torch.tensor([1, 2])
     table = content.rotary(torch.zeros(2, 16, dtype=torch.int64), stage)
     inputs = torch.randn(2, 16, 32), torch.tensor([0, 1]), stage, table

@@ -1,6 +1,7 @@
 """The sampler and its controls: determinism, guidance, schedules, given structure and content."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig, TokenizerConfig
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.generator.controls import given_from_drawing, given_from_sequence
-from nvg.generator.sampler import nucleus_sample, ramp
+from nvg.generator.sampler import falling_top_p, flow_times, nucleus_sample, ramp
 from nvg.granularity import structure_map
 from tests.support.generators import awake, content_config, structure_config
 
@@ -74,7 +75,7 @@ def test_settings_and_given_stages_may_differ_within_a_batch(sampler, reference)
     images = [
         (dict(content_guidance=1.0, structure_guidance=1.0), None),
         (dict(content_guidance=4.0, structure_guidance=2.0, top_p=0.9), whole),
-        (dict(content_temperature=0.7, structure_temperature=0.0), part),
+        (dict(content_temperature=0.7, structure_temperature=0.0, flow_shift=0.0), part),
     ]
     names = sorted({name for settings, _ in images for name in settings})
     each = {name: [settings.get(name, getattr(sampler.settings, name)) for settings, _ in images] for name in names}
@@ -198,7 +199,9 @@ def test_a_few_step_structure_takes_one_pass_a_step_and_none_twice(sampler):
     )
     tokens(few, [0, 1], structure_guidance=[2.0, 1.0])
     assert [(labels, step) for labels, step, _ in calls] == [([0, 1], [1.0, 1.0])] * 3  # stages 1, 2, 3
-    assert [guidance.tolist() for *_, guidance in calls] == [[1.0, 1.0], [1.5, 1.0], [2.0, 1.0]]
+    assert [guidance.tolist() for *_, guidance in calls] == [[1.0, 1.0], [1.25, 1.0], [1.5, 1.0]]
+    shifted, equal = (tokens(few, [0, 1], flow_steps=2, flow_shift=shift) for shift in (2.0, 0.0))
+    assert torch.equal(shifted.codes, equal.codes)  # it was taught equal steps
     calls.clear()
     tokens(few, [0], flow_steps=4)
     assert [step for _, step, _ in calls] == [[0.25]] * 12
@@ -217,7 +220,38 @@ def test_a_few_step_structure_takes_one_pass_a_step_and_none_twice(sampler):
 def test_the_guidance_ramp_and_its_ends():
     scale = torch.tensor([3.0, 1.0])
     assert [ramp(scale, stage, 4).tolist() for stage in range(5)] == [[value, 1.0] for value in (1, 1.5, 2, 2.5, 3)]
-    assert ramp(scale, 0, 0).tolist() == [3.0, 1.0]
+
+
+def test_top_p_falls_from_one_slowly_first():
+    found = [falling_top_p(torch.tensor([0.5, 1.0]), stage, 4).tolist() for stage in range(5)]
+    assert found[0] == [1.0, 1.0] and found[4] == [0.5, 1.0] and all(row[1] == 1.0 for row in found)
+    assert found[2][0] == pytest.approx(0.5 + 0.5 * (4 - 2) / 3)
+    steps = torch.tensor([row[0] for row in found]).diff()
+    assert (steps.diff() < 0).all() and (steps < 0).all()
+    assert falling_top_p(torch.tensor([0.5]), 1, 1) == 0.5
+
+
+def test_flow_times_shift_towards_the_noise_and_zero_means_equal_steps_exactly():
+    shift = torch.tensor([0.0, 0.5, 2.0])
+    for positions in (16, 256):
+        times = flow_times(4, shift, positions)
+        assert torch.equal(times[:, 0], torch.linspace(1.0, 0.0, 5))
+        assert (times[0] == 1).all() and (times[-1] == 0).all() and (times.diff(dim=0) < 0).all()
+        assert (times[1:-1].diff(dim=1) > 0).all()
+    s = math.exp(0.5)
+    assert flow_times(4, shift, 256)[2, 1] == pytest.approx(s * 0.5 / (1 + (s - 1) * 0.5))
+    assert flow_times(4, shift, 16)[2, 1] < flow_times(4, shift, 256)[2, 1]
+
+
+def test_all_flows_of_an_image_begin_with_one_noise(sampler):
+    sampler, calls = fresh(sampler), []
+    handle = sampler.structure.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0][0].clone()))
+    tokens(sampler, [1], seed=3, flow_steps=1, structure_guidance=1.0)
+    handle.remove()
+    first, second, third = calls  # of stages 1, 2, 3
+    assert torch.equal(second[:, 1:], first[:, 1:]) and torch.equal(third[:, 2:], first[:, 2:])
+    for z, known in ((second, 1), (third, 2)):
+        assert set(z[:, :known].flatten().tolist()) == {-1.0, 1.0}
 
 
 def test_nucleus_sampling_follows_the_distribution_cut_at_top_p():
@@ -316,13 +350,10 @@ def test_wrong_requests_are_refused_by_name(sampler, reference):
         sampler.generate([0, 1, 2], given=given_from_sequence(reference, structure_stages=1))
 
 
-@pytest.mark.parametrize(("noise_known", "child_order"), [(True, "raster"), (False, "merge")])
-def test_the_ablations_sample_valid_sequences(sampler, noise_known, child_order):
-    import copy
-
+def test_halves_that_keep_the_names_of_their_preferences_are_a_valid_sequence(sampler):
     other = copy.copy(sampler)
-    other.structure, other.tokenizer = copy.deepcopy(sampler.structure), copy.deepcopy(sampler.tokenizer)
-    other.structure.config.noise_known, other.tokenizer.config.child_order = noise_known, child_order
+    other.tokenizer = copy.deepcopy(sampler.tokenizer)
+    other.tokenizer.config.child_order = "merge"
     made = tokens(other, [0, 1, 2], seed=3)
     assert torch.equal(made.codes.sort(dim=1).values, torch.arange(16).expand(3, 16))
     assert not torch.equal(made.codes, tokens(sampler, [0, 1, 2], seed=3).codes)

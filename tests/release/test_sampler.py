@@ -8,6 +8,7 @@ from nvg.generator import Sampler
 from nvg.generator import sampler as module
 from nvg.granularity import split_codes, structure_map
 from tests.release import ours, recipe
+
 pytestmark = pytest.mark.slow  # 25 steps of seven flows, with guidance, on 256 positions: 15 s each run
 
 SETTINGS = SamplerConfig(

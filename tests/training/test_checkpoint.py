@@ -83,7 +83,7 @@ def test_a_checkpoint_of_another_configuration_or_format_is_refused(trained):
         restore(ToyTask(), url, identity="other")
     metadata = json.loads((Path(url) / "metadata.json").read_text())
     (Path(url) / "metadata.json").write_text(json.dumps({**metadata, "format": 99}))
-    with pytest.raises(CheckpointError, match="has format 99, this version of nvg reads 1"):
+    with pytest.raises(CheckpointError, match="has format 99, this version of nvg reads 2"):
         restore(ToyTask(), url)
 
 

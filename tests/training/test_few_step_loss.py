@@ -67,7 +67,7 @@ def test_the_loss_is_the_formula_row_by_row(teacher, inputs, flow_share):
     errors = {"flow": [], "shortcut": []}
     for j in range(ROWS):
         one = slice(j, j + 1)
-        known, clean = int(stage[j]) - 1, structure_embedding(codes[one], LAST)
+        known, clean = int(stage[j]) - 1, structure_embedding(codes[one], LAST) - 1
         z = time[j] * noise[one] + (1 - time[j]) * clean
         z[..., :known] = clean[..., :known]
         rest = (canvas[one], labels[one], stage[one], teacher.rotary(codes[one], stage[one]))

@@ -8,7 +8,7 @@ from nvg.autoencoder import GranularityQuantizer
 from nvg.config import TokenizerConfig, TrainConfig
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.granularity import structure_embedding
-from nvg.training.generator_loss import Generators, content_loss, draw_stages, structure_loss
+from nvg.training.generator_loss import Generators, content_loss, draw_flow, draw_stages, structure_loss
 from tests.support.generators import awake, content_config, structure_config
 
 TOKENIZER = TokenizerConfig(image_size=16, channels=1, patch=4, widths=[16], blocks=1, code_width=32, codebook_size=50)
@@ -61,26 +61,28 @@ def test_the_content_loss_is_that_of_the_method_image_by_image(quantizer, sequen
     torch.testing.assert_close(terms["cross_entropy"], torch.stack(entropy).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_flow_loss_is_that_of_the_method_and_leaves_known_channels_alone(sequence):
+def test_the_flow_loss_is_that_of_the_method_over_all_channels(sequence):
     structure = awake(StructureGenerator(structure_config(2, 4)))
-    canvas = torch.randn(7, 16, 32, generator=torch.Generator().manual_seed(5))
-    stage = torch.tensor([1, 2, 3, 1, 2, 3, 2])
-    labels = torch.arange(7)
-    loss = structure_loss(structure, canvas, labels, stage, sequence.codes, torch.Generator().manual_seed(9))["flow"]
-    rng = torch.Generator().manual_seed(9)  # the same draws, taken apart
-    noise, time = torch.randn(7, 16, 4, generator=rng), torch.rand(7, generator=rng)
-    se = structure_embedding(sequence.codes, 4)
-    total = count = 0.0
+    rng = torch.Generator().manual_seed(5)
+    canvas, noise = torch.randn(7, 16, 32, generator=rng), torch.randn(7, 16, 4, generator=rng)
+    stage, labels, time = torch.tensor([1, 2, 3, 1, 2, 3, 2]), torch.arange(7), torch.rand(7, generator=rng)
+    seen = []
+    handle = structure.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    loss = structure_loss(structure, canvas, labels, stage, sequence.codes, noise, time)["flow"]
+    handle.remove()
+    bits = structure_embedding(sequence.codes, 4) - 1
+    total = 0.0
     for row in range(7):
-        known = int(stage[row]) - 1
-        z = time[row] * noise[row] + (1 - time[row]) * se[row]
-        z[:, :known] = se[row, :, :known]
-        one = slice(row, row + 1)
+        known, one = int(stage[row]) - 1, slice(row, row + 1)
+        z = time[row] * noise[row] + (1 - time[row]) * bits[row]
+        target = noise[row] - bits[row]
+        z[:, :known], target[:, :known] = bits[row, :, :known], 0
+        torch.testing.assert_close(seen[0][row], z)
+        assert torch.equal(seen[0][row, :, :known], bits[row, :, :known])  # what is known is exactly clean
         table = structure.rotary(sequence.codes[one], stage[one])
         v = structure(z[None], time[one], canvas[one], labels[one], stage[one], table)[0]
-        error = (v - (noise[row] - se[row]))[:, known:].square()
-        total, count = total + error.sum(), count + error.numel()
-    torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=1e-5)
+        total += (v - target).square().mean() / 7
+    torch.testing.assert_close(loss, total, rtol=1e-4, atol=1e-5)
 
 
 def test_one_step_trains_every_parameter_of_both_and_none_of_the_quantizer(quantizer, sequence):
@@ -142,8 +144,9 @@ def test_before_the_first_step_the_logits_are_the_quantizers_own_rule(quantizer,
     table = content.rotary(sequence.codes, stage)
     estimate, _ = content(quantizer.canvases(sequence)[2], torch.arange(7), stage, table)
     torch.testing.assert_close(estimate, quantizer.canvases(sequence)[2])  # the first estimate is the canvas itself
-    embedded = content.embed(quantizer.canvases(sequence)[-1])
-    assert 0.3 < (embedded - content.embed.bias).std() < 1.0
+    for i, canvas in enumerate(quantizer.canvases(sequence)[1:5], start=1):
+        assert (canvas * content.input_scales[i]).std().item() == pytest.approx(1.0, abs=1e-4)
+    assert content.input_scales[0] == 1 and not content.start.any()
 
 
 def _nearest(quantizer, values, labels):
@@ -167,28 +170,28 @@ def test_with_all_stages_each_image_counts_at_each_stage(quantizer, sequence):
         torch.testing.assert_close(terms[name], mean, rtol=1e-4, atol=1e-5)
 
 
-def test_known_channels_are_noised_and_predicted_when_asked_for(sequence):
+def test_an_image_has_one_noise_and_one_dropped_class_for_all_its_stages_and_both_generators(quantizer, sequence):
+    content, structure = (
+        ContentGenerator(content_config(1, 4, codebook_size=50)),
+        StructureGenerator(structure_config(2, 4)),
+    )
     seen = {}
-    for noised in (False, True):
-        structure = awake(StructureGenerator(structure_config(2, 4)))
-        structure.config.noise_known = noised
-
-        def record(noisy, time, canvas, labels, stage, codes, key=noised, module=structure):
-            seen[key] = noisy
-            return torch.zeros_like(noisy)
-
-        structure.forward = record
-        stage = torch.full((7,), 3)
-        loss = structure_loss(
-            structure,
-            torch.zeros(7, 16, 32),
-            torch.zeros(7, dtype=torch.int64),
-            stage,
-            sequence.codes,
-            torch.Generator().manual_seed(0),
+    for name, module, labels in (("content", content, 1), ("structure", structure, 3)):
+        module.register_forward_pre_hook(
+            lambda module, inputs, name=name, labels=labels: seen.__setitem__(name, (inputs[0], inputs[labels]))
         )
-        assert torch.isfinite(loss["flow"])
-    clean = structure_embedding(sequence.codes, 4)
-    assert torch.equal(seen[False][..., :2], clean[..., :2])  # stages 1 and 2 are known when stage 3 is generated
-    assert not torch.equal(seen[True][..., :2], clean[..., :2])
-    assert torch.equal(seen[False][..., 2:], seen[True][..., 2:])
+    config = TrainConfig(all_stages=True, class_dropout=0.5)
+    rng = torch.Generator().manual_seed(0)
+    Generators(content, structure, quantizer, config)(sequence, torch.arange(7), rng)
+    dropped = seen["content"][1].unflatten(0, (5, 7))
+    assert (dropped == dropped[0]).all() and 0 < int((dropped[0] == 1000).sum()) < 7
+    assert (seen["structure"][1].unflatten(0, (3, 7)) == dropped[0]).all()
+    rng = torch.Generator().manual_seed(0)
+    torch.rand(7, generator=rng)  # the dropped classes
+    noise, time = draw_flow(sequence.codes.shape, 4, 21, rng)
+    bits = structure_embedding(sequence.codes, 4) - 1
+    for stage in (1, 2, 3):
+        rows = slice(7 * (stage - 1), 7 * stage)
+        z = bits + time[rows, None, None] * (noise - bits)
+        unknown = slice(stage - 1, None)
+        torch.testing.assert_close(seen["structure"][0][rows][..., unknown], z[..., unknown])
