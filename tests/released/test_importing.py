@@ -1,24 +1,34 @@
 """The converter of the published weights: small checkpoints of their layout become a sampler that draws as released."""
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
 import nvg
-from nvg.artifacts.models import read_metadata
+from nvg.artifacts.models import ASSETS, licence_of, read_metadata
+from nvg.config import ServeConfig
 from nvg.errors import CheckpointError, ConfigError
 from nvg.generator import Sampler
 from nvg.generator import sampler as sampling
 from nvg.granularity import split_codes, structure_map
 from nvg.released.checkpoints import GENERATORS, TOKENIZER, Released, extract
 from nvg.released.importing import LICENCE, SETTINGS, convert, import_release
+from nvg.serving.api import create_app
+from nvg.serving.deployment import load_model
+from nvg.serving.engine import Engine
+from nvg.serving.routes import Service
+from scripts.release import package_sampler
 from tests.release import checkpoints, ours
 from tests.release.recipe import golden, keys_and_shapes
+from tests.support.recorders import Recorded
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +132,35 @@ def test_the_folder_is_an_ordinary_sampler_that_names_its_source_and_licence(fol
     config = sampler.tokenizer.config
     assert (config.image_size, config.grid, config.widths) == (64, 16, [128, 256, 128])
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing else survives
+
+
+def test_the_server_names_the_licence(folder):
+    model = load_model(ServeConfig(), str(folder))
+
+    async def listed():
+        seen = Recorded()
+        engine = Engine(max_batch=1, max_queue=1, batch_wait_ms=1.0, observer=seen)
+        app = create_app(Service(engine, ServeConfig(), model), key_hashes=frozenset(), observer=seen)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            described = (await client.get("/v1/models")).json()
+        await engine.close()
+        return described
+
+    (described,) = asyncio.run(listed())["data"]
+    assert described["nvg"]["licence"] == LICENCE
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-fast"])
+def test_the_samplers_that_ship_name_their_licence(name):
+    record = json.loads((ASSETS / name / "metadata.json").read_text())
+    assert record["licence"] == package_sampler.LICENCE
+
+
+def test_a_licence_that_is_no_text_is_damage(folder, tmp_path):
+    record = read_metadata(str(folder)) | {"licence": ["mine"]}
+    (tmp_path / "metadata.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="metadata.json is damaged: licence must be a string"):
+        licence_of(str(tmp_path))
 
 
 def test_class_names_are_imagenets_where_there_are_a_thousand():
