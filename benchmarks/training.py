@@ -25,7 +25,7 @@ def run(size: str) -> list[TableRow]:
 def measure(depth: str, images: int, rounds: int) -> TableRow:
     """The row of one case alone: two models of d16 and their optimizers would not fit into memory together."""
     say(f"training: {depth}, micro-batch {images}")
-    config = configured(depth, f"train.batch_size={images}", "cluster.num_workers=1")
+    config = configured(depth, f"train.batch_size={images}", "train.all_stages=false", "cluster.num_workers=1")
 
     def first():
         step = generator_step(config)

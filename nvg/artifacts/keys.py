@@ -1,8 +1,9 @@
 """What an artifact's folder is called, and by what a checkpoint knows its training.
 
 A key is the hash of the settings that a step reads and of its inputs' keys, the tokenizer's also of the artifacts'
-format, so that nothing of another format is found; an identity is the hash of what a training is of. Both leave out the fields that the configuration marks as operational (nvg/config/schema.py). They are functions
-of the configuration and of fingerprints alone: nothing here reads a file.
+format, so that nothing of another format is found. An identity is the hash of what a training is of. Both leave out the
+fields that the configuration marks as operational (nvg/config/schema.py). They are functions of the configuration and
+of fingerprints alone: nothing here reads a file.
 """
 
 from __future__ import annotations

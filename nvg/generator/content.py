@@ -1,8 +1,8 @@
 """The content generator f_c: from the canvas so far to the tokens of a stage (docs/method.md, content generator).
 
 Depth d, width 64 d, d heads, 61,440 d^3 block parameters. It sees the canvas, scaled to one at every stage, and at
-stage 0, where the canvas is empty, a learned start canvas in its place. It estimates the final canvas, x_hat = f_c(x_i);
-the difference x_hat - x_i, averaged over each cluster of s_i, gives the logits of c_i.
+stage 0, where the canvas is empty, a learned start canvas. It estimates the final canvas, x_hat = f_c(x_i); the
+difference x_hat - x_i, averaged over each cluster of s_i, gives the logits of c_i.
 
 Three choices make it learn from the first step (docs/recipe.md has what they are worth):
 - The network's output is the difference itself, x_hat = x_i + output: late stages correct little and need not copy x_i.

@@ -86,5 +86,5 @@ def token_ids(kind: int, embedding: Tensor, grid: int) -> Tensor:
 
 
 def class_token_ids(batch: int, last_stage: int, device: torch.device) -> Tensor:
-    """Ids of the class token: kind CLASS, no bit known, row 1 and column 1, which makes all of them 1: (B, 1, K + 3)."""
+    """Ids of the class token: kind CLASS, no bit known, row and column 1, which makes all of them 1: (B, 1, K + 3)."""
     return torch.full((batch, 1, last_stage + 3), float(CLASS), device=device)

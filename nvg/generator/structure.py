@@ -19,7 +19,7 @@ STEP_COUNTS = (1, 2, 4, 8, 16)  # steps of sizes 1 ... 1/16 that a few-step gene
 
 
 def signed_bits(codes: Tensor, stage: Tensor | int) -> Tensor:
-    """b, what the flow ends in: codes (N, L) -> (N, L, K), -1 or +1 for a bit known up to `stage`, 0 for another one."""
+    """b, what the flow ends in: codes (N, L) -> (N, L, K), -1 or +1 for a bit known up to `stage`, else 0."""
     return structure_embedding(codes, stage) - 1.0
 
 

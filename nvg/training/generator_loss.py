@@ -3,7 +3,8 @@
 One pass takes one stage an image for each generator. Stages are drawn stratified: over a batch of B images every stage
 comes floor(B / stages) or one more times, in random order, so each stage is trained equally and no step misses one by
 chance. The content generator draws from 0 ... K, the structure generator from 1 ... K-1. With train.all_stages a pass
-takes all stages of every image instead. Whether its class is dropped and the noise of its flows are drawn once an image.
+takes all stages of every image instead. Whether the class is dropped, and the noise of the flows, is drawn once an
+image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our modules with the released system's random weights, as the small golden runs have them: d = 2, 64 codes, 16 x 16."""
+"""Our modules with the released system's random weights, as the small golden runs have them: d = 2, 64 codes."""
 
 import torch
 
@@ -10,6 +10,7 @@ from nvg.released.generators import generators
 from tests.release import recipe
 
 GRID, LAST_STAGE, NO_CLASS = 16, 8, 10
+BUFFERS = ("rope_ids", "scale_factors")  # which no recipe makes
 # 16 x 16 latents of 64 x 64 pixels; `merge` names the halves of a sampled cluster as their preferences do.
 TOKENIZER = TokenizerConfig(
     image_size=64, channels=3, widths=[16, 16, 16], blocks=1, attention=False, codebook_size=64, child_order="merge"
@@ -24,9 +25,6 @@ def released_state():
     state["nvgformer.scale_factors"] = recipe.golden("sequences_16")["scale_factors"]
     state["nvgformer.rope_ids"] = torch.zeros(shapes["nvgformer.rope_ids"])
     return {key.removeprefix("nvgformer."): value for key, value in state.items()}
-
-
-BUFFERS = ("rope_ids", "scale_factors")
 
 
 def both_generators():
@@ -52,7 +50,7 @@ def quantizer():
 
 
 def tokenizer():
-    """A tokenizer with that quantizer. Its encoder and decoder are ours, with weights of chance."""
+    """A tokenizer with that quantizer. Its encoder and decoder are ours, with random weights."""
     torch.manual_seed(0)
     ours = Autoencoder(TOKENIZER).eval().requires_grad_(False)
     fill(ours.quantizer)

@@ -1,4 +1,4 @@
-"""Schedules against the released ones: guidance, top-p and flow times of the sampler, learning rates as far as equal."""
+"""Schedules against the released ones: guidance, top-p, flow times, and learning rates as far as equal."""
 
 import pytest
 import torch
