@@ -65,23 +65,17 @@ def import_release(tokenizer: str, generators: str, output: str) -> Config:
         converted = convert({kind: (path, read_checkpoint(path, kind, folder)) for kind, path in paths.items()})
         config = sampler_config(output, converted)
         names, classes = shipped_class_names(), config.data.num_classes
-        metadata = {
-            "licence": LICENCE,
-            "source": {
-                "paper": PAPER,
-                "files": {kind.name: described(path) for kind, path in paths.items()},
-                "unknown_tensors": converted.unknown,
-            },
-        }
+        files = {kind.name: described(path) for kind, path in paths.items()}
+        source = {"paper": PAPER, "files": files, "unknown_tensors": converted.unknown}
         record = write_sampler(
             str(folder),
             tokenizer=converted.tokenizer,
             parts={"content": converted.content, "structure": converted.structure},
             config=config,
             class_names=names if len(names) == classes else [str(number) for number in range(classes)],
-            metadata=metadata,
+            metadata={"licence": LICENCE, "source": source},
         )
-        (folder / "MODEL_CARD.md").write_text(model_card(config, metadata["source"]["files"]))
+        (folder / "MODEL_CARD.md").write_text(model_card(config, files))
         finish_folder(str(folder), record)
     return config
 
