@@ -169,8 +169,10 @@ def test_every_assumption_is_an_option_and_can_be_changed():
 
 def test_counted_figures_fit_those_of_the_forward_pass():
     counts = cost.generator_counts("conf/imagenet_d16.yaml", cost.PLAIN)
-    forward = cost.forward_flops(configuration.load("conf/imagenet_d16.yaml", [cost.PLAIN]))
-    passes = forward["content"] + forward["structure"]
+    config = configuration.load("conf/imagenet_d16.yaml", [cost.PLAIN])
+    forward, last = cost.forward_flops(config), config.tokenizer.last_stage
+    assert config.train.all_stages
+    passes = (last + 1) * forward["content"] + (last - 1) * forward["structure"]  # of an image
     assert (1 - counts.backward) * counts.flops == pytest.approx(passes, rel=0.01)  # and the logits of the clusters
     assert counts.flops == pytest.approx(3 * passes, rel=0.01)
 

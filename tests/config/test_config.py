@@ -216,6 +216,7 @@ def test_a_missing_value_is_asked_for_by_name(key: str) -> None:
         (["data.class_names=[a,b]"], ["data.class_names", "2 names", "data.num_classes=3"]),
         (["repa.weights=dinov2"], ["repa.block=8", "content.depth"]),
         (["sampler.flow_steps=0"], ["sampler.flow_steps=0"]),
+        (["sampler.flow_shift=-0.5"], ["sampler.flow_shift=-0.5", "at least 0 (equal steps)"]),
         (["sampler.top_p=0"], ["sampler.top_p=0"]),
         (["sampler.top_p=1.5"], ["sampler.top_p=1.5"]),
         (["distill.steps=-1"], ["distill.steps=-1"]),
@@ -288,12 +289,6 @@ def write(folder: Path, **files: str) -> Path:
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(text)
     return folder / f"{next(iter(files))}.yaml"
-
-
-@pytest.mark.parametrize("name", ["imagenet_d16", "imagenet_d20", "imagenet_d24"])
-def test_imagenet_s_configurations_are_what_they_were_before_they_had_a_base(name: str) -> None:
-    old = Path(__file__).parents[1] / "artifacts" / "old" / "configurations"
-    assert load(f"conf/{name}.yaml") == load(old / f"{name}.yaml")
 
 
 def test_a_file_wins_over_its_base_and_overrides_over_both(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def test_imagenet_sizes_are_the_papers(depth: int, millions: tuple[int, int]) ->
 def test_the_heads_of_imagenet_s_configurations_count_with_what_describe_prints(depth: int) -> None:
     path = ROOT / "conf" / f"imagenet_d{depth}.yaml"
     encoder, decoder, content, structure = describe.describe(load(path))[-1].split(", ")
-    head = path.read_text()
-    assert f" x ({content} + {structure}) = " in head and f"({encoder} + {decoder})" in head
+    head, last = path.read_text(), load(path).tokenizer.last_stage
+    assert f" x ({last + 1} x {content} + {last - 1} x {structure}) = " in head and f"({encoder} + {decoder})" in head
 
 
 @pytest.mark.parametrize("page", ["conf/base/imagenet.yaml", "docs/artifacts.md", "docs/bring_your_own.md"])

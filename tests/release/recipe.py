@@ -48,7 +48,7 @@ def golden(name: str) -> dict[str, Tensor]:
 
 
 def keys_and_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of a network, from NAME.json of tests/release/golden."""
+    """Keys and shapes of a network: NAME.json beside the golden numbers."""
     return {key: tuple(shape) for key, shape in json.loads((GOLDEN / f"{name}.json").read_text()).items()}
 
 

@@ -90,7 +90,7 @@ def test_workers_share_the_rows_of_a_batch_whatever_their_number(world):
 
 def test_parts_that_the_folder_holds_are_not_trained_again_and_the_configuration_stays_as_it_is(tmp_path):
     config = toy_config()
-    (tmp_path / "half.json").write_text('{"parts": ["content"]}')
+    (tmp_path / "half.json").write_text('{"format": 2, "parts": ["content"]}')
     assert jobs._with_missing_parts(config, str(tmp_path)).train.parts == ["structure"]
     assert config.train.parts == ["content", "structure"]
 

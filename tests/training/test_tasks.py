@@ -122,6 +122,7 @@ def test_both_generators_learn_and_make_a_sampler(tmp_path):
     )
     sampler = load_sampler(str(tmp_path / "sampler"))
     assert sampler.generate(["cat", "dog"], seed=0).shape == (2, 8, 8, 1)
+    assert (sampler.content.input_scales[1:] != 1).all()  # they were measured on the first batch
     for name, value in sampler.content.state_dict().items():
         assert torch.equal(value, task.averages["content"].shadow[name])
 
@@ -132,8 +133,10 @@ def test_both_generators_are_distilled_and_make_a_sampler(tmp_path):
     task = distill_task(config, total=100)
     teacher = {name: value.clone() for name, value in task.teacher.structure.state_dict().items()}
     _, recorder = run(task, tmp_path / "run", total_steps=100, checkpoint_every=100, log_every=20)
-    for term in ("flow", "shortcut", "divergence", "estimate"):
+    for term in ("flow", "divergence", "estimate"):
         assert recorder.points[100][term] < recorder.points[20][term], term
+    # What larger steps are to learn moves with the flow, while that takes guidance in: their error rises first.
+    assert recorder.points[100]["shortcut"] < recorder.points[40]["shortcut"]
     assert recorder.images == ["previews/00000100-samples.png"]
     assert all(torch.equal(value, teacher[name]) for name, value in task.teacher.structure.state_dict().items())
     assert all(parameter.requires_grad for module in task.modules.values() for parameter in module.parameters())
