@@ -293,7 +293,7 @@ def change_yaml(path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["content"].update(new_dial=1), "unknown key 'content.new_dial'.*another version of nvg.*format 1"),
+        (lambda c: c["content"].update(new_dial=1), "unknown key 'content.new_dial'.*another version of nvg.*format 2"),
         (lambda c: c["content"].pop("depth"), "'content.depth' must be given.*another version"),
         (lambda c: c["data"].update(num_classes="many"), "data.num_classes"),
         (lambda c: c["tokenizer"].update(blocks=2), "is missing"),

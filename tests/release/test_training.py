@@ -72,6 +72,10 @@ def test_losses_of_every_stage_are_the_released_ones(networks, sequence, golden)
         for name in ("canvas", "cross_entropy"):
             close(terms[name], golden[f"loss.{name}"][stage], 1e-5)
         close(1 + terms["alignment"], golden["loss.alignment"][stage], 1e-5)  # theirs is 1 - cosine
+        estimate, _ = content(canvases[stage], labels, stages, content.rotary(sequence.codes, stages))
+        logits = content.logits(estimate, canvases[stage], sequence.structure_map(stage), stage)
+        right = logits.argmax(dim=-1) == sequence.content[stage]
+        assert right.float().mean() == golden["loss.accuracy"][stage]
     for stage in range(1, LAST):
         stages, time = torch.full((2,), stage), golden["times"][:, stage - 1]
         arguments = (canvases[stage], labels, stages, sequence.codes, golden["noise"], time)
