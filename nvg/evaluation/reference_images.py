@@ -56,6 +56,8 @@ class SplitImages(ReferenceImages):
         self.name = self.description = name
         self.source = open_source(data, name)
         self.fingerprint = self.source.fingerprint()
+        if data.resize == "lanczos8":  # the centre is another picture: other features, and another protocol
+            self.fingerprint += f" {data.resize} {data.crop_scale:g}"
         self.preparation = [data.image_size, data.channels, data.limit if name == "train" else None]
         if most is not None:
             self.source.limit(most)

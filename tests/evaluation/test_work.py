@@ -133,14 +133,20 @@ def test_features_are_kept_by_images_their_preparation_and_the_network(config, t
     np.savez(tmp_path / "a.npz", images(2))
     np.savez(tmp_path / "b.npz", images(3))
     limited = toy_config(data={**DATA, "train": config.data.train, "limit": 9})
+    resized = [
+        toy_config(data={**DATA, "train": config.data.train, "resize": "lanczos8", "crop_scale": scale})
+        for scale in (1.0, 1.125)
+    ]
     sets = [
         SplitImages(config, "train"),
+        *(SplitImages(other, "train") for other in resized),
         SplitImages(limited, "train"),
         NpzImages(f"{tmp_path}/a.npz"),
         NpzImages(f"{tmp_path}/b.npz"),
     ]
     files = [some.features_file("out", "net") for some in sets]
-    assert len(set(files)) == 4 and all(file.startswith("out/reference-") for file in files)
+    assert len({some.fingerprint for some in sets[:3]}) == 3  # evaluations of these are not compared either
+    assert len(set(files)) == 6 and all(file.startswith("out/reference-") for file in files)
     assert SplitImages(config, "train").features_file("out", "net") == files[0]
     assert sets[0].features_file("out", "other") != files[0]
 
