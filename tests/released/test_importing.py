@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import nvg
+from nvg import config as configuration
 from nvg.artifacts.models import ASSETS, licence_of, read_metadata
 from nvg.config import ServeConfig
 from nvg.errors import CheckpointError, ConfigError
@@ -29,6 +30,9 @@ from scripts.release import package_sampler
 from tests.release import checkpoints, ours
 from tests.release.recipe import golden, keys_and_shapes
 from tests.support.recorders import Recorded
+
+
+ROOT = Path(nvg.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +165,12 @@ def test_a_licence_that_is_no_text_is_damage(folder, tmp_path):
     (tmp_path / "metadata.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="metadata.json is damaged: licence must be a string"):
         licence_of(str(tmp_path))
+
+
+def test_the_settings_are_those_of_the_published_protocol():
+    """conf/eval stands over a sampler's own settings, so the two must agree."""
+    protocol = configuration.read(ROOT / "conf" / "eval" / "imagenet_fid50k.yaml")["sampler"]
+    assert protocol == SETTINGS | {"content_temperature": 1.0}
 
 
 def test_class_names_are_imagenets_where_there_are_a_thousand():
