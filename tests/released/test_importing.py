@@ -31,7 +31,6 @@ from tests.release import checkpoints, ours
 from tests.release.recipe import golden, keys_and_shapes
 from tests.support.recorders import Recorded
 
-
 ROOT = Path(nvg.__file__).parents[1]
 
 
