@@ -32,6 +32,9 @@ COMMANDS = {
     "evaluate": Command("pipelines.evaluate", "Measure a sampler: distances, accuracy, reconstructions, pictures."),
     "serve": Command("pipelines.serve", "Serve a sampler over HTTP, with the studio page."),
     "sample": Command("nvg.sample", "Draw images with a sampler into a picture."),
+    "import-release": Command(
+        "pipelines.import_release", "Turn the weights that the method's authors published into a sampler."
+    ),
     "verify": Command("pipelines.verify", "Check tokens, tokenizers, samplers and checkpoints for damage."),
     "describe": Command("nvg.describe", "Print the parameters, tokens and arithmetic of configurations."),
     "sweep": Command("pipelines.sweep", "Run every combination of some settings and compare the results."),

@@ -60,13 +60,22 @@ class GranularitySequence:
 # ---- structure: greedy pairing, bottom-up (docs/method.md, section 1) ----
 
 
-def structure_codes(latents: Tensor) -> Tensor:
+CHILD_ORDERS = ("raster", "merge")
+
+
+def structure_codes(latents: Tensor, child_order: str = "raster") -> Tensor:
     """Structure codes of latents by greedy matching: (N, L, e) float -> (N, L) int64, stage 1 in the top bit.
 
     From K down to 1: pair the clusters greedily by least l2 distance of their features, merge each pair, its feature
-    the mean. Ties go to the lower indices. Distances are taken in float32 or wider. Raises ValueError when L is no
-    power of two or a latent is not finite (a NaN has no nearest neighbour).
+    the mean. Ties go to the lower indices, and of a pair the lower index gets bit 0. child_order says how merged
+    clusters are numbered, and so which child that is. raster: by their first position; bit 0 is the child that holds
+    the parent's first position, and the code is a function of the partition. merge: in the order in which greedy
+    matching takes the pairs; bit 0 is the child whose own halves are closer to each other. The last split has raster
+    names in both, for its children are positions. Distances are taken in float32 or wider. Raises ValueError when L is
+    no power of two, a latent is not finite (a NaN has no nearest neighbour) or the order is none of CHILD_ORDERS.
     """
+    if child_order not in CHILD_ORDERS:
+        raise ValueError(f"child order {child_order!r} is none of {', '.join(CHILD_ORDERS)}")
     samples, positions, _ = latents.shape
     last = last_stage(positions)
     features = latents.detach()
@@ -77,9 +86,10 @@ def structure_codes(latents: Tensor) -> Tensor:
     codes = torch.zeros(samples, positions, dtype=torch.int64, device=latents.device)
     cluster = torch.arange(positions, device=latents.device).expand(samples, positions)  # of each position, now
     for bit in range(last):  # bit 0 is stage K, the last split
-        pairs = greedy_pairs(pairwise_distances(features))  # (N, n/2, 2), lower index first, ordered by it
-        # A cluster's index is the rank of its first position in raster order, so the lower index of a pair is the
-        # child that holds the parent's first position: it gets bit 0. This makes the code a function of the partition.
+        distances = pairwise_distances(features)
+        pairs = greedy_pairs(distances)  # (N, n/2, 2), lower index first, ordered by it: raster order of the merged
+        if child_order == "merge":
+            pairs = in_order_of_distance(pairs, distances)
         merged = torch.empty(samples, features.shape[1], dtype=torch.int64, device=latents.device)
         parent = torch.arange(pairs.shape[1], device=latents.device)[None, :, None].expand_as(pairs)
         merged.scatter_(1, pairs.flatten(1), parent.flatten(1))
@@ -96,36 +106,6 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     first = torch.arange(0, samples * count, count, device=index.device)[:, None]  # of each sample
     # A whole row at once: gather would look an index up for each of its numbers.
     return values.flatten(0, 1).index_select(0, (first + index).flatten()).unflatten(0, (samples, -1))
-
-
-CHILD_ORDERS = ("raster", "feature", "spread")
-
-
-def order_children(codes: Tensor, latents: Tensor, rule: str) -> Tensor:
-    """Name the two children of every cluster by another rule: raster codes (N, L), latents (N, L, e) -> codes (N, L).
-
-    raster: bit 0 is the child that holds the parent's first position, as `structure_codes` names them. feature: the
-    child with the lesser mean latent, summed over channels. spread: the child whose latents lie closer together. Ties
-    stay as they are, and so do the last stage's, where a child is one position. Names change, partitions do not.
-    """
-    if rule not in CHILD_ORDERS:
-        raise ValueError(f"child order {rule!r} is none of {', '.join(CHILD_ORDERS)}")
-    if rule == "raster":
-        return codes
-    last = last_stage(codes.shape[1])
-    values = latents.detach().float()
-    renamed = codes.clone()
-    for stage in range(1, last):
-        labels = structure_map(codes, stage)
-        means = cluster_means(values, labels, 2**stage)  # (N, 2^i, e)
-        if rule == "feature":
-            score = means.sum(dim=2)
-        else:
-            away = (values - assign(means, labels)).square().sum(dim=2, keepdim=True)
-            score = cluster_means(away, labels, 2**stage)[..., 0]
-        swap = (score[:, 0::2] > score[:, 1::2]).long()  # (N, 2^(i-1)), of each parent
-        renamed ^= swap.gather(1, structure_map(codes, stage - 1)) << (last - stage)
-    return renamed
 
 
 def pairwise_distances(features: Tensor) -> Tensor:
@@ -172,6 +152,17 @@ def greedy_pairs(distances: Tensor) -> Tensor:
     partner = partner.T.contiguous()  # (N, n)
     lower = (partner > index[:, 0]).nonzero()[:, 1].view(samples, count // 2)
     return torch.stack((lower, partner.gather(1, lower)), dim=2)
+
+
+def in_order_of_distance(pairs: Tensor, distances: Tensor) -> Tensor:
+    """Pairs in the order in which the greedy rule takes them: by (distance, lower index, higher index).
+
+    pairs: (N, n/2, 2) as `greedy_pairs` gives them, of distances (N, n, n); returns (N, n/2, 2).
+    """
+    rows = take(distances, pairs[..., 0])  # (N, n/2, n)
+    apart = rows.gather(2, pairs[..., 1:])[..., 0]  # (N, n/2)
+    order = apart.sort(dim=1, stable=True).indices  # pairs of equal distance keep their order, by the lower index
+    return pairs.gather(1, order[..., None].expand_as(pairs))
 
 
 def _nearest(distances: Tensor) -> Tensor:

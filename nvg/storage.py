@@ -256,19 +256,36 @@ def read_bytes(path: str) -> bytes:
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file atomically, making its folder."""
     if is_local(path):
-        target = local_path(path)
-        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            with space_for(path):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(data)
-                os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with file_writer(path) as file:
+            file.write(data)
     else:
         with _asking(path):
             system, name = _resolve(path)
             system.pipe_file(name, data)
+
+
+@contextmanager
+def file_writer(path: str) -> Iterator[IO[bytes]]:
+    """A file to write, in a new or an existing folder, which appears under its name when the block ends well."""
+    if not is_local(path):
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch, "copy")
+            with space_for(f"{path} (its copy in {scratch})"), copy.open("wb") as file:
+                yield file
+            with _asking(path):
+                system, name = _resolve(path)
+                system.put_file(str(copy), name)  # in pieces where the file is large; shown when it is whole
+        return
+    target = local_path(path)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with space_for(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def create_bytes(path: str, data: bytes) -> None:

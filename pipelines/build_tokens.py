@@ -33,7 +33,7 @@ from pipelines.job import run_job
 WRITER_CPUS = 0.25  # a writing task waits for storage more than it computes
 CLUSTER_DISTANCES = 2**18  # of latents that are clustered together: 1,024 images of 16 positions, 4 of 256
 # The keys of the data section that decide on the rows of a part, besides the images themselves.
-PIXEL_KEYS = ("image_size", "channels", "crop_scale", "flip", "unit_images", "limit")
+PIXEL_KEYS = ("image_size", "channels", "resize", "crop_scale", "flip", "unit_images", "limit")
 
 
 def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from nvg.frozen.dinov2 import load_dinov2
 from nvg.frozen.inception import load_inception
 from nvg.frozen.lpips import load_lpips
 from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.released.checkpoints import TOKENIZER, extract
 from nvg.training import checkpoint, jobs
 from nvg.training.loop import Place, train
 from tests.support.pictures import config as image_config
@@ -197,6 +198,7 @@ LOADERS = {
     "inception.safetensors": load_inception,
     "vgg.pth": convert_weights.read_state,
     "inception.pth": lambda path: convert_weights.convert_inception(Path(path), Path(path).with_suffix(".out")),
+    "ae.ckpt": lambda path: extract(path, TOKENIZER, Path(path).with_suffix(".taken")),
     "images.npz": lambda path: list(read_images(io.BytesIO(Path(path).read_bytes()), 4)),
     "moments.npz": lambda path: read_moments(io.BytesIO(Path(path).read_bytes())),
     "config.yaml": configuration.load,

@@ -78,7 +78,7 @@ class Assumptions:
         4.06, "a core's time for a view of a JPEG: measured, benchmarks/capacity/scale_estimate.py"
     )
     image_kb: float = assumed(115.4, "bytes of a JPEG: the training archive over its images")
-    clustering: float = assumed(0.011, "clustering and quantization over the encoder: measured, scale_estimate.py")
+    clustering: float = assumed(0.006, "clustering and quantization over the encoder: measured, scale_estimate.py")
     checkpoint_gb_s: float = assumed(0.3, "a checkpoint to the object store, or back: assumed")
     group_s: float = assumed(8, "Ray Train's stop and start of a group: measured here with two workers on CPUs")
     preemptions: float = assumed(0.02, "of a spot node an hour: assumed, one in 50 hours")

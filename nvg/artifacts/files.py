@@ -5,10 +5,11 @@ Whatever a folder holds may come from anywhere: nothing is believed, and every r
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,13 @@ FIELDS: dict[str, dict[str, type]] = {
     "training": {"step": int, "files": dict, "identity": str, "ema_updates": dict},
     "tokenizer": {"fingerprint": str, "class_names": list},
     "sampler": {"tokenizer": str, "class_names": list, "parts": list},
+}
+DTYPES = {  # of tensors that artifacts hold, as the safetensors format names them
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.int64: "I64",
 }
 _CHUNK = 1 << 22  # bytes read at once for a checksum
 
@@ -88,6 +96,25 @@ def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{folder} has no {name}.safetensors") from None
     except SafetensorError as error:
         raise CheckpointError(f"{folder}/{name}.safetensors is damaged ({error}): make it again") from None
+
+
+def write_safetensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
+    """Write the safetensors format a tensor at a time: beside the tensors themselves it takes the memory of one.
+
+    safetensors' own functions hold two more copies of all of them. Tensors of wider types come first, so that each
+    begins at a multiple of its type's size.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, end = {}, 0
+    for name in names:
+        value = tensors[name]
+        start, end = end, end + value.numel() * value.element_size()
+        header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

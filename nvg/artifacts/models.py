@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from nvg import config as configuration
 from nvg import storage, tracking
-from nvg.artifacts.files import checked_record, compare_shapes, fill, plain, read_tensors, shapes
+from nvg.artifacts.files import checked_record, compare_shapes, fill, read_tensors, shapes, write_safetensors
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, SamplerConfig
 from nvg.errors import CheckpointError, ConfigError
@@ -61,7 +60,8 @@ def write_tokenizer(
 ) -> dict[str, Any]:
     """Write every file of a tokenizer but metadata.json; returns that file's content, for `finish_folder`."""
     mark = fingerprint(state)
-    storage.write_bytes(storage.join(folder, "tokenizer.safetensors"), save(plain(state)))
+    with storage.file_writer(storage.join(folder, "tokenizer.safetensors")) as file:
+        write_safetensors(file, state)
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
     return {"format": storage.FORMAT, "kind": "tokenizer", "fingerprint": mark, "class_names": class_names, **metadata}
 
@@ -147,7 +147,8 @@ def write_sampler(
         if name == "content":  # alignment is a matter of training
             state = {key: value for key, value in state.items() if not key.startswith("align.")}
         marks[name] = fingerprint(state)
-        storage.write_bytes(storage.join(folder, f"{name}.safetensors"), save(plain(state)))
+        with storage.file_writer(storage.join(folder, f"{name}.safetensors")) as file:
+            write_safetensors(file, state)
     storage.write_bytes(storage.join(folder, "config.yaml"), configuration.to_yaml(config).encode())
     return {
         "format": storage.FORMAT,
@@ -205,6 +206,14 @@ def look_up(name: str) -> tuple[str, dict[str, Any], Config]:
     with tempfile.TemporaryDirectory() as folder:
         tracking.download(version, (storage.LAST_FILE, "config.yaml"), folder)
         return version, read_metadata(folder), model_config(folder)
+
+
+def licence_of(folder: str) -> str | None:
+    """The licence of a tokenizer's or sampler's weights, where metadata.json names one. Raises CheckpointError."""
+    licence = read_metadata(folder).get("licence")
+    if not isinstance(licence, str | None):
+        raise CheckpointError(f"{folder}/metadata.json is damaged: licence must be a string, not {licence!r:.80}")
+    return licence
 
 
 def is_shipped(folder: str) -> bool:

@@ -60,6 +60,17 @@ def _middle(width: int, attention: bool) -> nn.Sequential:
     return nn.Sequential(ResidualBlock(width, width), *inner, ResidualBlock(width, width))
 
 
+class Downsample(nn.Conv2d):
+    """A 3x3 convolution of stride 2 on an input padded by a row below and a column on the right: (N, c, 2h, 2w) ->
+    (N, c, h, w). Output (y, x) is centred on input (2y + 1, 2x + 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
 class Encoder(nn.Module):
     """Images to latents: (N, C, H, W) -> (N, e, h, w), h = H / downsampling."""
 
@@ -72,7 +83,7 @@ class Encoder(nn.Module):
         body: list[nn.Module] = []
         for level, width in enumerate(widths):
             if level > 0:
-                body.append(nn.Conv2d(widths[level - 1], widths[level - 1], 3, stride=2, padding=1))
+                body.append(Downsample(widths[level - 1]))
             body.extend(_residual_blocks(widths[max(level - 1, 0)], width, config.blocks))
         self.body = nn.Sequential(*body)
         self.middle = _middle(widths[-1], config.attention)
@@ -87,7 +98,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        widths = config.widths[::-1]
+        widths, blocks = config.widths[::-1], config.decoder_blocks or config.blocks
         self.stem = nn.Conv2d(config.code_width, widths[0], 3, padding=1)
         self.middle = _middle(widths[0], config.attention)
         body: list[nn.Module] = []
@@ -95,7 +106,7 @@ class Decoder(nn.Module):
             if level > 0:
                 body.append(nn.Upsample(scale_factor=2.0, mode="nearest"))
                 body.append(nn.Conv2d(widths[level - 1], widths[level - 1], 3, padding=1))
-            body.extend(_residual_blocks(widths[max(level - 1, 0)], width, config.blocks))
+            body.extend(_residual_blocks(widths[max(level - 1, 0)], width, blocks))
         self.body = nn.Sequential(*body)
         self.norm = _norm(widths[-1])
         # Kept under a name of its own: the adversarial loss is balanced by the gradient at this layer.

@@ -20,7 +20,6 @@ from nvg.granularity import (
     GranularitySequence,
     assign,
     cluster_means,
-    order_children,
     positions_of_codes,
     structure_codes,
     structure_map,
@@ -68,7 +67,7 @@ class GranularityQuantizer(nn.Module):
 
     def structure_codes(self, latents: Tensor) -> Tensor:
         """Structure codes under this tokenizer's names of children: (N, L, e) -> (N, L)."""
-        return order_children(structure_codes(latents), latents, self.child_order)
+        return structure_codes(latents, self.child_order)
 
     def increment(self, stage: int, tokens: Tensor, structure_map: Tensor) -> Tensor:
         """x_{i+1} - x_i = phi_i(assign(c_i, s_i)): tokens (N, 2^i), structure_map (N, L) -> (N, L, e)."""

@@ -58,6 +58,7 @@ def _data(check: Checker, data: DataConfig) -> None:
         f"data.source={data.source!r} is none of idx, folder, ilsvrc, parquet, webdataset",
     )
     check(data.channels in (1, 3), f"data.channels={data.channels}: 1 (grey) or 3 (RGB)")
+    check(data.resize in ("antialiased", "lanczos8"), f"data.resize={data.resize!r} is none of antialiased, lanczos8")
     check(
         data.class_names is None or len(data.class_names) == data.num_classes,
         f"data.class_names holds {len(data.class_names or [])} names, data.num_classes={data.num_classes}",
@@ -83,8 +84,8 @@ def _tokenizer(check: Checker, tokenizer: TokenizerConfig, data: DataConfig) -> 
         f"tokenizer.widths={tokenizer.widths}: multiples of 4, of 32 from 128 on (normalisation groups)",
     )
     check(
-        tokenizer.child_order in ("raster", "feature", "spread"),
-        f"tokenizer.child_order={tokenizer.child_order!r} is none of raster, feature, spread",
+        tokenizer.child_order in ("raster", "merge"),
+        f"tokenizer.child_order={tokenizer.child_order!r} is none of raster, merge",
     )
     check(len(tokenizer.widths) <= 12, f"tokenizer.widths={tokenizer.widths}: at most 12")
 

@@ -37,6 +37,8 @@ class DataConfig:
     views: int = number(1, least=1, most=127)  # tokens per image: view 0 is the centre crop, the others are random
     # random views resize the shorter side to image_size * U(1, crop_scale), then crop
     crop_scale: float = number(1.0, least=1)
+    # antialiased | lanczos8: the kernel of the released system's images, for figures that are compared with its own.
+    resize: str = "antialiased"
     flip: bool = True  # random views are mirrored with probability 1/2
     # images per read unit: the size of a token part, and what a restart repeats
     unit_images: int = number(512, least=1)
@@ -55,10 +57,13 @@ class TokenizerConfig:
     patch: int = number(1, least=1, most=64)
     widths: list[int] = number([128, 128, 256, 256, 512], least=16, most=8192)  # one per resolution, fine to coarse
     blocks: int = number(2, least=1, most=64)  # residual blocks per resolution
+    decoder_blocks: int | None = number(None, least=1, most=64)  # of the decoder; None = blocks
     attention: bool = True  # self-attention at the lowest resolution
     code_width: int = number(32, least=1, most=4096)  # e, the width of a latent and of a codebook entry
     codebook_size: int = number(4096, least=2, most=65536)  # V
-    child_order: str = "raster"  # which child of a split gets bit 0: raster | feature | spread (docs/method.md)
+    # Which child of a split gets bit 0: raster (the one with the first position, as drawings need it) | merge (the one
+    # whose own halves are closer, as in the released weights).
+    child_order: str = "raster"
 
     @property
     def downsampling(self) -> int:

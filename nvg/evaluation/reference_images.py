@@ -65,6 +65,8 @@ class SplitImages(ReferenceImages):
         self.name = self.description = name
         self.source = open_source(data, name, training)
         self.fingerprint = self.source.fingerprint()
+        if data.resize == "lanczos8":  # the centre is another picture: other features, and another protocol
+            self.fingerprint += f" {data.resize} {data.crop_scale:g}"
         pixels = [data.image_size, data.channels, data.limit if name == "train" else None]
         self.preparation = [*pixels, data.source, data.image_column, data.label_column, self.source.class_names]
         if most is not None:

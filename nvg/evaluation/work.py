@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nvg.config import Config
 from nvg.data import ImageSource
-from nvg.data.images import to_float, to_uint8
+from nvg.data.images import to_float
 from nvg.data.records import Unit
 from nvg.data.stream import read_pieces
 from nvg.evaluation.features import FeatureNetwork
 from nvg.evaluation.reconstruction import code_counts, mse_by_stages
 from nvg.generator import Sampler
+from nvg.generator.sampler import in_fours
 
 if TYPE_CHECKING:
     from nvg.frozen.lpips import LPIPS
@@ -85,6 +87,16 @@ class Reconstructions:
 Result = Samples | Stages | Features | Reconstructions
 
 
+def cut_pixels(images: Tensor) -> Tensor:
+    """Pixels as they are measured: float images in [-1, 1], (N, C, H, W), clamped -> uint8 (N, H, W, C).
+
+    255 (x + 1) / 2 is cut down to whole numbers, for the published figures are of such pixels: ADM's evaluation, VAR's
+    and the released system's all do so. What is shown, served or kept as a preview is rounded instead
+    (nvg.generator.sampler.to_pixels).
+    """
+    return (255 * (images.float().clamp(-1, 1) + 1) / 2).to(torch.uint8).permute(0, 2, 3, 1)
+
+
 # ---- work ----
 
 
@@ -117,7 +129,8 @@ class DrawSamples(Draw):
 
     def do(self, networks: Networks) -> Samples:
         """The samples and their features."""
-        images = networks.sampler.generate(self.labels, seed=self.seed)
+        *_, last = networks.sampler.stages(self.labels, seed=self.seed)
+        images = cut_pixels(in_fours(last.tokenizer.decode_canvas, last.canvas)).cpu().numpy()
         features, logits = networks.features(torch.from_numpy(images))
         return Samples(images, self.labels, features.numpy(), logits.numpy())
 
@@ -171,7 +184,7 @@ class Reconstruct(RealImages):
             reconstruction = tokenizer.decode(sequence)
             errors.append(mse_by_stages(images, sequence, tokenizer.decode).cpu())
             counts.append(code_counts(sequence, tokenizer.config.codebook_size))
-            decoded.append(to_uint8(reconstruction).cpu())
+            decoded.append(cut_pixels(reconstruction).cpu())
             if lpips is not None:
                 with torch.no_grad():
                     distances.append(lpips(reconstruction, images).flatten().cpu())

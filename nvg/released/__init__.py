@@ -1,1 +1,1 @@
-"""The released system's weights in our modules: key tables, pure functions of a state dict (docs/method.md)."""
+"""The weights that the method's authors published, as a sampler of this project (docs/published_weights.md)."""

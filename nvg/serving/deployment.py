@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 
 from nvg import tracking
-from nvg.artifacts.models import fingerprint, load_sampler, sampler_folder
+from nvg.artifacts.models import fingerprint, licence_of, load_sampler, sampler_folder
 from nvg.config import ServeConfig
 from nvg.generator import Sampler
 from nvg.serving.api import create_app
@@ -46,11 +46,12 @@ SWITCH_SECONDS = 0.0005
 def load_model(config: ServeConfig, model: str) -> Served:
     """Load the model of a deployment onto its device. Raises ValueError as `nvg.load` does."""
     device = "cuda" if config.gpus_per_replica > 0 else "cpu"
-    sampler = load_sampler(sampler_folder(model)).to(device, dtype=getattr(torch, config.precision))
+    folder = sampler_folder(model)
+    sampler = load_sampler(folder).to(device, dtype=getattr(torch, config.precision))
     if config.compile:
         sampler.compile()
     name = config.name or default_name(config.model)
-    return Served(name, sampler, weights_fingerprint(sampler), int(time.time()))
+    return Served(name, sampler, weights_fingerprint(sampler), int(time.time()), licence_of(folder))
 
 
 def default_name(model: str) -> str:

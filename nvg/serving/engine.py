@@ -39,6 +39,7 @@ class Served:
     sampler: Sampler
     fingerprint: str
     created: int  # Unix time
+    licence: str | None = None  # of the weights, where their folder names one
 
 
 @dataclass(frozen=True)

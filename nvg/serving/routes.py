@@ -184,6 +184,7 @@ def _describe(service: Service) -> schemas.Model:
         created=model.created,
         nvg=schemas.ModelExtension(
             fingerprint=model.fingerprint,
+            licence=model.licence,
             classes=sampler.class_names,
             image_size=tokenizer.image_size,
             channels=tokenizer.channels,

@@ -269,6 +269,7 @@ class ModelExtension(BaseModel):
     """What a client must know of the model (extension)."""
 
     fingerprint: str
+    licence: str | None = Field(default=None, description="Of the weights, where their folder names one.")
     classes: list[str]
     image_size: int
     channels: int

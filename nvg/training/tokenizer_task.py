@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nvg.autoencoder import Autoencoder, AutoencoderOutput
 from nvg.config import Config
-from nvg.data.images import to_float, to_uint8
+from nvg.data.images import to_float
+from nvg.generator.sampler import to_pixels
 from nvg.training.ema import EMA
 from nvg.training.parallel import Wrap, alone, workers
 from nvg.training.schedule import warmup_cosine
@@ -181,4 +182,4 @@ class TokenizerTask(Task):
         images = self._images[:PREVIEW_IMAGES]
         with self.averages["tokenizer"].applied():
             reconstructed = self.autoencoder.decode(self.autoencoder.encode(to_float(images)))
-        return {"reconstruction.png": reconstruction_picture(images.cpu(), to_uint8(reconstructed).cpu())}
+        return {"reconstruction.png": reconstruction_picture(images.cpu(), to_pixels(reconstructed))}

@@ -29,6 +29,7 @@ ASSETS = Path(__file__).resolve().parents[2] / "nvg" / "assets"
 MOST_BYTES = 15_000_000
 NETWORKS = ("tokenizer", "content", "structure")
 REFERENCE_FEATURES = 2000
+LICENCE = "Apache License 2.0"  # of the weights that ship with the package: as the code
 
 
 def package(sampler: str, name: str, classifier: str, reference: str) -> Path:
@@ -52,6 +53,7 @@ def package(sampler: str, name: str, classifier: str, reference: str) -> Path:
         raise ValueError(f"{reference} holds features of {real.network}, {classifier} is another network")
     real.features = real.features[:REFERENCE_FEATURES]
     real.save(str(target / "reference.safetensors"))
+    metadata["licence"] = LICENCE
     storage.write_json(str(target / "metadata.json"), metadata)
     size = sum(path.stat().st_size for path in target.iterdir())
     if size > MOST_BYTES:

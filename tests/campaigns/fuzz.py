@@ -58,6 +58,7 @@ from nvg.evaluation.npz import read_images, read_moments
 from nvg.evaluation.reference import Reference, load_reference
 from nvg.frozen.weights import read_tensors
 from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.released.checkpoints import TOKENIZER, extract
 from nvg.serving.errors import RequestError
 from nvg.serving.images import open_drawing, open_upload
 from nvg.training import checkpoint
@@ -331,6 +332,7 @@ def targets(folder: Path, only: Sequence[str] = ()) -> dict[str, Target]:
         artifact_targets,
         evaluation_targets,
         weights_targets,
+        published_targets,
     ):
         every |= make(folder, inputs)
     return {name: target for name, target in every.items() if not only or name.startswith(tuple(only))}
@@ -588,6 +590,17 @@ def weights_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
         read_tensors(str(inputs.put("v.safetensors", data)), key="x", expected="x", remedy="x")
 
     return {"weights": Target([save({"a": torch.ones(3)})], read, (WeightsError,), [change_header])}
+
+
+def published_targets(folder: Path, inputs: Inputs) -> dict[str, Target]:
+    """A published checkpoint, as the process that reads it takes it."""
+    file = io.BytesIO()
+    torch.save({"epoch": 1, "state_dict": {"encoder.a": torch.ones(3), "loss.b": torch.ones(2)}}, file)
+
+    def read(data: bytes) -> None:
+        extract(str(inputs.put("ae.ckpt", data)), TOKENIZER, inputs.folder / "ae.taken")
+
+    return {"published": Target([file.getvalue()], read, (CheckpointError,))}
 
 
 def write_ilsvrc(root: Path) -> None:

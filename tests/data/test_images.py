@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from nvg.data import BrokenImageError, decode_image, make_view
-from nvg.data.images import image_size, to_float, to_uint8
+from nvg.data.images import image_size, to_float
+from nvg.generator.sampler import to_pixels
 from tests.support.pictures import config, encode, frames, jpeg_of, pixels, png, ycck
+
+RESIZES = ("antialiased", "lanczos8")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -264,10 +267,11 @@ def test_bad_bytes_never_raise_anything_else(noise, cut):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 3), st.floats(1, 2))
-def test_a_view_is_square_whatever_the_image(width, height, view, scale):
-    image = Image.fromarray(np.zeros((height, width, 3), np.uint8))
-    assert make_view(image, config(crop_scale=scale), view, 0, "x").shape == (16, 16, 3)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 3), st.floats(1, 2), st.sampled_from(RESIZES))
+def test_a_view_is_square_whatever_the_image(width, height, view, scale, resize):
+    image = Image.fromarray(np.full((height, width, 3), 77, np.uint8))
+    found = make_view(image, config(crop_scale=scale, resize=resize), view, 0, "x")
+    assert found.shape == (16, 16, 3) and (found == 77).all() and found.dtype == np.uint8
 
 
 def test_view_0_is_the_centre_crop_of_the_resized_image():
@@ -276,9 +280,10 @@ def test_view_0_is_the_centre_crop_of_the_resized_image():
     assert (make_view(Image.fromarray(wide), config(), 0, 0, "x") == 255).all()
 
 
-def test_random_views_follow_from_seed_image_and_view_alone():
+@pytest.mark.parametrize("resize", RESIZES)
+def test_random_views_follow_from_seed_image_and_view_alone(resize):
     image = Image.fromarray(pixels(3, (40, 40)))
-    settings = config(crop_scale=1.5)
+    settings = config(crop_scale=1.5, resize=resize)
     base = make_view(image, settings, 1, 0, "a")
     assert np.array_equal(base, make_view(image, settings, 1, 0, "a"))
     for other in (
@@ -289,24 +294,26 @@ def test_random_views_follow_from_seed_image_and_view_alone():
         assert not np.array_equal(base, other)
 
 
-def test_half_of_the_random_views_are_mirrored_and_none_without_flip():
+@pytest.mark.parametrize("resize", RESIZES)
+def test_half_of_the_random_views_are_mirrored_and_none_without_flip(resize):
     image = Image.fromarray(np.tile(np.arange(16, dtype=np.uint8)[None, :, None], (16, 1, 3)))
-    mirrored = [make_view(image, config(), 1, 0, str(number))[0, 0, 0] == 15 for number in range(200)]
+    mirrored = [make_view(image, config(resize=resize), 1, 0, str(number))[0, 0, 0] == 15 for number in range(200)]
     assert 70 < sum(mirrored) < 130
-    assert not any(make_view(image, config(flip=False), 1, 0, str(n))[0, 0, 0] == 15 for n in range(20))
+    assert not any(make_view(image, config(flip=False, resize=resize), 1, 0, str(n))[0, 0, 0] == 15 for n in range(20))
 
 
 def test_pixels_go_to_floats_and_back_unchanged():
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     floats = to_float(images)
     assert floats.shape == (1, 1, 16, 16) and floats.min() == -1 and floats.max() == 1
-    assert np.array_equal(to_uint8(floats).numpy(), images)
+    assert np.array_equal(to_pixels(floats), images)
 
 
-def test_a_long_and_thin_image_is_cropped_before_it_is_enlarged():
+@pytest.mark.parametrize("resize", RESIZES)
+def test_a_long_and_thin_image_is_cropped_before_it_is_enlarged(resize):
     image = Image.fromarray(np.zeros((1, 60000, 3), np.uint8))
-    assert make_view(image, config(image_size=256), 1, 0, "x").shape == (256, 256, 3)
-    assert make_view(image, config(image_size=256), 0, 0, "x").shape == (256, 256, 3)
+    for view in (0, 1):
+        assert make_view(image, config(image_size=256, resize=resize), view, 0, "x").shape == (256, 256, 3)
 
 
 def test_a_damaged_exif_block_hurts_no_pixels():

@@ -25,10 +25,12 @@ from nvg.evaluation.work import (
     Networks,
     Reconstruct,
     TakeFeatures,
+    cut_pixels,
     sample_work,
     stage_work,
 )
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
+from nvg.generator.sampler import to_pixels
 from pipelines.steps import check_evaluation
 from tests.support.pictures import config as image_config
 from tests.support.synthetic import CLASSES, write_images
@@ -65,10 +67,21 @@ def test_sample_j_has_class_j_mod_classes_and_the_jth_seed(config, networks):
     work = sample_work(config, 3)
     assert [some.labels for some in work] == [[0, 1, 2, 0], [1, 2, 0, 1], [2]]
     samples = [some.do(networks) for some in work]
-    fifth = networks.sampler.generate([1], seed=7 + 4)
-    assert np.array_equal(samples[1].images[:1], fifth) and sum(some.size for some in work) == 9
+    *_, fifth = networks.sampler.stages([1], seed=7 + 4)
+    cut = cut_pixels(networks.sampler.tokenizer.decode(fifth.sequence)).numpy()
+    assert np.array_equal(samples[1].images[:1], cut) and sum(some.size for some in work) == 9
     features, logits = networks.features(torch.from_numpy(samples[0].images))
     assert np.array_equal(samples[0].features, features) and np.array_equal(samples[0].logits, logits)
+
+
+def test_what_is_measured_is_cut_down_and_what_is_shown_is_rounded(networks):
+    """255 (x + 1) / 2 = 99.75, 0.25, 255 and, clamped, 0."""
+    floats = (torch.tensor([99.75, 0.25, 255.0, -9.0]) * 2 / 255 - 1)[:, None, None, None]
+    assert cut_pixels(floats).flatten().tolist() == [99, 0, 255, 0]
+    assert to_pixels(floats).flatten().tolist() == [100, 0, 255, 0]
+    (drawn,) = (DrawSamples([0, 1, 2], 7).do(networks).images.astype(int),)
+    shown = networks.sampler.generate([0, 1, 2], seed=7)
+    assert set((shown - drawn).flatten().tolist()) == {0, 1}  # some pixels differ, by one
 
 
 def test_stages_are_previews_and_their_structure(config, networks):
@@ -217,14 +230,20 @@ def test_features_are_kept_by_images_their_preparation_and_the_network(config, t
     np.savez(tmp_path / "a.npz", np.repeat(images(2), 3, axis=3))
     np.savez(tmp_path / "b.npz", np.repeat(images(3), 3, axis=3))
     limited = toy_config(data={**DATA, "train": config.data.train, "limit": 9})
+    resized = [
+        toy_config(data={**DATA, "train": config.data.train, "resize": "lanczos8", "crop_scale": scale})
+        for scale in (1.0, 1.125)
+    ]
     sets = [
         SplitImages(config, "train"),
+        *(SplitImages(other, "train") for other in resized),
         SplitImages(limited, "train"),
         npz(tmp_path / "a.npz", 8),
         npz(tmp_path / "b.npz", 8),
     ]
     files = [some.features_file("out", "net") for some in sets]
-    assert len(set(files)) == 4 and all(file.startswith("out/reference-") for file in files)
+    assert len({some.fingerprint for some in sets[:3]}) == 3  # evaluations of these are not compared either
+    assert len(set(files)) == 6 and all(file.startswith("out/reference-") for file in files)
     assert SplitImages(config, "train").features_file("out", "net") == files[0]
     assert sets[0].features_file("out", "other") != files[0]
 

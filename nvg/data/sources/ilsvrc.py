@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nvg import storage
@@ -35,6 +35,23 @@ DEVKIT_CLASSES = 1000
 SHIPPED = Path(__file__).parent / "imagenet_synsets.txt"
 FOLDERS_ABOVE = 4  # <Kaggle's archive>/ILSVRC/Data/CLS-LOC/val
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+
+
+def shipped_class_names() -> list[str]:
+    """The names of the 1,000 classes of ILSVRC 2012, in the usual order."""
+    names = read_synsets(str(SHIPPED))
+    return distinct_names(sorted(names), names)
+
+
+def read_synsets(path: str) -> dict[str, str]:
+    """synset -> name, of a list with a synset and its name per line (path or URL)."""
+    return {line[:9]: line[10:].strip() or line[:9] for line in _text(path).splitlines() if SYNSET.match(line)}
+
+
+def distinct_names(synsets: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """The name of each synset, with its id where another one has the same: ImageNet has two classes "crane"."""
+    repeated = {name for name, count in Counter(names.get(item, item) for item in synsets).items() if count > 1}
+    return [f"{names[item]} ({item})" if names.get(item) in repeated else names.get(item, item) for item in synsets]
 
 
 class IlsvrcSource(ImageSource):
@@ -59,10 +76,7 @@ class IlsvrcSource(ImageSource):
         else:
             synsets = present
         self.classes = synsets
-        repeated = {name for name, count in Counter(names.get(item, item) for item in synsets).items() if count > 1}
-        self.class_names = [  # ImageNet has two classes "crane"
-            f"{names[item]} ({item})" if names.get(item) in repeated else names.get(item, item) for item in synsets
-        ]
+        self.class_names = distinct_names(synsets, names)
         index = {synset: label for label, synset in enumerate(synsets)}
         stems = Counter(_stem(name) for name, _ in labelled)
         self.repeated = {name for name, _ in labelled if stems[_stem(name)] > 1}  # x.jpg beside x.png
@@ -141,8 +155,7 @@ class IlsvrcSource(ImageSource):
 
     def _synset_names(self) -> dict[str, str]:
         """synset -> name, in the order of LOC_synset_mapping.txt, else of the shipped list."""
-        lines = _text(self._find("LOC_synset_mapping.txt") or str(SHIPPED)).splitlines()
-        return {line[:9]: line[10:].strip() or line[:9] for line in lines if SYNSET.match(line)}
+        return read_synsets(self._find("LOC_synset_mapping.txt") or str(SHIPPED))
 
     def _ground_truth(self, names: dict[str, str]) -> dict[str, str]:
         """A file's stem, or its number as text, -> synset. Raises DataError where no table has it."""

@@ -253,7 +253,7 @@ async function readReference(file) {
 // ---- setting up ----
 
 function fill() {
-  const { classes, image_size: size, last_stage: last, fingerprint } = model;
+  const { classes, image_size: size, last_stage: last, fingerprint, licence } = model;
   for (const id of ["class", "compare-classes"]) list(id, classes, []);
   byId("find-class-field").hidden = classes.length <= MANY_CLASSES;
   for (const [name, { name: label, ...limits }] of Object.entries(SETTINGS)) {
@@ -263,6 +263,7 @@ function fill() {
   byId("count").max = Math.min(8, model.max_images);
   byId("keep-stages").max = last;
   const facts = [`${classes.length} classes`, `${size} × ${size}`, `${last + 1} stages`, `weights ${fingerprint}`];
+  if (licence) facts.push(`licence: ${licence}`);
   byId("model").textContent = `${model.id}: ${facts.join(", ")}`;
   document.body.classList.toggle("small-images", size <= 128);
   // Finer than the model's grid, so that curves can be drawn; the server averages.
