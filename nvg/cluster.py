@@ -6,9 +6,11 @@ Importing this module imports neither Ray nor torch: the functions import what t
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +19,7 @@ from nvg.config import ClusterConfig, Config, ServeConfig
 if TYPE_CHECKING:
     import torch
 
+TERMINAL = "NVG_TERMINAL"  # in the environment of Ray's processes: 1 where the driver's output is a terminal, else 0
 OWN_RAY = "nvg_own_ray"  # a resource of a Ray that one of our commands started: it ends with it, and does not grow
 
 
@@ -35,8 +38,11 @@ def start_ray(config: ClusterConfig | ServeConfig) -> None:
             # Threads that wait must not spin: readers want the same cores, and spinning made steps 5 times slower.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # every long step has one bar of this project, not one per operator
+            TERMINAL: str(int(on_terminal())),
         }
     }
+    if not on_terminal():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # escape codes before each line of a worker
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=environment, log_to_driver=True)
         return
@@ -112,11 +118,58 @@ class Bar(Protocol):
     def close(self) -> Any: ...
 
 
+class Lines:
+    """Progress for a file or a log, on standard error: a line every tenth of the way, or every 30 s."""
+
+    SECONDS = 30.0
+
+    def __init__(self, total: int, description: str, unit: str) -> None:
+        self.total, self.description, self.unit = total, description, unit
+        self.done, self.said = 0, 0
+        self.start = self.time = time.monotonic()
+
+    def update(self, n: int = 1) -> None:
+        """So many more are done."""
+        self.done += n
+        tenths = [10 * count // max(self.total, 1) for count in (self.said, self.done)]
+        if tenths[0] != tenths[1] or time.monotonic() - self.time > self.SECONDS:
+            self._say()
+
+    def set_description(self, desc: str) -> None:
+        """What the next line begins with."""
+        self.description = desc
+
+    def close(self) -> None:
+        """Say how far it came, where the last line did not."""
+        if self.done > self.said:
+            self._say()
+
+    def _say(self) -> None:
+        self.said, self.time = self.done, time.monotonic()
+        rate = self.done / max(self.time - self.start, 1e-9)
+        left = max(self.total - self.done, 0) / rate
+        print(
+            f"{self.description}: {self.done:,} of {self.total:,} {self.unit}s "
+            f"({100 * self.done // max(self.total, 1)}%), {rate:.3g} a second, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def on_terminal() -> bool:
+    """Whether a person's terminal shows this job's output: the driver tells its Ray's processes."""
+    said = os.environ.get(TERMINAL)
+    return sys.stderr.isatty() if said is None else said == "1"
+
+
 def progress(total: int, description: str, unit: str = "step") -> Bar:
-    """A progress bar with rate and time left: the driver draws it, wherever the job's code runs.
+    """A progress bar with rate and time left: the driver draws it, wherever the job's code runs. Where its output is no
+    terminal, a line now and then.
 
     Without a running Ray the bar is on this process's standard error.
     """
+    if not on_terminal():
+        return Lines(total, description, unit)
     ray = sys.modules.get("ray")  # a process that never imported Ray is on no cluster
     if ray is None or not ray.is_initialized():
         from tqdm import tqdm
@@ -167,7 +220,17 @@ def blocks(rows: list[dict[str, Any]]) -> Any:
 
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     dataset.context.raise_original_map_exception = True  # else the type of an error is lost: the disk, or the data?
+    _quieten(dataset.context)
     return dataset
+
+
+def _quieten(context: Any) -> None:
+    """Leave out what Ray Data says that nobody can act on: its plan, its start and end, the bars that it does not draw,
+    and that tasks use more memory than the nothing that was reserved for them."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    detectors = context.issue_detectors_config
+    detectors.detectors = [one for one in detectors.detectors if one.__name__ != "HighMemoryIssueDetector"]
 
 
 def actors(cluster: ClusterConfig) -> Any:

@@ -98,7 +98,8 @@ def _worker(message: dict[str, _Work]) -> dict[str, Any]:
 
     work = message["work"]
     os.environ[tracking.ENVIRONMENT] = work.tracking_uri
-    for name in ("ray.data", "ray.train"):  # notices at every epoch and every checkpoint
+    # Notices at every epoch and every checkpoint; the last one sets its level by itself.
+    for name in ("ray.data", "ray.train", "ray.train.v2._internal.execution.context"):
         logging.getLogger(name).setLevel(logging.WARNING)
     set_threads(work.config.cluster)
     library: Any = ray.train
