@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvg.artifacts.files import FORMAT
+from nvg import storage
 from nvg.autoencoder import Autoencoder
 from nvg.config import EvaluateConfig, SamplerConfig
 from nvg.data.images import to_float
@@ -260,7 +260,7 @@ def test_work_and_results_travel_between_processes(networks):
     "names", [["square", "disc", "stripes"], ["Square", "disc", "stripes"], ["disc", "square"], ["a", "b", "c", "d"]]
 )
 def test_a_classifier_of_other_classes_judges_no_sampler(names, config, tmp_path):
-    record = {"kind": "sampler", "format": FORMAT, "tokenizer": "x", "class_names": names, "parts": []}
+    record = {"kind": "sampler", "format": storage.FORMAT, "tokenizer": "x", "class_names": names, "parts": []}
     (tmp_path / "metadata.json").write_text(json.dumps(record))
     evaluation = Evaluation(config, str(tmp_path), tmp_path)
     with pytest.raises(DataError, match="the sampler's classes .* are not those of data.train .disc, square, stripes."):
