@@ -265,3 +265,12 @@ def split_codes(codes: Tensor, stage: int, preference: Tensor, *, rename: bool =
     first = first.scatter_reduce(1, parent, position, "amin")  # (N, 2^(i-1))
     swap = bit.gather(1, first).gather(1, parent)
     return codes | ((bit ^ swap) << (last - stage))
+
+
+def raster_codes(codes: Tensor, stage: int) -> Tensor:
+    """The same clusters of stages 1 ... `stage` by their raster names: codes (N, L) -> (N, L), the later bits 0."""
+    last = last_stage(codes.shape[1])
+    renamed = torch.zeros_like(codes)
+    for split in range(1, stage + 1):
+        renamed = split_codes(renamed, split, ((codes >> (last - split)) & 1).float())
+    return renamed

@@ -2,9 +2,11 @@
 
     python pipelines/evaluate.py --config conf/fashion_mnist.yaml key=value ...
     python pipelines/evaluate.py --config conf/eval/imagenet_fid50k.yaml --sampler s3://.../generators-... key=value ...
+    python pipelines/evaluate.py --config conf/fashion_mnist.yaml --given other:3
 
 The first form measures the sampler that train.py made with this configuration. With --sampler it is any other one, by
-name, folder or URL: the configuration then only changes the settings that the sampler was trained with.
+name, folder or URL: the configuration then only changes the settings that the sampler was trained with. --given KIND is
+evaluate.given=KIND: the samples' structure is given, in part or whole, and not generated (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def evaluate(config: Config, sampler_folder: str, output_folder: str) -> dict[st
     """Evaluate the sampler of a folder (path or URL) on the running Ray; returns the content of evaluation.json.
 
     `output_folder` gets samples.npz, pictures, evaluation.json and metadata.json, all or nothing. evaluation.json
-    stands beside the sampler too, the latest one, unless it ships with the package. MLflow gets all but samples.npz.
+    stands beside the sampler too, the latest one with nothing given, unless it ships with the package. MLflow gets all
+    but samples.npz.
     """
     start = time.time()
     with storage.folder_writer(output_folder) as folder:
@@ -43,7 +46,8 @@ def evaluate(config: Config, sampler_folder: str, output_folder: str) -> dict[st
         storage.write_json(str(folder / RESULT), result)
         run = _track(config, sampler_folder, output_folder, result, folder)
         storage.write_json(str(folder / storage.LAST_FILE), {"kind": "evaluation", "run_id": run})
-    if not is_shipped(sampler_folder):  # its evaluation.json is what its card says, whoever tries it
+    # A shipped sampler's evaluation.json is what its card says, whoever tries it.
+    if config.evaluate.given is None and not is_shipped(sampler_folder):
         try:
             storage.write_json(storage.join(sampler_folder, RESULT), result)
         except OSError as error:  # a sampler that others own, for reading alone
@@ -69,6 +73,8 @@ def _track(config: Config, sampler: str, output: str, result: dict[str, Any], fo
     """Log everything but samples.npz, which is too large for a tracking server; returns the run's id."""
     run = tracking.start(config, "evaluate", folder=output)
     run.set_tags({"artifact": output, "sampler": sampler, "network": result["protocol"]["network"]})
+    if config.evaluate.given is not None:
+        run.set_tags({"given": config.evaluate.given})
     numbers = {name: value for name, value in result["figures"].items() if isinstance(value, int | float)}
     for name, (low, high) in result["intervals"].items():
         numbers |= {f"{name}/low": low, f"{name}/high": high}
@@ -84,10 +90,14 @@ def summary(result: dict[str, Any], folder: str) -> str:
     """One line on a finished evaluation."""
     figures, protocol = result["figures"], result["protocol"]
     low, high = result["intervals"]["frechet_distance"]
+    given = "" if protocol["given"] is None else f" with {protocol['given']} given"
     text = (
-        f"evaluation: Fréchet distance {figures['frechet_distance']:.3g} [{low:.3g}, {high:.3g}] of "
+        f"evaluation{given}: Fréchet distance {figures['frechet_distance']:.3g} [{low:.3g}, {high:.3g}] of "
         f"{figures['samples']} samples to {protocol['reference']} ({protocol['network']})"
     )
+    if "frechet_distance_dinov2" in figures:
+        low, high = result["intervals"]["frechet_distance_dinov2"]
+        text += f", on DINOv2 {figures['frechet_distance_dinov2']:.3g} [{low:.3g}, {high:.3g}]"
     if "accuracy_on_samples" in figures:
         text += f", classifier accuracy {figures['accuracy_on_samples']:.3f}"
     if "reconstruction_mse" in figures:
@@ -121,9 +131,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure a finished sampler, unless that is done already. argv: the command line without the program."""
     parser = job_parser(__doc__)
     parser.add_argument("--sampler", help="a sampler by name, folder or URL, instead of the one this file trains")
+    parser.add_argument("--given", metavar="KIND", help="evaluate.given: own:STAGE, other:STAGE, drawn, noisy:SHARE")
     arguments = parser.parse_intermixed_args(words(argv))
+    if arguments.given is not None:
+        arguments.overrides.append(f"evaluate.given={arguments.given}")
     if arguments.sampler is None:
-        make_artifact("evaluation", read_config(arguments), words(argv))
+        make_artifact("evaluation", read_config(arguments), ["--config", arguments.config, *arguments.overrides])
     else:
         evaluate_any(arguments)
 

@@ -40,6 +40,12 @@ def check_evaluation(config: Config) -> None:
         path = getattr(config.evaluate, name)
         if path not in (None, "test", "train") and not storage.exists(path):
             raise ConfigError(f"evaluate.{name}={path}: no such file. docs/evaluation.md says where it comes from")
+    dinov2 = config.evaluate.dinov2_weights
+    if dinov2 is not None and not storage.exists(storage.join(dinov2, "config.json")):
+        raise ConfigError(
+            f"evaluate.dinov2_weights={dinov2}: no such folder with a config.json. docs/evaluation.md says where it "
+            "comes from"
+        )
     if config.evaluate.reference.endswith(".npz"):
         from nvg.evaluation.evaluation import npz_reference
 

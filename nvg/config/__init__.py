@@ -2,6 +2,7 @@
 
 from nvg.config.checks import validate
 from nvg.config.fields import REQUIRED, operational, range_of
+from nvg.config.given import GivenStructure, read_given
 from nvg.config.loading import digest, from_dict, load, merged, read, read_file, serve_config, to_dict, to_yaml
 from nvg.config.paths import with_home
 from nvg.config.schema import (
@@ -40,6 +41,7 @@ __all__ = [
     "DistillConfig",
     "EvaluateConfig",
     "GeneratorTrainingConfig",
+    "GivenStructure",
     "RepaConfig",
     "SamplerConfig",
     "ServeConfig",
@@ -59,6 +61,7 @@ __all__ = [
     "range_of",
     "read",
     "read_file",
+    "read_given",
     "serve_config",
     "to_dict",
     "to_yaml",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 
 from nvg.config.fields import check_ranges
+from nvg.config.given import read_given
 from nvg.config.schema import (
     STANDARD_RESOURCES,
     ClusterConfig,
@@ -175,6 +176,20 @@ def _evaluate(check: Checker, config: Config) -> None:
     check(
         evaluate.reference in ("test", "train") or evaluate.reference.endswith(".npz"),
         f"evaluate.reference={evaluate.reference!r} is none of test, train, or the path or URL of an .npz file",
+    )
+    if evaluate.given is None:
+        return
+    try:
+        given = read_given(evaluate.given, config.tokenizer.last_stage)
+    except ConfigError as error:
+        raise ConfigError(f"{check.where}: {error}") from None
+    check(
+        config.data.test is not None,
+        f"evaluate.given={evaluate.given}: the structure is that of held-out images: set data.test",
+    )
+    check(
+        given.kind != "other" or config.data.num_classes > 1,
+        f"evaluate.given={evaluate.given}: data.num_classes={config.data.num_classes}, so there is no other class",
     )
 
 

@@ -245,6 +245,11 @@ class EvaluateConfig:
     reconstructions: int = number(1000, least=0)  # held-out images to encode and decode; 0 = none
     # Inception-v3 .safetensors, path or URL; None = the data set's classifier
     inception_weights: str | None = path(None)
+    # DINOv2 folder, path or URL, for a second Fréchet distance; None = none
+    dinov2_weights: str | None = path(None)
+    # Structure that is given and not generated, from held-out images: own:STAGE | other:STAGE (of the class, of another
+    # one) | drawn | noisy:SHARE; None = none
+    given: str | None = None
     bootstrap: int = number(100, least=2)  # resamplings behind an interval
     save_samples: bool = True  # samples.npz, as the ADM evaluation suite reads it
     classifier_epochs: float = number(3.0, above=0)  # passes of the data set's classifier over the images

@@ -27,6 +27,7 @@ def evaluate_beside(config: Config, sampler_folder: str, *, samples: int) -> dic
     settings = config.evaluate
     settings.samples_per_class = math.ceil(samples / len(metadata["class_names"]))
     settings.reconstructions, settings.train_distance, settings.save_samples = 0, False, False
+    settings.given = settings.dinov2_weights = None
     with tempfile.TemporaryDirectory() as scratch:
         figures = Evaluation(config, sampler_folder, Path(scratch)).run().figures
     curves = {

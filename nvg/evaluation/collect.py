@@ -12,7 +12,7 @@ from torch import Tensor
 from nvg.evaluation.npz import ImageWriter
 from nvg.evaluation.reconstruction import ReconstructionFigures
 from nvg.evaluation.reference import ReferenceMeter
-from nvg.evaluation.work import Features, Reconstructions, Result, Samples, Stages
+from nvg.evaluation.work import Features, FeaturesKey, Reconstructions, Result, Samples, Stages
 from nvg.pictures import MAXIMUM_CLASSES, reconstruction_picture, sample_grid, stages_picture
 
 GRID_COLUMNS = 10  # samples of a class in samples.png
@@ -47,11 +47,11 @@ class Collector:
         class_names: Sequence[str],
         folder: Path,
         *,
-        references: Iterable[str],
+        references: Iterable[FeaturesKey],
         seed: int,
         writer: ImageWriter | None = None,
     ) -> None:
-        """references: the sets of real images whose features are to come. seed: of the choice that is kept of them.
+        """references: the features of real images that are to come. seed: of the choice that is kept of them.
         writer: an open file for the samples."""
         self.class_names, self.folder, self.writer = class_names, folder, writer
         self.grid = SampleGrid(class_names)
@@ -60,6 +60,7 @@ class Collector:
         self.reconstruction = ReconstructionFigures()
         self._features: list[Tensor] = []
         self._logits: list[Tensor] = []
+        self._dinov2: list[Tensor] = []
         self._reconstructed: list[Tensor] = []
 
     def add(self, result: Result) -> None:
@@ -78,6 +79,8 @@ class Collector:
         self.labels += samples.labels
         self._features.append(torch.from_numpy(samples.features))
         self._logits.append(torch.from_numpy(samples.logits))
+        if samples.dinov2 is not None:
+            self._dinov2.append(torch.from_numpy(samples.dinov2))
         self.grid.add(samples)
         if self.writer is not None:
             self.writer.add(samples.images)
@@ -99,6 +102,11 @@ class Collector:
     def logits(self) -> Tensor:
         """The feature network's logits of the samples: (N, classes)."""
         return torch.cat(self._logits)
+
+    @property
+    def dinov2_features(self) -> Tensor:
+        """DINOv2's features of the samples: (N, D)."""
+        return torch.cat(self._dinov2)
 
     @property
     def reconstructed_features(self) -> Tensor:

@@ -17,7 +17,8 @@ from nvg import storage
 from nvg.errors import NotComparable
 
 # What two evaluations must share. The sampler's settings may differ: they are what is compared.
-SHARED = ("samples", "reference", "reference_images", "reference_fingerprint", "network", "image_size")
+SHARED = ("samples", "reference", "reference_images", "reference_fingerprint", "network", "image_size", "given")
+MEASURED = ("dinov2_network",)  # what they must share where both have it
 
 
 def check(evaluations: dict[str, dict[str, Any]]) -> None:
@@ -25,9 +26,10 @@ def check(evaluations: dict[str, dict[str, Any]]) -> None:
     naming the first difference."""
     (first_file, first), *others = evaluations.items()
     for file, other in others:
-        for key in SHARED:
-            value, other_value = first["protocol"][key], other["protocol"][key]
-            if value != other_value:
+        for key in (*SHARED, *MEASURED):
+            # Without `given` in files of an earlier version: nothing was.
+            value, other_value = first["protocol"].get(key), other["protocol"].get(key)
+            if value != other_value and (key in SHARED or None not in (value, other_value)):
                 raise NotComparable(
                     f"{first_file} and {file} cannot be compared: {key} is {value!r} in the one and {other_value!r} in "
                     "the other. Evaluate both samplers with the same settings of `evaluate`"

@@ -35,6 +35,14 @@ def sample_figures(
     return figures
 
 
+def dinov2_figures(settings: EvaluateConfig, collector: Collector, reference: Reference) -> Figures:
+    """How close the samples are to real images on DINOv2's features. reference: by these."""
+    distance = metrics.frechet(
+        collector.dinov2_features, reference.moments, replicates=settings.bootstrap, seed=settings.seed
+    )
+    return {"frechet_distance_dinov2": distance}
+
+
 def bound_figures(settings: EvaluateConfig, references: Mapping[str, Reference], held_out: str) -> Figures:
     """What perfect samples would have: the classifier's accuracy on held-out images (a split's name), and the distance
     of the training images to the test images."""

@@ -22,11 +22,13 @@ def measure(
     readers: Mapping[str, ImageSource],
     sampler_folder: str,
     network: NetworkFile,
+    dinov2: NetworkFile | None = None,
     images: int,
+    title: str = "evaluation",
 ) -> Iterator[Result]:
     """The results of all work, in order, with a progress bar over `images` images.
 
-    readers: of the splits that the work names.
+    readers: of the splits that the work names. title: of the bar.
     """
     import ray
 
@@ -44,14 +46,14 @@ def measure(
         .flat_map(read, **cluster.reader)
         .map(
             Measure,  # type: ignore[arg-type]  # a class, for an actor
-            fn_constructor_args=(config, sampler_folder, network),
+            fn_constructor_args=(config, sampler_folder, network, dinov2),
             compute=actors(cluster),
             **cluster.actor,
         )
     )
     results.context.execution_options.preserve_order = True
     results.context.enable_progress_bars = False
-    bar = progress(images, "evaluation", "image")
+    bar = progress(images, title, "image")
     for row in results.iter_rows():
         bar.update(row["size"])
         yield row["result"]
@@ -61,7 +63,9 @@ def measure(
 class Measure:
     """An actor: it holds the networks, and does the work that comes."""
 
-    def __init__(self, config: Config, sampler_folder: str, network: NetworkFile) -> None:
+    def __init__(
+        self, config: Config, sampler_folder: str, network: NetworkFile, dinov2: NetworkFile | None = None
+    ) -> None:
         from nvg.artifacts.models import load_sampler
 
         set_threads(config.cluster)
@@ -76,6 +80,7 @@ class Measure:
             network.load(device),
             lpips,
             config.cluster.encode_batch,
+            None if dinov2 is None else dinov2.load(device),
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +17,11 @@ from nvg import storage
 from nvg.config import Config, DataConfig
 from nvg.data import ImageSource, open_source
 from nvg.errors import DataError
-from nvg.evaluation.features import BATCH, INCEPTION_WIDTH
+from nvg.evaluation.features import BATCH, INCEPTION_WIDTH, NetworkFile
 from nvg.evaluation.metrics import Moments
 from nvg.evaluation.npz import read_header, read_images
-from nvg.evaluation.reference import Reference
-from nvg.evaluation.work import ReadUnit, Reconstruct, TakeFeatures
+from nvg.evaluation.reference import Reference, ReferenceMeter, load_reference
+from nvg.evaluation.work import FeaturesKey, OnImages, ReadUnit, TakeDinov2Features, TakeFeatures, Work
 
 
 class ReferenceImages(ABC):
@@ -37,8 +38,8 @@ class ReferenceImages(ABC):
         """The number of images."""
 
     @abstractmethod
-    def work(self) -> list[ReadUnit] | list[TakeFeatures]:
-        """The work that gives the features of all images."""
+    def work(self, then: OnImages) -> list[ReadUnit] | list[Work]:
+        """The work on all images, some at a time. then: TakeFeatures, or another one on real images."""
 
     def published_moments(self) -> Moments | None:
         """Moments that are published with the images and stand for more of them."""
@@ -76,13 +77,9 @@ class SplitImages(ReferenceImages):
         """The number of images, as far as it is known before they are read."""
         return self.source.count()
 
-    def work(self) -> list[ReadUnit]:
-        """The units, to be read for their features."""
-        return [ReadUnit(self.name, unit, TakeFeatures) for unit in self.source.units]
-
-    def reconstruction_work(self) -> list[ReadUnit]:
-        """The units, to be read for reconstruction."""
-        return [ReadUnit(self.name, unit, Reconstruct) for unit in self.source.units]
+    def work(self, then: OnImages) -> list[ReadUnit]:
+        """The units, to be read for it."""
+        return [ReadUnit(self.name, unit, then) for unit in self.source.units]
 
 
 class NpzImages(ReferenceImages):
@@ -121,12 +118,12 @@ class NpzImages(ReferenceImages):
             raise DataError(f"{self.where}: {error}") from None
 
     @cached_property
-    def _work(self) -> list[TakeFeatures]:
+    def _images(self) -> list[np.ndarray]:
         """The images are read here: a zip member has no way to its middle."""
         if self.header.shape is None:
             return []
         with self._named(), storage.open(self.name) as file:
-            return [TakeFeatures(self.name, self._of_channels(images)) for images in read_images(file, BATCH)]
+            return [self._of_channels(images) for images in read_images(file, BATCH)]
 
     def _of_channels(self, images: np.ndarray) -> np.ndarray:
         """uint8 (n, H, W, 3) -> (n, H, W, C): the suite's files hold grey images as three equal channels."""
@@ -138,11 +135,11 @@ class NpzImages(ReferenceImages):
 
     def count(self) -> int:
         """The number of images of the file."""
-        return sum(some.size for some in self._work)
+        return sum(map(len, self._images))
 
-    def work(self) -> list[TakeFeatures]:
-        """All images."""
-        return self._work
+    def work(self, then: OnImages) -> list[Work]:
+        """All images. They have no labels."""
+        return [then(self.name, images, None) for images in self._images]
 
     def published_moments(self) -> Moments | None:
         """The moments of all training images, of which the file holds a choice."""
@@ -156,3 +153,42 @@ class NpzImages(ReferenceImages):
             return None
         name = f"mu and sigma of {self.name.rpartition('/')[2]}"
         return Reference(name, self.fingerprint, network, 0, moments, torch.zeros(0, len(moments.mean)), None)
+
+
+@dataclass(frozen=True)
+class RealFeatures:
+    """Features of a set of real images by a network, which are kept in a file once they are computed."""
+
+    images: ReferenceImages
+    network: NetworkFile
+
+    @property
+    def key(self) -> FeaturesKey:
+        """The name under which an evaluation has them."""
+        return self.images.name, self.network.kind == "dinov2"
+
+    @property
+    def take(self) -> type[TakeFeatures] | type[TakeDinov2Features]:
+        """The work that computes them."""
+        return TakeDinov2Features if self.network.kind == "dinov2" else TakeFeatures
+
+    def kept(self, output: str) -> Reference | None:
+        """The features of the output folder's file, or what a reference without images has; None where neither is."""
+        if (moments := self.images.without_images(self.network.name)) is not None:
+            print(f"{self.images.name} holds mu and sigma alone: no precision, recall and kernel distance", flush=True)
+            return moments
+        file = self.images.features_file(output, self.network.name)
+        return load_reference(file) if storage.exists(file) else None
+
+    def keep(self, meter: ReferenceMeter, output: str) -> Reference:
+        """The features that a meter has taken in, which go into the output folder's file."""
+        reference = meter.reference(
+            self.images.description,
+            self.images.fingerprint,
+            self.network.name,
+            labelled=self.images.labelled and self.network.knows_classes,
+            # Published ones are those of Inception.
+            all_images=None if self.network.kind == "dinov2" else self.images.published_moments(),
+        )
+        reference.save(self.images.features_file(output, self.network.name))
+        return reference

@@ -1,13 +1,13 @@
 """The pieces of an evaluation's work, and the result of each.
 
-A piece of work is something to draw (DrawSamples, DrawStages) or images to look at (TakeFeatures, Reconstruct); an
-actor, which holds the networks, does it. ReadUnit names images that a reading task decodes first. Arrays are NumPy's:
-work and results travel through Ray's object store.
+A piece of work is something to draw (DrawSamples, DrawStages) or images to look at (RealImages: for features, for
+reconstruction, for structure that is given); an actor, which holds the networks, does it. ReadUnit names images that a
+reading task decodes first. Arrays are NumPy's: work and results travel through Ray's object store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +22,7 @@ from nvg.data.records import Unit
 from nvg.data.stream import read_pieces
 from nvg.evaluation.features import FeatureNetwork
 from nvg.evaluation.reconstruction import code_counts, mse_by_stages
-from nvg.generator import Sampler
+from nvg.generator import Given, Sampler
 from nvg.generator.sampler import in_fours
 
 if TYPE_CHECKING:
@@ -39,9 +39,12 @@ class Networks:
     features: FeatureNetwork
     lpips: LPIPS | None  # where tokenizer_train.lpips_weights names its weights
     encode_batch: int  # images that the tokenizer encodes at once
+    dinov2: FeatureNetwork | None = None  # where evaluate.dinov2_weights names its weights
 
 
 # ---- results ----
+
+FeaturesKey = tuple[str, bool]  # a set of real images, and whether its features are DINOv2's, not the feature network's
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Samples:
     labels: list[int]  # the classes that were asked for
     features: np.ndarray  # float32 (n, D)
     logits: np.ndarray  # float32 (n, classes of the feature network)
+    dinov2: np.ndarray | None = None  # DINOv2's features, float32 (n, D)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Stages:
 class Features:
     """Features of real images."""
 
-    reference: str  # the set that the images belong to
+    reference: FeaturesKey
     features: np.ndarray  # float32 (n, D)
     right: int  # how many of them the network gives their label
 
@@ -84,7 +88,15 @@ class Reconstructions:
     lpips: np.ndarray | None  # float32 (n,)
 
 
-Result = Samples | Stages | Features | Reconstructions
+@dataclass(frozen=True)
+class Structures:
+    """Structure of real images, to be given to samples."""
+
+    codes: np.ndarray  # int16 (n, L), structure codes
+    labels: list[int]
+
+
+Result = Samples | Stages | Features | Reconstructions | Structures
 
 
 def cut_pixels(images: Tensor) -> Tensor:
@@ -117,6 +129,7 @@ class Draw:
 
     labels: list[int]  # their classes
     seed: int  # of the first; each next one has the next
+    given: Given | None = None  # structure of each that is not generated
 
     @property
     def size(self) -> int:
@@ -129,10 +142,11 @@ class DrawSamples(Draw):
 
     def do(self, networks: Networks) -> Samples:
         """The samples and their features."""
-        *_, last = networks.sampler.stages(self.labels, seed=self.seed)
+        *_, last = networks.sampler.stages(self.labels, seed=self.seed, given=self.given)
         images = cut_pixels(in_fours(last.tokenizer.decode_canvas, last.canvas)).cpu().numpy()
         features, logits = networks.features(torch.from_numpy(images))
-        return Samples(images, self.labels, features.numpy(), logits.numpy())
+        dinov2 = None if networks.dinov2 is None else networks.dinov2(torch.from_numpy(images))[0].numpy()
+        return Samples(images, self.labels, features.numpy(), logits.numpy(), dinov2)
 
 
 class DrawStages(Draw):
@@ -140,7 +154,7 @@ class DrawStages(Draw):
 
     def do(self, networks: Networks) -> Stages:
         """The previews of all stages, and the structure that they share."""
-        steps = list(networks.sampler.stages(self.labels, seed=self.seed))
+        steps = list(networks.sampler.stages(self.labels, seed=self.seed, given=self.given))
         codes = steps[-1].sequence_codes.cpu().numpy()
         return Stages(np.stack([step.preview for step in steps]), codes, self.labels)
 
@@ -168,7 +182,17 @@ class TakeFeatures(RealImages):
         right = 0
         if self.labels is not None:
             right = int((logits.argmax(dim=1) == torch.tensor(self.labels)).sum())
-        return Features(self.name, features.numpy(), right)
+        return Features((self.name, False), features.numpy(), right)
+
+
+class TakeDinov2Features(RealImages):
+    """Real images whose DINOv2 features are taken, for a reference."""
+
+    def do(self, networks: Networks) -> Features:
+        """The features."""
+        assert networks.dinov2 is not None
+        features, _ = networks.dinov2(torch.from_numpy(self.images))
+        return Features((self.name, True), features.numpy(), 0)
 
 
 class Reconstruct(RealImages):
@@ -200,13 +224,17 @@ class Reconstruct(RealImages):
         )
 
 
+# A class of RealImages: the set's name, images, labels where it has any.
+OnImages = Callable[[str, np.ndarray, list[int] | None], Work]
+
+
 @dataclass(frozen=True)
 class ReadUnit:
     """A unit of a split, to be read. then: the work on its images."""
 
     split: str
     unit: Unit
-    then: type[TakeFeatures] | type[Reconstruct]
+    then: OnImages
 
     def read(self, readers: Mapping[str, ImageSource], config: Config) -> Iterator[Work]:
         """The work on the unit's images, some images at a time. Broken images are left out."""
@@ -218,17 +246,22 @@ class ReadUnit:
 # ---- lists of work ----
 
 
-def sample_work(config: Config, classes: int) -> list[DrawSamples]:
+GivenOf = Callable[[list[int], int], Given]  # the structure given to images of some classes: labels, the first's seed
+
+
+def sample_work(config: Config, classes: int, given: GivenOf | None = None) -> list[DrawSamples]:
     """Image j has class j mod classes and seed evaluate.seed + j, whichever actor draws it."""
     settings = config.evaluate
     labels = [number % classes for number in range(settings.samples_per_class * classes)]
-    return [
-        DrawSamples(labels[first : first + settings.batch_size], settings.seed + first)
-        for first in range(0, len(labels), settings.batch_size)
-    ]
+    work = []
+    for first in range(0, len(labels), settings.batch_size):
+        some, seed = labels[first : first + settings.batch_size], settings.seed + first
+        work.append(DrawSamples(some, seed, None if given is None else given(some, seed)))
+    return work
 
 
-def stage_work(config: Config, classes: int, count: int) -> DrawStages:
+def stage_work(config: Config, classes: int, count: int, given: GivenOf | None = None) -> DrawStages:
     """One image each of `count` classes, evenly spaced."""
     labels = np.linspace(0, classes - 1, min(count, classes)).round().astype(int).tolist()
-    return DrawStages(labels, config.evaluate.seed)
+    seed = config.evaluate.seed
+    return DrawStages(labels, seed, None if given is None else given(labels, seed))

@@ -11,7 +11,7 @@ from nvg.config import DataConfig, SamplerConfig, ServeConfig
 from nvg.data.images import make_view, to_float
 from nvg.generator import Given
 from nvg.generator.controls import given_from_drawing, given_from_sequence
-from nvg.granularity import GranularitySequence, codes_from_map, split_codes
+from nvg.granularity import GranularitySequence, codes_from_map, raster_codes
 from nvg.serving.engine import Job, Served
 from nvg.serving.errors import RequestError
 from nvg.serving.images import Output, open_upload
@@ -116,9 +116,10 @@ def _codes(rows: list[list[int]], stage: int, model: Served, *, rename: bool) ->
     rename: clusters get the names that the tokenizer would give them.
     """
     tokenizer = model.sampler.tokenizer.config
-    last = tokenizer.last_stage
-    if stage > last:
-        raise RequestError(400, f"keep_stages={stage}: this model's last stage is {last}", param="keep_stages")
+    if stage > tokenizer.last_stage:
+        raise RequestError(
+            400, f"keep_stages={stage}: this model's last stage is {tokenizer.last_stage}", param="keep_stages"
+        )
     structure = _map_of_rows(rows, stage)
     if stage == 1:
         try:
@@ -130,10 +131,7 @@ def _codes(rows: list[list[int]], stage: int, model: Served, *, rename: bool) ->
     codes = codes_from_map(structure.flatten()[None], stage)
     if tokenizer.child_order == "raster" and rename:
         # A map that somebody drew: the generators know clusters by the names that the tokenizer would give them.
-        renamed = torch.zeros_like(codes)
-        for split in range(1, stage + 1):
-            renamed = split_codes(renamed, split, (codes >> (last - split) & 1).float())
-        codes = renamed
+        codes = raster_codes(codes, stage)
     return codes, torch.zeros(1, dtype=torch.int64)
 
 

@@ -271,6 +271,12 @@ def test_any_sampler_is_evaluated_under_the_settings_of_another_file(done, argum
     assert not (folder / "reconstruction.png").exists()
     evaluate.main(command)
     assert "evaluation: complete, nothing to do" in capsys.readouterr().out
+    (test,) = [item.removeprefix("data.train=") for item in arguments if item.startswith("data.train=")]
+    evaluate.main([*command, "--given", "other:1", f"data.test={test}"])
+    (other,) = set((tmp_path / "out").glob("evaluation-*")) - {folder}
+    assert storage.read_json(f"{other}/evaluation.json")["protocol"]["given"] == "other:1"
+    beside = storage.read_json(storage.join(done["generators"].folder, "evaluation.json"))
+    assert beside["protocol"]["given"] is None  # what stands beside the sampler is of samples with nothing given
     with pytest.raises(SystemExit, match="evaluate.reference=.*none.npz: no such file"):
         evaluate.main([*command, f"evaluate.reference={tmp_path}/none.npz"])
     with pytest.raises(SystemExit, match="evaluate.inception_weights"):

@@ -38,12 +38,23 @@ def test_the_same_protocol_gives_a_table_whatever_the_samplers_settings(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("samples", 10000), ("network", "inception 1"), ("reference_fingerprint", "b")]
+    ("key", "value"),
+    [("samples", 10000), ("network", "inception 1"), ("reference_fingerprint", "b"), ("given", "other:3")],
 )
 def test_another_protocol_is_refused_and_named(tmp_path, capsys, key, value):
     assert compare.main([write(tmp_path, "a"), write(tmp_path, "b", **{key: value})]) == 1
     message = capsys.readouterr().err
     assert "cannot be compared" in message and key in message and str(value) in message
+
+
+def test_dinov2_weights_must_be_the_same_where_both_have_some(tmp_path, capsys):
+    one, other, none = (
+        write(tmp_path, name, dinov2_network=value)
+        for name, value in (("a", "dinov2 1"), ("b", "dinov2 2"), ("c", None))
+    )
+    assert compare.main([one, none, write(tmp_path, "d")]) == 0
+    assert compare.main([one, other]) == 1
+    assert "dinov2_network is 'dinov2 1' in the one and 'dinov2 2' in the other" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_evaluation_is_named(tmp_path, capsys):

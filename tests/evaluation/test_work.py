@@ -97,7 +97,7 @@ def test_features_count_the_images_that_are_given_their_label(networks):
     verdict = networks.features.module.predict(torch.from_numpy(pixels)).tolist()
     labels = [verdict[0], *((label + 1) % 3 for label in verdict[1:])]
     result = TakeFeatures("test", pixels, labels).do(networks)
-    assert (result.reference, result.right) == ("test", 1) and result.features.shape == (6, 64)
+    assert (result.reference, result.right) == (("test", False), 1) and result.features.shape == (6, 64)
     assert TakeFeatures("ref.npz", pixels).do(networks).right == 0  # an .npz file has no labels
 
 
@@ -115,12 +115,12 @@ def test_a_reconstruction_is_measured_in_batches_as_it_is_whole(networks):
 def test_a_split_is_read_into_work_on_its_images(config):
     split = SplitImages(config, "train")
     readers = {"train": split.source.reader()}
-    work = [some for unit in split.work() for some in unit.read(readers, config)]
+    work = [some for unit in split.work(TakeFeatures) for some in unit.read(readers, config)]
     assert split.count() == sum(some.size for some in work) == 3 * EACH and split.labelled
     assert all(isinstance(some, TakeFeatures) and some.name == "train" for some in work)
     assert sorted(label for some in work for label in some.labels) == sorted([0, 1, 2] * EACH)
     first = SplitImages(config, "train", most=7)
-    again = [some for unit in first.reconstruction_work() for some in unit.read(readers, config)]
+    again = [some for unit in first.work(Reconstruct) for some in unit.read(readers, config)]
     assert first.count() == sum(some.size for some in again) == 7 and isinstance(again[0], Reconstruct)
     assert np.array_equal(again[0].images, work[0].images) and first.published_moments() is None
 
@@ -129,9 +129,9 @@ def test_an_npz_file_is_work_with_its_own_moments(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "reference.npz", pixels, mu=np.arange(3.0), sigma=np.eye(3))
     reference = npz(tmp_path / "reference.npz", 4, feature_width=3)
-    assert [some.size for some in reference.work()] == [256, 44] and reference.count() == 300
-    assert np.array_equal(np.concatenate([some.images for some in reference.work()]), pixels)
-    assert reference.work()[0].labels is None and not reference.labelled
+    assert [some.size for some in reference.work(TakeFeatures)] == [256, 44] and reference.count() == 300
+    assert np.array_equal(np.concatenate([some.images for some in reference.work(TakeFeatures)]), pixels)
+    assert reference.work(TakeFeatures)[0].labels is None and not reference.labelled
     assert torch.equal(reference.published_moments().mean, torch.arange(3.0).double())
     np.savez(tmp_path / "plain.npz", pixels)
     assert npz(tmp_path / "plain.npz", 4).published_moments() is None
@@ -145,7 +145,7 @@ def test_an_npz_file_of_moments_alone_is_a_reference_for_the_frechet_distance(tm
     """As pytorch-fid and its relatives write statistics; other arrays of such a file are not read."""
     np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3), features=np.zeros((9, 3)))
     images = npz(tmp_path / "stats.npz", 4, feature_width=3)
-    assert images.work() == [] and images.count() == 0
+    assert images.work(TakeFeatures) == [] and images.count() == 0
     reference = images.without_images("net")
     assert reference.name == "mu and sigma of stats.npz" and reference.images == 0 and reference.right is None
     features = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
@@ -210,11 +210,11 @@ def test_a_reference_that_does_not_fit_is_refused_before_anything_is_computed(wh
 def test_grey_images_of_an_npz_file_have_one_channel_again(tmp_path):
     grey = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
     np.savez(tmp_path / "grey.npz", np.repeat(grey, 3, axis=3))
-    (work,) = npz(tmp_path / "grey.npz", 4, channels=1).work()
+    (work,) = npz(tmp_path / "grey.npz", 4, channels=1).work(TakeFeatures)
     assert np.array_equal(work.images, grey)
     np.savez(tmp_path / "colour.npz", np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8))
     with pytest.raises(DataError, match=r"colour.npz: it holds images in colour, but data.channels=1"):
-        npz(tmp_path / "colour.npz", 4, channels=1).work()
+        npz(tmp_path / "colour.npz", 4, channels=1).work(TakeFeatures)
 
 
 def test_two_files_of_one_name_and_size_are_two_references(tmp_path):

@@ -162,6 +162,18 @@ def test_register_tokens_are_left_out(tmp_path: Path) -> None:
     torch.testing.assert_close(features(images, 4), tokens[:, 5:])
 
 
+@pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 224), (3, 256)])
+def test_an_image_has_one_class_token_of_224_pixels_a_side(features: DinoFeatures, channels: int, size: int) -> None:
+    images = torch.rand(2, channels, size, size) * 2 - 1
+    pixels = images.expand(2, 3, size, size)
+    if size != 224:
+        pixels = torch.nn.functional.interpolate(pixels, (224, 224), mode="bicubic", antialias=True).clamp(-1, 1)
+    with torch.no_grad():
+        output = features.vit(((pixels + 1) / 2 - features.mean) / features.std)
+    torch.testing.assert_close(features.class_token(images), output.pooler_output)
+    assert output.last_hidden_state.shape[1] == 1 + 16 * 16
+
+
 def test_another_feature_width_names_the_key(dinov2_folder: Path) -> None:
     with pytest.raises(ValueError, match="repa.feature_width=768.*has 48"):
         load_dinov2(str(dinov2_folder), feature_width=768)
