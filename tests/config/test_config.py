@@ -220,7 +220,7 @@ def test_a_missing_value_is_asked_for_by_name(key: str) -> None:
         (["data.class_names=[a,b]"], ["data.class_names", "2 names", "data.num_classes=3"]),
         (["repa.weights=dinov2"], ["repa.block=8", "content.depth"]),
         (["sampler.flow_steps=0"], ["sampler.flow_steps=0"]),
-        (["sampler.flow_shift=-0.5"], ["sampler.flow_shift=-0.5", "at least 0 (equal steps)"]),
+        (["sampler.flow_shift=-0.5"], ["sampler.flow_shift=-0.5", "at least 0, at most 5"]),
         (["sampler.top_p=0"], ["sampler.top_p=0"]),
         (["sampler.top_p=1.5"], ["sampler.top_p=1.5"]),
         (["distill.steps=-1"], ["distill.steps=-1"]),
