@@ -21,18 +21,18 @@ from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.reference import load_reference
 
 BATCH = 250
-COLUMNS = ("flow_steps", "structure_guidance", "content_guidance", "top_p", "structure_temperature")
+COLUMNS = ("flow_steps", "flow_shift", "structure_guidance", "content_guidance", "top_p", "structure_temperature")
 SETTINGS = [
-    (2, 2.5, 3.5, 0.5, 0.1),
-    (1, 2.5, 3.5, 0.5, 0.1),
-    (8, 2.5, 3.5, 0.5, 0.1),
-    (2, 2.5, 3.5, 0.5, 0.5),
-    (2, 2.5, 3.5, 0.5, 1.0),
-    (8, 2.5, 3.5, 0.5, 1.0),
-    (2, 1.5, 3.5, 0.5, 1.0),
-    (2, 2.5, 4.5, 0.5, 1.0),
-    (2, 2.5, 2.0, 0.5, 0.1),
-    (2, 1.0, 1.0, 1.0, 0.1),
+    (2, 0.5, 2.5, 3.5, 0.5, 0.1),
+    (1, 0.5, 2.5, 3.5, 0.5, 0.1),
+    (8, 0.5, 2.5, 3.5, 0.5, 0.1),
+    (2, 0.5, 2.5, 3.5, 0.5, 0.5),
+    (2, 0.5, 2.5, 3.5, 0.5, 1.0),
+    (8, 0.5, 2.5, 3.5, 0.5, 1.0),
+    (2, 0.5, 1.5, 3.5, 0.5, 1.0),
+    (2, 0.5, 2.5, 4.5, 0.5, 1.0),
+    (2, 0.5, 2.5, 2.0, 0.5, 0.1),
+    (2, 0.5, 1.0, 1.0, 1.0, 0.1),
 ]
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     reference = load_reference(f"{folder}/reference.safetensors")
     labels = [number % len(sampler.class_names) for number in range(arguments.samples)]
     print(f"{arguments.sampler}, {arguments.samples} samples each, {date.today()}\n")
-    print("| " + " | ".join((*COLUMNS, "Fréchet distance", "accuracy", "recall")) + " |\n" + "| --- " * 8 + "|")
+    print("| " + " | ".join((*COLUMNS, "Fréchet distance", "accuracy", "recall")) + " |\n" + "| --- " * (len(COLUMNS) + 3) + "|")
     rows: list[dict[str, Any]] = [dict(zip(COLUMNS, values, strict=True)) for values in SETTINGS]
     if arguments.settings:
         default = {name: getattr(sampler.settings, name) for name in COLUMNS}
