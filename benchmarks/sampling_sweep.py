@@ -59,7 +59,8 @@ def main() -> None:
     reference = load_reference(f"{folder}/reference.safetensors")
     labels = [number % len(sampler.class_names) for number in range(arguments.samples)]
     print(f"{arguments.sampler}, {arguments.samples} samples each, {date.today()}\n")
-    print("| " + " | ".join((*COLUMNS, "Fréchet distance", "accuracy", "recall")) + " |\n" + "| --- " * (len(COLUMNS) + 3) + "|")
+    heads = (*COLUMNS, "Fréchet distance", "accuracy", "recall")
+    print("| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
     rows: list[dict[str, Any]] = [dict(zip(COLUMNS, values, strict=True)) for values in SETTINGS]
     if arguments.settings:
         default = {name: getattr(sampler.settings, name) for name in COLUMNS}
