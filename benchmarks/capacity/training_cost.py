@@ -75,7 +75,7 @@ class Assumptions:
     stream_rows_s: float = assumed(51285, "token rows a second of a worker's stream: measured, docs/benchmarks.md")
     stream_gb_s: float = assumed(1.1, "wide token rows that a worker's stream mixes: measured, --measure")
     decode_ms: float = assumed(
-        4.06, "a core's time for a view of a JPEG: measured, benchmarks/capacity/scale_estimate.py"
+        4.06, "a core's time for an antialiased view of a JPEG: measured, benchmarks/capacity/scale_estimate.py"
     )
     image_kb: float = assumed(115.4, "bytes of a JPEG: the training archive over its images")
     clustering: float = assumed(0.006, "clustering and quantization over the encoder: measured, scale_estimate.py")
