@@ -62,7 +62,7 @@ class Assumptions:
 
     images: int = assumed(1_281_167, "training images: ILSVRC 2012")
     peak_tflops: float = assumed(312, "of a GPU in bfloat16: A100's data sheet")
-    tf32_tflops: float = assumed(156, "of a GPU in TF32, in which tokens are built: A100's data sheet")
+    tf32_tflops: float = assumed(156, "of a GPU in TF32, for the tokenizer and its tokens: A100's data sheet")
     utilization: float = assumed(0.4, "share of the peak that compute reaches: assumed, as in conf/*.yaml")
     memory_gb_s: float = assumed(1300, "of a GPU's memory: 84% of the data sheet's 1,555")
     op_us: float = assumed(5, "host's time to start an operation, views included: assumed, PyTorch without compile")
@@ -75,7 +75,7 @@ class Assumptions:
     stream_rows_s: float = assumed(51285, "token rows a second of a worker's stream: measured, docs/benchmarks.md")
     stream_gb_s: float = assumed(1.1, "wide token rows that a worker's stream mixes: measured, --measure")
     decode_ms: float = assumed(
-        4.06, "a core's time for a view of a JPEG: measured, benchmarks/capacity/scale_estimate.py"
+        4.06, "a core's time for an antialiased view of a JPEG: measured, benchmarks/capacity/scale_estimate.py"
     )
     image_kb: float = assumed(115.4, "bytes of a JPEG: the training archive over its images")
     clustering: float = assumed(0.006, "clustering and quantization over the encoder: measured, scale_estimate.py")
@@ -115,6 +115,7 @@ class Counts:
     ops: float  # operations that the host starts for a slice, whatever its images
     parameters: int  # whose gradients are exchanged
     item_bytes: int  # of an image or token row as it is read
+    tf32: bool = False  # computed in TF32 (precision: float32), not in bfloat16
 
 
 def _count(images: int, loss: Callable[[], torch.Tensor]) -> tuple[float, float, int]:
@@ -156,7 +157,7 @@ def tokenizer_counts(path: str, image_kb: float) -> Counts:
 
     from nvg.frozen.dino import DinoBackbone
     from nvg.frozen.lpips import LPIPS
-    from nvg.training.discriminator import Discriminator
+    from nvg.training.discriminator import Discriminator, LogitAverages
 
     config = configuration.load(path)
     settings, size = config.tokenizer_train, config.tokenizer.image_size
@@ -166,11 +167,14 @@ def tokenizer_counts(path: str, image_kb: float) -> Counts:
         discriminator = Discriminator(DinoBackbone(ViTModel(small, add_pooling_layer=False)))
         images = torch.empty(1, config.tokenizer.channels, size, size)
     codes = torch.empty(1, config.tokenizer.positions, dtype=torch.int64, device="meta")
-    task: Any = SimpleNamespace(autoencoder=autoencoder, discriminator=discriminator, settings=settings)
+    logits = LogitAverages().to("meta")
+    sums = torch.zeros(3, device="meta")
+    task: Any = SimpleNamespace(discriminator=discriminator, settings=settings, logits=logits, _logits=sums)
+    draws = torch.Generator().manual_seed(0)
 
     def loss(adversarial: bool) -> torch.Tensor:
-        value, terms, output = tokenizer_loss(autoencoder, images, settings, warm_up=False, lpips=lpips)
-        return value + TokenizerTask._adversarial(task, images, output.reconstruction, terms)[0] * adversarial
+        value, _, output = tokenizer_loss(autoencoder, images, settings, warm_up=False, lpips=lpips)
+        return value + TokenizerTask._adversarial(task, images, output.reconstruction, draws)[0] * adversarial
 
     # Clusters follow from the values of latents, which a meta tensor has not.
     with mock.patch.object(autoencoder.quantizer, "structure_codes", lambda latents: codes):
@@ -179,7 +183,8 @@ def tokenizer_counts(path: str, image_kb: float) -> Counts:
     share = settings.discriminator_start
     total, forward, ops = (share * a + (1 - share) * b for a, b in zip(plain, whole, strict=True))
     learned = parameters(autoencoder) + parameters(discriminator.heads)
-    return Counts(total, 1 - forward / total, ops, learned, round(image_kb * 1e3))
+    tf32 = settings.precision == "float32"
+    return Counts(total, 1 - forward / total, ops, learned, round(image_kb * 1e3), tf32)
 
 
 @functools.cache
@@ -205,7 +210,8 @@ def encoding_flops(path: str, *settings: str) -> tuple[float, float]:
 
 def compute_seconds(counts: Counts, images: float, a: Assumptions) -> float:
     """Seconds of a GPU for the operations of a number of images."""
-    return images * counts.flops / (a.peak_tflops * 1e12 * a.utilization)
+    peak = a.tf32_tflops if counts.tf32 else a.peak_tflops
+    return images * counts.flops / (peak * 1e12 * a.utilization)
 
 
 def update_seconds(counts: Counts, a: Assumptions) -> float:

@@ -109,7 +109,6 @@ class Decoder(nn.Module):
             body.extend(_residual_blocks(widths[max(level - 1, 0)], width, blocks))
         self.body = nn.Sequential(*body)
         self.norm = _norm(widths[-1])
-        # Kept under a name of its own: the adversarial loss is balanced by the gradient at this layer.
         self.last_layer = nn.Conv2d(widths[-1], config.channels * config.patch**2, 3, padding=1)
         self.unpatch = nn.PixelShuffle(config.patch)
 

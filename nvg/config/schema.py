@@ -137,8 +137,10 @@ class TokenizerTrainConfig(TrainingConfig):
     lpips_weights: str | None = path(None)  # VGG16 + LPIPS heads, path or URL of a .safetensors; None = loss off
     lpips_weight: float = number(1.0, least=0)  # of the perceptual loss
     discriminator_weights: str | None = path(None)  # DINO ViT-S folder, path or URL; None = adversarial loss off
-    discriminator_weight: float = number(0.5, least=0)  # of the adversarial loss
+    discriminator_weight: float = number(0.1, least=0)  # of the adversarial loss
+    lecam_weight: float = number(0.001, least=0)  # of the LeCam regularisation of the discriminator
     discriminator_lr: float = number(1e-4, above=0)  # of the discriminator
+    discriminator_weight_decay: float = number(0.0005, least=0)  # of the discriminator
     # share of the training before the adversarial loss starts
     discriminator_start: float = number(0.2, least=0, most=1)
     checkpoint_every: int = field(default=500, metadata=OPERATIONAL)

@@ -150,8 +150,8 @@ def crop_of_lanczos8(pixels: np.ndarray, shorter: int, size: int, across: float,
         resized = round(side * shorter / min(sides))
         first = math.floor((resized - size) * place)
         index, weights = _lanczos8_taps(side, resized, first + np.arange(size))
-        values = np.moveaxis(values, axis, -1)
-        values = np.moveaxis(sum(values[..., index[tap]] * weights[tap] for tap in range(8)), -1, axis)
+        form = [size if k == axis else 1 for k in range(values.ndim)]
+        values = sum(values.take(index[tap], axis) * weights[tap].reshape(form) for tap in range(8))
     return np.rint(values).clip(0, 255).astype(np.uint8)
 
 

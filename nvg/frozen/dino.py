@@ -12,14 +12,17 @@ from nvg.frozen.weights import load_vit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-TAPS = 4  # blocks whose features are judged
+TAPS = 5  # places whose features are judged: before the first block, and after four
 MINIMUM_PATCHES = 8  # a side: smaller images are enlarged, for 2x2 patches of a 32-pixel image say nothing
 
 _KEY = "tokenizer_train.discriminator_weights"
 
 
 class DinoBackbone(nn.Module):
-    """Frozen ViT: images to patch features after evenly spaced blocks. Gradients flow to the images."""
+    """Frozen ViT: images to patch features before its first block and after evenly spaced ones, the last among them.
+
+    Gradients flow to the images.
+    """
 
     mean: Tensor
     std: Tensor
@@ -31,9 +34,9 @@ class DinoBackbone(nn.Module):
         self.patch = int(vit.config.patch_size)
         self.width = int(vit.config.hidden_size)
         depth = int(vit.config.num_hidden_layers)
-        if depth < TAPS:
-            raise ValueError(f"{_KEY}: a ViT of {depth} blocks, the discriminator reads {TAPS}")
-        self.blocks = [depth * (tap + 1) // TAPS for tap in range(TAPS)]  # 3, 6, 9, 12 of a ViT-S
+        if depth < TAPS - 1:
+            raise ValueError(f"{_KEY}: a ViT of {depth} blocks, the discriminator reads after {TAPS - 1}")
+        self.blocks = [depth * tap // (TAPS - 1) for tap in range(TAPS)]  # 0, 3, 6, 9, 12 of a ViT-S
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 

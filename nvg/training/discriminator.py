@@ -1,13 +1,16 @@
 """The adversarial loss of the tokenizer: small convolutional heads on frozen DINO features (docs/method.md, section 2).
 
 Design, after StyleGAN-T (Sauer et al., arXiv 2301.09515, section 3.2) and VAR's tokenizer: a self-supervised ViT-S/16
-that is never trained gives patch features after four blocks, evenly spaced; on each stands a head with spectral
-normalisation
+that is never trained gives patch features before its first block and after four, evenly spaced; on each stands a head
+with spectral normalisation
     1x1 convolution - norm - leaky ReLU - residual(3x3 convolution - norm - leaky ReLU) - 1x1 convolution
 that gives one logit a patch. Two changes: the heads are 2-D convolutions over the patch grid (the sources run 1-D ones
 over its raster order), and the norm is GroupNorm, so that a logit does not depend on batch mates or workers.
 
-    L_D = mean relu(1 - D(x)) + mean relu(1 + D(x_hat));  L_G = -mean D(x_hat);  weight of L_G: `adaptive_weight`
+All images are augmented before they are judged (nvg/training/diffaug.py). The losses are the released system's:
+
+    L_D = 1/2 (mean relu(1 - D(x)) + mean relu(1 + D(x_hat))) + lecam_weight * LeCam
+    L_G = mean over images of softplus(-mean D(x_hat))
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [-1, 1] -> (N, TAPS * rows * columns) logits, high for real images."""
         features = self.backbone(images)
-        return torch.cat([head(tap) for head, tap in zip(self.heads, features, strict=True)], dim=1)
+        return torch.cat([head(tap) for head, tap in zip(self.heads, features, strict=True)], dim=1).float()
 
 
 def load_discriminator(url: str) -> Discriminator:
@@ -61,23 +64,36 @@ def load_discriminator(url: str) -> Discriminator:
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the discriminator: logits of real and of reconstructed images (any shapes) -> scalar."""
-    return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
+    """Half the hinge losses of the discriminator: logits of real and of reconstructed images (any shapes) -> scalar."""
+    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """The decoder's adversarial loss: logits of reconstructed images -> scalar."""
-    return -fake.mean()
+    """The decoder's non-saturating loss: logits of reconstructed images (N, logits) -> scalar."""
+    return F.softplus(-fake.mean(dim=1)).mean()
 
 
-def adaptive_weight(
-    reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor, *, maximum: float = 1e4
-) -> Tensor:
-    """lambda = |grad L_rec| / (|grad L_G| + 1e-4) at the decoder's last layer, clamped to [0, maximum]; no gradient.
+class LogitAverages(nn.Module):
+    """Moving averages of the logits of real and of reconstructed images, for the LeCam regularisation (Tseng et al.,
+    arXiv 2104.03310): real images shall not be judged better than the average reconstruction, nor reconstructions worse
+    than the average real image, which keeps a discriminator from growing sure of itself.
 
-    VQGAN (Esser et al., arXiv 2012.09841), eq. 7: it keeps the adversarial term as strong as the reconstruction term.
-    last_layer: the weight parameter. Both losses keep their graphs; the call adds no gradient to any parameter.
+    The averages are a buffer, so that checkpoints hold them. They begin at 0 and move once a step, after it, by the
+    means over all workers: no number of workers or slices changes them.
     """
-    (reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-    (adversarial,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
-    return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0.0, maximum).detach()
+
+    means: Tensor
+    DECAY = 0.999
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(2))  # of real images, of reconstructions
+
+    def penalty(self, real: Tensor, fake: Tensor) -> Tensor:
+        """mean relu(D(x) - average of D(x_hat))^2 + mean relu(average of D(x) - D(x_hat))^2 -> scalar."""
+        average_real, average_fake = self.means
+        return F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()
+
+    def update(self, means: Tensor) -> None:
+        """Take in a step's mean logits, of real images and of reconstructions: (2,)."""
+        self.means.lerp_(means, 1.0 - self.DECAY)

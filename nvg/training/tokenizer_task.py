@@ -84,13 +84,18 @@ class TokenizerTask(Task):
         return torch.optim.AdamW(parameters, lr, (first, second), weight_decay=weight_decay, fused=True)
 
     def _add_discriminator(self, weights: str, device: torch.device) -> None:
-        from nvg.training.discriminator import load_discriminator
+        from nvg.training.discriminator import LogitAverages, load_discriminator
 
         discriminator = self.discriminator = load_discriminator(weights).to(device)
         heads = discriminator.heads
+        self.logits = LogitAverages().to(device)
+        self._logits = torch.zeros(3, device=device)  # of this step on this worker: sums of two means, slices
         parameters = list(heads.parameters())
-        self.modules["discriminator"] = heads
-        self.optimizers["discriminator"] = self._adamw(parameters, self.settings.discriminator_lr, 0.0)
+        self.modules |= {"discriminator": heads, "logits": self.logits}
+        settings = self.settings
+        self.optimizers["discriminator"] = self._adamw(
+            parameters, settings.discriminator_lr, settings.discriminator_weight_decay
+        )
         self.clip["discriminator"] = parameters
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -114,31 +119,29 @@ class TokenizerTask(Task):
         self._counts += entry_counts(output, self._counts.shape[0])
         self._output, self._images = output, batch["images"]
         if self.discriminator is not None and step >= self.settings.discriminator_start * self.total_steps:
-            adversarial, more = self._adversarial(images, output.reconstruction.float(), terms)
+            adversarial, more = self._adversarial(images, output.reconstruction.float(), rng)
             loss, terms = loss + adversarial, terms | more
         return loss, terms
 
-    def _adversarial(self, images: Tensor, fake: Tensor, terms: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _adversarial(self, images: Tensor, fake: Tensor, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The decoder's adversarial loss plus the discriminator's own loss, whose graphs do not touch.
 
         Both go into one backward pass: the heads are frozen while they judge for the decoder, and see reconstructions
         without gradient when they learn.
         """
-        from nvg.training.discriminator import adaptive_weight, discriminator_loss, generator_loss
+        from nvg.training.diffaug import augment
+        from nvg.training.discriminator import discriminator_loss, generator_loss
 
-        assert self.discriminator is not None
-        heads = self.discriminator.heads
-        heads.requires_grad_(False)
-        decoder = generator_loss(self.discriminator(fake))
-        heads.requires_grad_(True)
-        settings = self.settings
-        reconstruction = settings.l1_weight * terms["l1"] + settings.l2_weight * terms["l2"]
-        if "lpips" in terms:
-            reconstruction = reconstruction + settings.lpips_weight * terms["lpips"]
-        weight = adaptive_weight(reconstruction, decoder, self.autoencoder.decoder.last_layer.weight)
-        judged = discriminator_loss(self.discriminator(images), self.discriminator(fake.detach()))
-        recorded = {"adversarial": decoder, "adversarial_weight": weight, "discriminator": judged}
-        return settings.discriminator_weight * weight * decoder + judged, recorded
+        discriminator, settings = self.discriminator, self.settings
+        assert discriminator is not None
+        discriminator.heads.requires_grad_(False)
+        decoder = generator_loss(discriminator(augment(fake, rng)))
+        discriminator.heads.requires_grad_(True)
+        real, judged = discriminator(augment(images, rng)), discriminator(augment(fake.detach(), rng))
+        hinge, lecam = discriminator_loss(real, judged), self.logits.penalty(real, judged)
+        self._logits += torch.stack([real.detach().mean(), judged.detach().mean(), self._logits.new_ones(())])
+        loss = settings.discriminator_weight * decoder + hinge + settings.lecam_weight * lecam
+        return loss, {"adversarial": decoder, "discriminator": hinge, "lecam": lecam}
 
     def before_optimizers(self) -> None:
         """Average the heads' gradients over the workers: the heads are called unwrapped, several times per step."""
@@ -150,7 +153,8 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def after_step(self, step: int, rng: torch.Generator) -> dict[str, float]:
-        """Count the entries used; every revive_every steps, put unused ones onto residuals."""
+        """Count the entries used; every revive_every steps, put unused ones onto residuals. Average the logits."""
+        self._average_logits()
         if workers() > 1:
             distributed.all_reduce(self._counts)
         self.usage.counts += self._counts
@@ -166,6 +170,16 @@ class TokenizerTask(Task):
             self._share_codebook()
             self.averages["tokenizer"].copy_rows(CODEBOOK, unused)
         return {"codes_used": 1.0 - float(unused.float().mean())}
+
+    def _average_logits(self) -> None:
+        """Take the mean logits of all workers' slices into their averages, in a step that has judged."""
+        if self.discriminator is None:
+            return
+        if workers() > 1:
+            distributed.all_reduce(self._logits)
+        if self._logits[2] > 0:
+            self.logits.update(self._logits[:2] / self._logits[2])
+        self._logits.zero_()
 
     def _share_codebook(self) -> None:
         """Take the first worker's codebook on every worker: each put entries onto residuals of its own images."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nvg import config as configuration
-from nvg.config import Config, digest, from_dict, load, to_dict, to_yaml
+from nvg.config import Config, digest, from_dict, load, merged, read, to_dict, to_yaml
 from nvg.errors import ConfigError
 
 CONF = sorted((Path(__file__).parents[2] / "conf").glob("*.yaml"))
@@ -75,15 +75,89 @@ def test_there_are_configurations() -> None:
     assert {"fashion_mnist", "smoke", "imagenet_d16", "imagenet_d20", "imagenet_d24"} <= {path.stem for path in CONF}
 
 
-@pytest.mark.parametrize(("depth", "epochs", "decay_epochs"), [(16, 200, 40), (20, 250, 50), (24, 350, 150)])
-def test_imagenet_has_the_settings_of_the_paper(depth: int, epochs: int, decay_epochs: int) -> None:
+RELEASED: dict[str, dict[str, Any]] = {  # what the released system's three trainings share: docs/method.md
+    "data": {"image_size": 256, "crop_scale": 1.125, "resize": "lanczos8", "flip": False, "num_classes": 1000},
+    "tokenizer": {
+        "widths": [128, 256, 512, 512, 512],
+        "blocks": 2,
+        "decoder_blocks": 3,
+        "attention": False,
+        "code_width": 32,
+        "codebook_size": 4096,
+        "child_order": "merge",
+    },
+    "tokenizer_train": {
+        "epochs": 100,
+        "batch_size": 256,
+        "lr": 1e-4,
+        "weight_decay": 0.0,
+        "ema_decay": 0.9999,
+        "precision": "float32",
+        "index_backprop_epochs": 1,
+        "l1_weight": 1.0,
+        "l2_weight": 0.0,
+        "lpips_weight": 1.0,
+        "commitment_weight": 0.25,
+        "codebook_weight": 1.0,
+        "entropy_weight": 0.0,
+        "revive_every": 0,
+        "discriminator_weight": 0.1,
+        "discriminator_start": 0.0,
+        "discriminator_weight_decay": 0.0005,
+        "lecam_weight": 0.001,
+    },
+    "content": {"residual": False},
+    "repa": {"block": 8, "weight": 0.5, "feature_width": 768},
+    "train": {
+        "all_stages": True,
+        "lr": 1e-4,
+        "betas": [0.9, 0.95],
+        "weight_decay": 0.05,
+        "clip_norm": 1.0,
+        "ema_decay": 0.9999,
+        "warmup_steps": 1000,
+        "class_dropout": 0.1,
+        "canvas_weight": 1.0,
+    },
+}
+PROTOCOL: dict[str, dict[str, Any]] = {  # of the published figures
+    "sampler": {
+        "flow_steps": 25,
+        "flow_shift": 0.5,
+        "structure_guidance": 2.5,
+        "content_guidance": 3.5,
+        "top_p": 0.5,
+        "structure_temperature": 0.0,
+        "content_temperature": 1.0,
+    },
+    "evaluate": {"samples_per_class": 50},
+}
+
+
+def settings_of(config: Any, sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same keys of a configuration."""
+    return {name: {key: getattr(getattr(config, name), key) for key in part} for name, part in sections.items()}
+
+
+@pytest.mark.parametrize(
+    ("depth", "epochs", "batch", "decay_epochs", "final"),
+    [(16, 200, 768, 40, 0.1), (20, 250, 720, 50, 0.1), (24, 350, 864, 150, 0.01)],
+)
+def test_imagenet_has_the_settings_of_the_released_system(
+    depth: int, epochs: int, batch: int, decay_epochs: int, final: float
+) -> None:
     config = load(f"conf/imagenet_d{depth}.yaml")
+    assert settings_of(config, RELEASED) == RELEASED
+    assert settings_of(config, PROTOCOL) == PROTOCOL
     assert (config.content.depth, config.structure.depth) == (depth, depth)
-    assert (config.tokenizer.grid, config.tokenizer.code_width, config.tokenizer.codebook_size) == (16, 32, 4096)
-    assert (config.tokenizer_train.epochs, config.tokenizer_train.batch_size) == (100, 256)
-    train = config.train
-    assert (train.epochs, train.batch_size, train.lr, train.warmup_steps) == (epochs, 768, 1e-4, 1000)
-    assert train.decay_share * epochs == pytest.approx(decay_epochs, abs=0.1)
+    assert (config.train.epochs, config.train.batch_size, config.train.final_lr) == (epochs, batch, final)
+    assert config.train.decay_share * epochs == pytest.approx(decay_epochs, abs=0.1)
+
+
+def test_the_published_protocol_has_the_released_sampler_s_settings() -> None:
+    protocol = load("conf/imagenet_d16.yaml", ["sampler.top_p=1.0", "evaluate.samples_per_class=1"])
+    content = merged(to_dict(protocol), read("conf/eval/imagenet_fid50k.yaml"))
+    assert settings_of(from_dict(content), PROTOCOL) == PROTOCOL
 
 
 def test_imagenet_depths_share_the_tokenizer_and_its_tokens() -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from torch import nn
 
 from nvg.frozen.convert import main
+from nvg.frozen.dino import DinoBackbone
 from nvg.frozen.dinov2 import DinoFeatures, load_dinov2
 from nvg.training.discriminator import (
     Discriminator,
-    adaptive_weight,
     discriminator_loss,
     generator_loss,
     load_discriminator,
@@ -59,24 +58,27 @@ def test_one_logit_a_patch_and_tap_at_any_size(
     discriminator: Discriminator, channels: int, size: int, patches: int
 ) -> None:
     images = torch.rand(2, channels, size, size) * 2 - 1
-    assert discriminator(images).shape == (2, 4 * patches)
+    assert discriminator(images).shape == (2, 5 * patches)
 
 
-def test_the_backbone_sees_imagenet_normalised_pixels_after_every_block(discriminator: Discriminator) -> None:
+def test_the_taps_see_imagenet_normalised_pixels_before_the_first_block_and_after_every_one(
+    discriminator: Discriminator,
+) -> None:
     images = torch.rand(1, 3, 128, 128) * 2 - 1
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = ((images + 1) / 2 - mean.view(3, 1, 1)) / deviation.view(3, 1, 1)
     torch.testing.assert_close(discriminator.backbone.preprocess(images), pixels)
-    collected = []
+    collected: list[torch.Tensor] = []
     blocks = [module for module in discriminator.backbone.modules() if type(module).__name__ == "ViTLayer"]
-    hooks = [
+    hooks = [blocks[0].register_forward_pre_hook(lambda _m, inputs: collected.append(inputs[0]))]
+    hooks += [
         block.register_forward_hook(lambda _m, _i, out: collected.append(out if torch.is_tensor(out) else out[0]))
         for block in blocks
     ]
     taps = discriminator.backbone(images)
     for hook in hooks:
         hook.remove()
-    assert len(collected) == len(taps) == 4
+    assert len(collected) == len(taps) == 5
     for tap, tokens in zip(taps, collected, strict=True):
         torch.testing.assert_close(tap.flatten(2).transpose(1, 2), tokens[:, 1:])
 
@@ -113,24 +115,12 @@ def test_the_heads_learn_to_tell_two_sets_of_images_apart(dino_folder: Path) -> 
     assert loss < 0.5
 
 
-def test_hinge_losses_are_their_formulas() -> None:
-    real, fake = torch.tensor([[2.0, 0.5], [-1.0, 1.0]]), torch.tensor([[-2.0, 0.0], [1.0, -0.5]])
-    assert discriminator_loss(real, fake).item() == pytest.approx((0 + 0.5 + 2 + 0) / 4 + (0 + 1 + 2 + 0.5) / 4)
-    assert generator_loss(fake).item() == pytest.approx(1.5 / 4)
-
-
-def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
-    layer = nn.Linear(3, 2)
-    x = torch.rand(5, 3)
-    output = layer(x)
-    reconstruction, adversarial = 3.0 * output.sum(), -0.5 * output.mean()
-    weight = adaptive_weight(reconstruction, adversarial, layer.weight)
-    first = (3.0 * x.sum(0)).repeat(2, 1).norm()  # d sum(Wx) / dW
-    second = (0.5 * x.sum(0) / 10).repeat(2, 1).norm()
-    assert weight.item() == pytest.approx(float(first / (second + 1e-4)), rel=1e-5)
-    assert not weight.requires_grad and layer.weight.grad is None
-    (reconstruction + weight * adversarial).backward()  # both graphs are still there
-    assert adaptive_weight(1e9 * layer(x).sum(), 0.0 * layer(x).sum(), layer.weight) == 1e4
+def test_a_backbone_of_too_few_blocks_names_the_key() -> None:
+    shallow = transformers.ViTConfig(**SMALL | {"num_hidden_layers": 3}, intermediate_size=96, patch_size=16)
+    with pytest.raises(ValueError, match=r"discriminator_weights: a ViT of 3 blocks"):
+        DinoBackbone(transformers.ViTModel(shallow))
+    deep = transformers.ViTConfig(**SMALL | {"num_hidden_layers": 12}, intermediate_size=96, patch_size=16)
+    assert DinoBackbone(transformers.ViTModel(deep)).blocks == [0, 3, 6, 9, 12]
 
 
 # ---- DINOv2 features ----

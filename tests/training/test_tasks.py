@@ -182,12 +182,12 @@ def test_alignment_is_trained_and_not_exported(tmp_path):
     assert load_sampler(str(tmp_path / "sampler")).content.align is None
 
 
-def test_the_discriminator_joins_after_its_share_and_has_an_optimizer_of_its_own(tmp_path, monkeypatch):
+@pytest.fixture
+def frozen_convolution(monkeypatch):
+    """A discriminator on a frozen convolution, in place of a vision transformer."""
     from nvg.training import discriminator
 
     class Backbone(torch.nn.Module):
-        """In place of a vision transformer: a frozen convolution."""
-
         width = 16
 
         def __init__(self):
@@ -203,17 +203,43 @@ def test_the_discriminator_joins_after_its_share_and_has_an_optimizer_of_its_own
         return discriminator.Discriminator(Backbone())
 
     monkeypatch.setattr(discriminator, "load_discriminator", load)
-    sections = {"tokenizer_train": {**QUICK, "discriminator_weights": "somewhere", "discriminator_start": 0.5}}
 
-    unbroken = tokenizer_task(toy_config(**sections))
+
+def judged(**changes):
+    return toy_config(tokenizer_train={**QUICK, "discriminator_weights": "somewhere", **changes})
+
+
+@pytest.mark.parametrize(("start", "joins"), [(0.0, 3), (0.5, 9)])
+def test_the_discriminator_joins_after_its_share_and_has_an_optimizer_of_its_own(
+    start, joins, tmp_path, frozen_convolution
+):
+    config = judged(discriminator_start=start)
+    unbroken = tokenizer_task(config)
     _, recorder = run(unbroken, tmp_path / "unbroken")
-    assert "discriminator" not in recorder.points[6] and "discriminator" in recorder.points[9]
+    with_losses = [step for step in recorder.points if {"discriminator", "lecam"} <= set(recorder.points[step])]
+    assert min(with_losses) == joins
     assert set(unbroken.optimizers) == {"tokenizer", "discriminator"}
+    assert unbroken.optimizers["discriminator"].param_groups[0]["weight_decay"] == 0.0005
     with pytest.raises(InterruptedError):
-        run(tokenizer_task(toy_config(**sections), stop_at=10), tmp_path / "broken")
-    resumed = tokenizer_task(toy_config(**sections))
+        run(tokenizer_task(config, stop_at=10), tmp_path / "broken")
+    resumed = tokenizer_task(config)
     run(resumed, tmp_path / "broken")
     expected = state(unbroken)
     assert any(name.startswith("discriminator.") for name in expected)
+    assert (expected["logits.means"] != 0).all()
     for name, value in state(resumed).items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_the_discriminator_learns_nothing_from_the_decoder_s_loss(frozen_convolution):
+    gradients = []
+    for weight in (0.0, 10.0):
+        task = tokenizer_task(judged(discriminator_start=0.0, discriminator_weight=weight))
+        batch = next(task.batches(0))
+        loss, _ = task.loss(batch, 0, torch.Generator().manual_seed(1))
+        loss.backward()
+        heads = torch.cat([p.grad.flatten() for p in task.discriminator.heads.parameters()])
+        gradients.append((heads, task.autoencoder.decoder.last_layer.weight.grad))
+    (heads, decoder), (same, other) = gradients
+    assert heads.abs().sum() > 0 and torch.equal(heads, same)
+    assert not torch.allclose(decoder, other)
