@@ -166,7 +166,11 @@ class Estimate:
                 f"{self.rate:,.0f}",
             ),
             ("**GPU hours**", f"{rows:.2f} M ÷ {self.rate:,.0f}/s", f"**{hours:.1f}**"),
-            ("decoding a JPEG, a view of it", f"measured, one core, {size}", f"{decode:.2f} + {view:.2f} ms"),
+            (
+                "decoding a JPEG, an antialiased view of it",
+                f"measured, one core, {size}",
+                f"{decode:.2f} + {view:.2f} ms",
+            ),
             ("**CPU hours of reading**", f"{rows:.2f} M × {read:.2f} ms", f"**{reading_hours:.1f}**"),
             ("cores that feed a GPU", f"{self.rate:,.0f}/s × {read:.2f} ms", f"{self.cores:.1f}"),
             (f"hours with {gpus} GPUs", f"÷ {gpus}, fed by {fed:.0f} cores", f"{hours / gpus:.1f}"),

@@ -6,7 +6,7 @@ the class that is asked for. The kinds (nvg/config/given.py):
 
     own:3       the maps of stages 1 ... 3 of an image of the same class, as the tokenizer encodes it
     other:3     the same of an image of another class
-    drawn       stage 1 alone, of a drawing as `nvg sample --structure` takes it: white where an image of the same class
+    drawn       stage 1 alone, of a drawing (nvg/sample.py takes them as files): white where an image of the same class
                 is brighter than its own mean
     noisy:0.05  all maps of an image of the same class, in which 5% of the positions have changed sides
 """
