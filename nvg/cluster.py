@@ -146,14 +146,13 @@ class Lines:
 
     def _say(self) -> None:
         self.said, self.time = self.done, time.monotonic()
-        rate = self.done / max(self.time - self.start, 1e-9)
-        left = max(self.total - self.done, 0) / rate
-        print(
-            f"{self.description}: {self.done:,} of {self.total:,} {self.unit}s "
-            f"({100 * self.done // max(self.total, 1)}%), {rate:.3g} a second, {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"{self.description}: {self.done:,} of {self.total:,} {self.unit}s"
+        if self.done:
+            rate = self.done / max(self.time - self.start, 1e-9)
+            left = max(self.total - self.done, 0) / rate
+            share = 100 * self.done // max(self.total, 1)
+            line += f" ({share}%), {rate:.3g} a second, {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
 
 
 def on_terminal() -> bool:

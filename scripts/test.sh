@@ -5,14 +5,12 @@
 #   scripts/test.sh unit [...]   lint, and the quick tests that need neither Ray nor programs from outside Python
 #   scripts/test.sh all [...]    lint, and all tests
 #
-# Tests run in lanes beside each other, of one thread each. `all` has three on two cores, two of them with a Ray of
-# their own: tests on Ray wait for half of their time.
+# Of all tests two lanes run beside each other: those on Ray wait for a third of their time, which the others use.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 start=$SECONDS
 failed=()
 pytest=(.venv/bin/python -m pytest --durations=25)
-two=(-n 2 --dist loadfile)
 
 step() {  # name, command ...
   local name=$1 start=$SECONDS
@@ -51,11 +49,10 @@ case $tier in
       step tests "${pytest[@]}" "$@"
     elif [ "$tier" = unit ]; then
       lint
-      export OMP_NUM_THREADS=1
-      step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' "${two[@]}"
+      export OMP_NUM_THREADS=1  # two processes on two cores
+      step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' -n 2 --dist loadfile
     else
-      export OMP_NUM_THREADS=1
-      beside step 'tests on Ray' "${pytest[@]}" tests/cluster "${two[@]}"
+      beside step 'tests on Ray' "${pytest[@]}" tests/cluster
       lint
       step 'tests without Ray' "${pytest[@]}" --ignore tests/cluster
       join 'tests on Ray'

@@ -69,6 +69,18 @@ def test_where_no_terminal_is_there_is_a_line_a_tenth_or_half_a_minute(monkeypat
     assert len(said) == 11 and "(100%)" in said[-1] and not any("\r" in line or "\x1b" in line for line in said)
 
 
+def test_a_job_that_has_done_nothing_yet_says_so_after_half_a_minute(monkeypatch, capsys):
+    monkeypatch.setenv("NVG_TERMINAL", "0")
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for total in (5, 0):
+        bar = progress(total, "a job", "part")
+        now[0] += 31.0
+        bar.update(0)
+        bar.close()
+        assert capsys.readouterr().err == f"a job: 0 of {total} parts\n"
+
+
 def test_a_job_that_ends_early_says_how_far_it_came(monkeypatch, capsys):
     monkeypatch.setenv("NVG_TERMINAL", "0")
     bar = progress(100, "a job", "image")
