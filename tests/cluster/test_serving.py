@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 
+from nvg.artifacts.models import fingerprint
 from pipelines.serve import free_ports
 from tests.support.processes import replicas
 from tests.support.smoke import ROOT
@@ -242,14 +243,17 @@ def test_a_new_model_version_takes_over_without_a_dropped_request(deploy, addres
     weights = load_file(other / "content.safetensors")
     weights["to_logits.bias"] = weights["to_logits.bias"] * 0.9
     save_file(weights, other / "content.safetensors")
+    metadata = json.loads((other / "metadata.json").read_text())
+    metadata["weights"]["content"] = fingerprint(weights)
+    (other / "metadata.json").write_text(json.dumps(metadata))
     with Load(address) as load:
         load.wait_for(lambda: len(load.answers) > 10)
         deploy(model=str(other), name="fashion-mnist")
-        load.wait_for(lambda: len({fingerprint for fingerprint, *_ in load.answers}) == 2)
+        load.wait_for(lambda: len({mark for mark, *_ in load.answers}) == 2)
         seen = len(load.answers)
         load.wait_for(lambda: len(load.answers) > seen + 20)
     assert load.errors == []
-    last = [fingerprint for fingerprint, *_ in load.answers[-10:]]
+    last = [mark for mark, *_ in load.answers[-10:]]
     assert set(last) == {load.answers[-1][0]} != {load.answers[0][0]}
 
 
