@@ -356,19 +356,6 @@ def read_safetensors(path: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     return header.get("__metadata__") or {}, tensors
 
 
-def safetensors_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
-    """A .safetensors file whose bytes are a function of its content: the library writes metadata in a random order,
-    and files are told apart by a hash of their bytes."""
-    from safetensors.torch import save
-
-    data = save(dict(tensors), metadata=dict(metadata))
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end]) | {"__metadata__": dict(sorted(metadata.items()))}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes, as the library has it
-    return len(text).to_bytes(8, "little") + text + data[end:]
-
-
 def write_json(path: str, value: Any) -> None:
     """Write JSON atomically."""
     write_bytes(path, json.dumps(value, indent=2).encode() + b"\n")

@@ -98,14 +98,18 @@ def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{folder}/{name}.safetensors is damaged ({error}): make it again") from None
 
 
-def write_safetensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(
+    file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write the safetensors format a tensor at a time: beside the tensors themselves it takes the memory of one.
 
-    safetensors' own functions hold two more copies of all of them. Tensors of wider types come first, so that each
-    begins at a multiple of its type's size.
+    The library's own functions hold two more copies of all of them, and write metadata in a random order, while files
+    are told apart by a hash of their bytes. Tensors of wider types come first, so that each begins at a multiple of its
+    type's size.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
     for name in names:
         value = tensors[name]
         start, end = end, end + value.numel() * value.element_size()

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvg import storage
+from nvg.artifacts.files import write_safetensors
 from nvg.errors import DataError
 
 FORMAT = 1  # of the saved file
@@ -187,9 +188,9 @@ def accuracy(classifier: Classifier, batches: Iterable[Batch]) -> float:
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:
     """Write one local .safetensors file, the configuration in its metadata."""
-    tensors = {name: value.contiguous().cpu() for name, value in classifier.state_dict().items()}
     metadata = {"format": str(FORMAT), "kind": "nvg classifier", "config": json.dumps(asdict(classifier.config))}
-    Path(path).write_bytes(storage.safetensors_bytes(tensors, metadata))
+    with storage.file_writer(str(path)) as file:
+        write_safetensors(file, classifier.state_dict(), metadata)
 
 
 def load_classifier(path: str | Path) -> Classifier:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nvg import storage
+from nvg.artifacts.files import write_safetensors
 from nvg.errors import DataError
 from nvg.evaluation.metrics import Moments, MomentsMeter
 
@@ -43,7 +44,8 @@ class Reference:
             "features": self.features.contiguous(),
         }
         metadata = {"format": FORMAT, "reference": json.dumps(record)}
-        storage.write_bytes(path, storage.safetensors_bytes(tensors, metadata))
+        with storage.file_writer(path) as file:
+            write_safetensors(file, tensors, metadata)
 
 
 def load_reference(path: str) -> Reference:
