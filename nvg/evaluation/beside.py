@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from nvg import storage, tracking
-from nvg.artifacts.models import read_metadata
+from nvg.artifacts.models import model_config, read_metadata
 from nvg.config import Config
 from nvg.evaluation.evaluation import Evaluation
 from nvg.evaluation.metrics import Figure
@@ -24,6 +24,7 @@ def evaluate_beside(config: Config, sampler_folder: str, *, samples: int) -> dic
     """
     metadata = read_metadata(sampler_folder)
     config = copy.deepcopy(config)
+    config.sampler = model_config(sampler_folder).sampler  # a distilled one takes other steps than its teacher
     settings = config.evaluate
     settings.samples_per_class = math.ceil(samples / len(metadata["class_names"]))
     settings.reconstructions, settings.train_distance, settings.save_samples = 0, False, False

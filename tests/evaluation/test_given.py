@@ -12,13 +12,14 @@ import transformers
 
 from benchmarks import given_structure
 from nvg import config as configuration
+from nvg import tracking
 from nvg.artifacts.keys import artifact_keys
-from nvg.autoencoder import Autoencoder
 from nvg.config import GivenStructure, SamplerConfig, read_given
 from nvg.data.images import to_float
 from nvg.errors import ConfigError, DataError, NotComparable, WeightsError
 from nvg.evaluation import compare
 from nvg.evaluation import evaluation as evaluations
+from nvg.evaluation.beside import evaluate_beside
 from nvg.evaluation.classifier import Classifier, ClassifierConfig, save_classifier
 from nvg.evaluation.data_classifier import classifier_file
 from nvg.evaluation.evaluation import Evaluation
@@ -28,13 +29,12 @@ from nvg.evaluation.metrics import Figure
 from nvg.evaluation.reference import ReferenceMeter, load_reference
 from nvg.evaluation.reference_images import SplitImages
 from nvg.evaluation.work import DrawSamples, Networks, ReadUnit, Structures, TakeFeatures, cut_pixels, sample_work
-from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.granularity import raster_codes, structure_codes, structure_map
 from nvg.storage import FORMAT
 from pipelines import evaluate as job
 from pipelines.steps import check_evaluation
 from tests.support.synthetic import CLASSES, write_images
-from tests.support.toy_config import toy_config
+from tests.support.toy_config import toy_config, toy_sampler
 
 EACH = 6  # held-out images per class
 DATA = {"image_size": 8, "channels": 1, "num_classes": 3, "unit_images": 6}
@@ -64,13 +64,7 @@ def dinov2_folder(folder):
 
 @pytest.fixture(scope="module")
 def networks(config):
-    torch.manual_seed(0)
-    models = (
-        Autoencoder(config.tokenizer).eval(),
-        ContentGenerator(config.content).eval(),
-        StructureGenerator(config.structure).eval(),
-    )
-    sampler = Sampler(*models, SamplerConfig(flow_steps=1), sorted(CLASSES))
+    sampler = toy_sampler(config, sorted(CLASSES))
     return Networks(sampler, FeatureNetwork(Classifier(ClassifierConfig(3, channels=1, size=16)).eval()), None, 4)
 
 
@@ -281,6 +275,30 @@ def evaluate(config, networks, folder, monkeypatch):
     file.parent.mkdir(exist_ok=True)
     save_classifier(networks.features.module, file)
     return run
+
+
+def test_a_snapshot_of_a_training_is_drawn_with_its_own_settings(evaluate, config, folder, monkeypatch):
+    """A distilled sampler takes other steps than the configuration says of its teacher."""
+    snapshot, asked = folder / "snapshot", []
+    snapshot.mkdir()
+    its_own = dataclasses.replace(config, sampler=SamplerConfig(flow_steps=3))
+    (snapshot / "config.yaml").write_text(configuration.to_yaml(its_own))
+    run = tracking.start(config, "train")
+    record = json.loads((folder / "metadata.json").read_text()) | {"run_id": run.id, "step": 40}
+    (snapshot / "metadata.json").write_text(json.dumps(record))
+    work_here = evaluations.measure
+
+    def measure(config, work, **named):
+        asked.append(config.sampler.flow_steps)
+        return work_here(config, work, **named)
+
+    monkeypatch.setattr(evaluations, "measure", measure)
+    curves = evaluate_beside(config, str(snapshot), samples=12)
+    assert asked == [3] and config.sampler.flow_steps != 3 and not snapshot.exists()
+    assert curves["evaluation/frechet_distance"] > 0
+    (point,) = run.client.get_metric_history(run.id, "evaluation/frechet_distance")
+    assert (point.step, point.value) == (40, curves["evaluation/frechet_distance"])
+    run.end()
 
 
 def test_an_evaluation_gives_structure_and_names_it(evaluate, folder, capsys):

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from nvg import storage
-from nvg.autoencoder import Autoencoder
-from nvg.config import EvaluateConfig, SamplerConfig
+from nvg.config import EvaluateConfig
 from nvg.data.images import to_float
 from nvg.errors import DataError
 from nvg.evaluation.classifier import Classifier, ClassifierConfig
@@ -29,12 +28,11 @@ from nvg.evaluation.work import (
     sample_work,
     stage_work,
 )
-from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.generator.sampler import to_pixels
 from pipelines.steps import check_evaluation
 from tests.support.pictures import config as image_config
 from tests.support.synthetic import CLASSES, write_images
-from tests.support.toy_config import toy_config
+from tests.support.toy_config import toy_config, toy_sampler
 
 EACH = 5  # images per class
 DATA = {"image_size": 8, "channels": 1, "num_classes": 3, "unit_images": 6}
@@ -48,13 +46,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks(config):
-    torch.manual_seed(0)
-    models = (
-        Autoencoder(config.tokenizer).eval(),
-        ContentGenerator(config.content).eval(),
-        StructureGenerator(config.structure).eval(),
-    )
-    sampler = Sampler(*models, SamplerConfig(flow_steps=1), list(CLASSES))
+    sampler = toy_sampler(config, list(CLASSES))
     classifier = Classifier(ClassifierConfig(num_classes=3, channels=1, size=16)).eval()
     return Networks(sampler, FeatureNetwork(classifier), lambda one, other: (one - other).abs().mean((1, 2, 3)), 4)
 

@@ -1,6 +1,11 @@
-"""The smallest configuration that builds every model."""
+"""The smallest configuration that builds every model, and a sampler of it."""
+
+import torch
 
 from nvg import config as configuration
+from nvg.autoencoder import Autoencoder
+from nvg.config import SamplerConfig
+from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 
 CONFIG = {
     "name": "toy",
@@ -18,3 +23,14 @@ def toy_config(**sections):
     for name, values in sections.items():
         content[name] = {**content.get(name, {}), **values} if isinstance(values, dict) else values
     return configuration.from_dict(content)
+
+
+def toy_sampler(config, class_names):
+    """An untrained sampler of a configuration, of one flow step; the same each time."""
+    torch.manual_seed(0)
+    networks = (
+        Autoencoder(config.tokenizer).eval(),
+        ContentGenerator(config.content).eval(),
+        StructureGenerator(config.structure).eval(),
+    )
+    return Sampler(*networks, SamplerConfig(flow_steps=1), class_names)
