@@ -118,7 +118,7 @@ class Bar(Protocol):
     def close(self) -> Any: ...
 
 
-class Lines:
+class ProgressLines:
     """Progress for a file or a log, on standard error: a line every tenth of the way, or every 30 s."""
 
     SECONDS = 30.0
@@ -151,7 +151,8 @@ class Lines:
             rate = self.done / max(self.time - self.start, 1e-9)
             left = max(self.total - self.done, 0) / rate
             share = 100 * self.done // max(self.total, 1)
-            line += f" ({share}%), {rate:.3g} a second, {left:.0f} s left"
+            rate_text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+            line += f" ({share}%), {rate_text} a second, {left:,.0f} s left"
         print(line, file=sys.stderr, flush=True)
 
 
@@ -168,7 +169,7 @@ def progress(total: int, description: str, unit: str = "step") -> Bar:
     Without a running Ray the bar is on this process's standard error.
     """
     if not on_terminal():
-        return Lines(total, description, unit)
+        return ProgressLines(total, description, unit)
     ray = sys.modules.get("ray")  # a process that never imported Ray is on no cluster
     if ray is None or not ray.is_initialized():
         from tqdm import tqdm
