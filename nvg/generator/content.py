@@ -35,9 +35,7 @@ class ContentGenerator(nn.Module):
         self.last_stage = last_stage(config.grid**2)
         self.rotary_table = Rotary((GENERATED,), config.grid, self.last_stage)
         self.start = nn.Parameter(torch.zeros(1, config.grid**2, config.code_width))  # in place of x_0, not scaled
-        self.register_buffer(
-            "input_scales", torch.ones(self.last_stage + 1)
-        )  # of x_i by stage; that of x_0 is not used
+        self.register_buffer("input_scales", torch.ones(self.last_stage + 1))  # of x_i; that of x_0 is not used
         self.embed = nn.Linear(config.code_width, width)
         self.backbone = Backbone(
             depth=config.depth,
