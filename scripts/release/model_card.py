@@ -100,8 +100,10 @@ def main() -> None:
 
 
 def _training(name: str, metadata: dict[str, Any]) -> str:
-    steps, seconds = metadata["training"]["steps"], metadata["training"]["seconds"]
-    return f"| {name} | {steps} steps in {seconds / 60:.0f} min |"
+    """The card's row of a training. Its seconds are those of the last process, which may have gone on from another."""
+    figures = metadata["training"]
+    last = f", the last {figures['steps_now']}" if figures["resumed_from"] else ""
+    return f"| {name} | {figures['steps']} steps{last} in {figures['seconds'] / 60:.0f} min |"
 
 
 def _number(value: float) -> str:
