@@ -1,7 +1,7 @@
 """Typed configuration: the dials (schema), how they are read (loading), what they must fulfil (checks)."""
 
 from nvg.config.checks import validate
-from nvg.config.fields import REQUIRED, operational, range_of
+from nvg.config.fields import REQUIRED, SEEDS, operational, range_of
 from nvg.config.given import GivenStructure, read_given
 from nvg.config.loading import digest, from_dict, load, merged, read, read_file, serve_config, to_dict, to_yaml
 from nvg.config.paths import with_home
@@ -33,6 +33,7 @@ from nvg.errors import ConfigError
 __all__ = [
     "DERIVED",
     "REQUIRED",
+    "SEEDS",
     "ClusterConfig",
     "Config",
     "ConfigError",

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from nvg.config.fields import OPERATIONAL, REQUIRED, number, operational, path
+from nvg.config.fields import OPERATIONAL, REQUIRED, SEEDS, number, operational, path
 from nvg.errors import ConfigError
 
 
@@ -256,7 +256,7 @@ class EvaluateConfig:
     save_samples: bool = True  # samples.npz, as the ADM evaluation suite reads it
     classifier_epochs: float = number(3.0, above=0)  # passes of the data set's classifier over the images
     classifier_size: int = number(32, least=8, most=1024)  # pixels a side that the classifier sees
-    seed: int = number(0, least=0, most=2**31 - 1)  # of the samples, the classifier and the intervals
+    seed: int = number(0, least=SEEDS.least, most=SEEDS.most)  # of the samples, the classifier and the intervals
 
 
 @dataclass
@@ -314,7 +314,7 @@ class Config:
 
     name: str = field(default=REQUIRED, metadata=OPERATIONAL)  # of the experiment: MLflow's experiment is called so
     output: str = path(operational=True)  # folder or URL that receives every artifact
-    seed: int = number(0, least=0, most=2**31 - 1)  # of every random draw of the trainings
+    seed: int = number(0, least=SEEDS.least, most=SEEDS.most)  # of every random draw of the trainings
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
