@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +45,7 @@ class Options:
             if len(each) != count:
                 raise ValueError(f"{len(each)} values of {name} for {count} images")
             for one in each:
-                if not isinstance(one, numbers.Real) or isinstance(one, bool):
+                if not isinstance(one, int | float) or isinstance(one, bool):
                     raise ValueError(f"{name}={one!r} must be a number")
                 range_of(settings, name).require(name, one)
             tensors[name] = torch.tensor(each, dtype=torch.float32, device=device)

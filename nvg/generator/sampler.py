@@ -75,12 +75,16 @@ class Sampler:
         structure: StructureGenerator,
         settings: SamplerConfig,
         class_names: Sequence[str],
+        *,
+        knows_no_class: bool = True,
     ) -> None:
+        """knows_no_class: whether the generators were trained on images without their class too, as guidance needs."""
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.content = content.eval().requires_grad_(False)
         self.structure = structure.eval().requires_grad_(False)
         self.settings = settings
         self.class_names = list(class_names)
+        self.knows_no_class = knows_no_class
         self._first_logits: dict[int, Tensor] = {}  # class -> logits of stage 0, (1, V)
 
     @property
@@ -141,8 +145,8 @@ class Sampler:
         return index
 
     def check_guidance(self, name: str, scale: float) -> None:
-        """Raises ValueError for a scale that a generator with guidance folded in has not learned. name: of the setting,
-        structure_guidance or content_guidance."""
+        """Raises ValueError for a scale that a generator has not learned: with guidance folded in, or trained without
+        it. name: of the setting, structure_guidance or content_guidance."""
         structure, content = self.structure.config, self.content.config
         folded, largest = {
             "structure_guidance": (structure.few_step, structure.max_guidance),
@@ -150,6 +154,10 @@ class Sampler:
         }[name]
         if folded and not 1 <= scale <= largest:
             raise ValueError(f"{name}={scale:g}: this model has learned guidance, of scales 1 ... {largest:g}")
+        if not folded and not self.knows_no_class and scale != 1:
+            raise ValueError(
+                f"{name}={scale:g} must be 1: this model was trained without guidance (train.class_dropout=0)"
+            )
 
     def generate(
         self,

@@ -417,3 +417,15 @@ def test_a_text_is_no_list_of_classes(sampler, classes):
 def test_a_setting_that_is_no_number_is_refused(sampler, name, value):
     with pytest.raises(ValueError, match=f"{name}|1 images"):
         sampler.generate([0], **{name: value})
+
+
+@pytest.mark.parametrize("name", ["structure_guidance", "content_guidance"])
+@pytest.mark.parametrize("scale", [0.0, 2.5])
+def test_a_model_trained_without_guidance_takes_scale_one_alone(sampler, name, scale):
+    plain = Sampler(
+        sampler.tokenizer, sampler.content, sampler.structure, sampler.settings, NAMES, knows_no_class=False
+    )
+    one = {"structure_guidance": 1.0, "content_guidance": 1.0}
+    assert np.array_equal(plain.generate([0], **one), sampler.generate([0], **one))
+    with pytest.raises(ValueError, match=rf"{name}={scale:g} must be 1: .*\(train.class_dropout=0\)"):
+        plain.generate([0], **(one | {name: scale}))
