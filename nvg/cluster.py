@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nvg import tracking
 from nvg.config import ClusterConfig, Config, ServeConfig
 
 if TYPE_CHECKING:
@@ -32,15 +33,7 @@ def start_ray(config: ClusterConfig | ServeConfig) -> None:
 
     if ray.is_initialized():
         return
-    environment = {
-        "env_vars": {
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # each worker sets torch's own threads
-            # Threads that wait must not spin: readers want the same cores, and spinning made steps 5 times slower.
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-            "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # every long step has one bar of this project, not one per operator
-            TERMINAL: str(int(on_terminal())),
-        }
-    }
+    environment = {"env_vars": environment_variables()}
     if not on_terminal():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # escape codes before each line of a worker
     if os.environ.get("RAY_ADDRESS"):
@@ -56,6 +49,20 @@ def start_ray(config: ClusterConfig | ServeConfig) -> None:
         include_dashboard=True,
         runtime_env=environment,
     )
+
+
+def environment_variables() -> dict[str, str]:
+    """The environment of the processes in which Ray runs this job's work, over that of their nodes."""
+    variables = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # each worker sets torch's own threads
+        # Threads that wait must not spin: readers want the same cores, and spinning made steps 5 times slower.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # every long step has one bar of this project, not one per operator
+        TERMINAL: str(int(on_terminal())),
+    }
+    if os.environ.get(tracking.ENVIRONMENT):  # a node of a cluster may name another server, or none
+        variables[tracking.ENVIRONMENT] = tracking.absolute_uri(os.environ[tracking.ENVIRONMENT])
+    return variables
 
 
 def keep_workers(cpus: int) -> None:

@@ -22,15 +22,15 @@ from PIL import Image
 
 import nvg
 from nvg import storage
-from nvg.config import SamplerConfig, ServeConfig, with_home
+from nvg.config import SEEDS, SamplerConfig, ServeConfig, with_home
 from nvg.errors import ConfigError
+from nvg.generator.seeds import nth_seed
 from nvg.pictures import MAXIMUM_CLASSES, sample_grid, stages_picture
 from pipelines.command_line import one_line_errors
 
 if TYPE_CHECKING:
     from nvg.generator import Given, Sampler
 
-LARGEST_SEED = 2**31 - 1
 BATCH = 16  # images drawn at once, which bounds memory; an image does not depend on the others of its batch
 
 
@@ -79,8 +79,8 @@ def _at_least_one(text: str) -> int:
 
 def _seed(text: str) -> int:
     """As over HTTP: larger ones would repeat the pictures of smaller ones."""
-    if not text.isdecimal() or int(text) > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 to {LARGEST_SEED}")
+    if not text.isdecimal() or int(text) not in SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from {SEEDS.least} to {SEEDS.most}")
     return int(text)
 
 
@@ -152,7 +152,7 @@ def draw_grid(
 ) -> Image.Image:
     """A row of images for each class, in the order of `classes`, one image for each of its entries."""
     batches = [
-        sampler.generate(classes[start : start + BATCH], seed=seed + start, given=given, **settings)
+        sampler.generate(classes[start : start + BATCH], seed=nth_seed(seed, start), given=given, **settings)
         for start in range(0, len(classes), BATCH)
     ]
     names, rows = _rows(sampler, classes)
@@ -166,7 +166,9 @@ def draw_stages(
     """Structure maps over previews, stage by stage, for each entry of `classes`."""
     codes, previews = [], []
     for start in range(0, len(classes), BATCH):
-        steps = list(sampler.stages(classes[start : start + BATCH], seed=seed + start, given=given, **settings))
+        steps = list(
+            sampler.stages(classes[start : start + BATCH], seed=nth_seed(seed, start), given=given, **settings)
+        )
         codes.append(steps[-1].sequence_codes.numpy())
         previews.append([step.preview for step in steps])
     names, rows = _rows(sampler, classes)

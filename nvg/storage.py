@@ -204,7 +204,7 @@ def expand_sizes(path: str, suffixes: Sequence[str]) -> dict[str, int]:
     Raises FileNotFoundError naming the pattern when no file matches, or the missing file of a brace.
     """
     sizes: dict[str, int] = {}
-    for item in [path] if exists(path) else _braces(path):
+    for item in [path] if exists(path) else braces(path):
         if any(mark in item for mark in "*?[") and not exists(item):
             with _asking(item):
                 system, pattern = _resolve(item)
@@ -222,7 +222,7 @@ def expand_sizes(path: str, suffixes: Sequence[str]) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def _braces(path: str) -> list[str]:
+def braces(path: str) -> list[str]:
     """`a-{00..02}` -> a-00, a-01, a-02; `{x,y}` -> x, y; the first brace, then the rest."""
     match = re.search(r"\{([^{}]+)\}", path)
     if match is None:
@@ -232,7 +232,7 @@ def _braces(path: str) -> list[str]:
         values = [str(n).zfill(len(span[1])) for n in range(int(span[1]), int(span[2]) + 1)]
     else:
         values = match[1].split(",")
-    return [item for value in values for item in _braces(path[: match.start()] + value + path[match.end() :])]
+    return [item for value in values for item in braces(path[: match.start()] + value + path[match.end() :])]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The one place that knows MLflow: where runs go, what a run records, and how a run goes on after a restart.
 
 A database file in the output folder needs no server: without one, runs go to `sqlite:///<output>/mlflow.db` and their
-files to `<output>/mlartifacts`. MLFLOW_TRACKING_URI wins over `tracking.uri`, which wins over that. MLflow is imported
+files to `<output>/mlartifacts`. `tracking.uri` wins over MLFLOW_TRACKING_URI, which wins over that. MLflow is imported
 on first use (it takes about 3 s), so that only jobs that track pay for it.
 """
 
@@ -37,19 +37,34 @@ _BATCH = 100  # parameters that MLflow takes at once
 
 
 def tracking_uri(config: Config) -> str:
-    """Where runs go: MLFLOW_TRACKING_URI, tracking.uri, or a database in the output folder.
+    """Where runs go: tracking.uri, MLFLOW_TRACKING_URI, or a database in the output folder. A database's path is
+    absolute: processes on other nodes have other working directories.
 
     Raises ConfigError when the output is a URL and nothing names a server: a database file needs a disk.
     """
-    named = os.environ.get(ENVIRONMENT) or config.tracking.uri
+    named = config.tracking.uri or os.environ.get(ENVIRONMENT)
     if named:
-        return named
+        return absolute_uri(named)
     if not storage.is_local(config.output):
         raise ConfigError(
             f"output={config.output} is a URL, where MLflow's database file cannot live: set tracking.uri or "
             f"{ENVIRONMENT} to a tracking server (infra/ has one) or to sqlite:////absolute/path/mlflow.db"
         )
     return f"{SQLITE}{storage.local_path(config.output).resolve() / 'mlflow.db'}"
+
+
+def absolute_uri(uri: str) -> str:
+    """A store's address as every process understands it: a database's path from this one's working directory."""
+    file = uri.removeprefix(SQLITE)
+    return uri if file in (uri, "", ":memory:") else f"{SQLITE}{os.path.abspath(file)}"
+
+
+def ignored_server(config: Config) -> str | None:
+    """The line to print where MLFLOW_TRACKING_URI names another place than tracking.uri, which wins; else None."""
+    named, used = os.environ.get(ENVIRONMENT), config.tracking.uri
+    if not named or not used or absolute_uri(named) == absolute_uri(used):
+        return None
+    return f"tracking: runs go to tracking.uri={config.tracking.uri}, not to {ENVIRONMENT}={named}, which is also set"
 
 
 def start(config: Config, job_name: str, run_id: str | None = None, folder: str | None = None) -> Run:

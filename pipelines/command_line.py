@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from nvg import config as configuration
-from nvg import storage
+from nvg import storage, tracking
 from nvg.config import Config
 from nvg.errors import ConfigError, NvgError
 
@@ -31,9 +32,17 @@ def first_line(docstring: str | None) -> str:
 
 def read_config(arguments: argparse.Namespace) -> Config:
     """The configuration that a command line names. Raises ConfigError where it cannot be used."""
-    config = configuration.load(arguments.config, arguments.overrides)
-    check_output(config)
+    config = placed(configuration.load(arguments.config, arguments.overrides))
+    say(config)
     return config
+
+
+def say(config: Config) -> None:
+    """Print what a command line says of its configuration before it begins: settings that probably mean another thing,
+    and a tracking server that is not used."""
+    for line in (*configuration.remarks(config), tracking.ignored_server(config)):
+        if line is not None:
+            print(line, flush=True)
 
 
 def words(argv: Sequence[str] | None) -> list[str]:
@@ -41,16 +50,28 @@ def words(argv: Sequence[str] | None) -> list[str]:
     return list(sys.argv[1:] if argv is None else argv)
 
 
-def check_output(config: Config) -> None:
-    """Raises ConfigError for a relative output in a submitted job, which runs in a temporary copy of the working
-    directory: what it writes there is lost."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (
-        storage.is_url(config.output) or os.path.isabs(config.output)
-    ):
+def placed(config: Config) -> Config:
+    """The configuration with an output and a tracking store that every node of its cluster understands: relative paths
+    are this process's, and with RAY_ADDRESS other processes have other working directories.
+
+    Raises ConfigError for a relative output in a submitted job, which runs in a temporary copy of the working
+    directory: what it writes there is lost.
+    """
+    relative = not (storage.is_url(config.output) or os.path.isabs(config.output))
+    if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         raise ConfigError(
             f"output={config.output} is relative, and a submitted job runs in a temporary copy of the working "
             "directory: give an absolute path that all nodes share, or a URL (output=$PWD/runs/..., output=s3://...)"
         )
+    if not os.environ.get("RAY_ADDRESS"):
+        return config
+    uri, artifacts = config.tracking.uri, config.tracking.artifacts
+    store = dataclasses.replace(
+        config.tracking,
+        uri=None if uri is None else tracking.absolute_uri(uri),
+        artifacts=None if artifacts is None else storage.absolute(artifacts),
+    )
+    return dataclasses.replace(config, output=storage.absolute(config.output), tracking=store)
 
 
 def exit_with(message: str) -> None:

@@ -25,9 +25,9 @@ from nvg.cluster import start_ray
 from nvg.config import Config
 from nvg.evaluation.evaluation import SAMPLES_FILE, Evaluated, Evaluation
 from nvg.evaluation.metrics import Figure
-from pipelines.command_line import check_output, job_parser, one_line_errors, read_config, words
+from pipelines.command_line import job_parser, one_line_errors, placed, read_config, say, words
 from pipelines.job import already, make_artifact
-from pipelines.steps import Artifact, as_drawn, check_evaluation, claimed
+from pipelines.steps import Artifact, as_drawn, check_evaluation, claimed, reference_fingerprint
 
 RESULT = "evaluation.json"
 
@@ -114,9 +114,11 @@ def evaluate_any(arguments: argparse.Namespace) -> None:
     """Measure the sampler of --sampler, unless that is done already. Raises the errors of `make_artifact`."""
     folder = sampler_folder(arguments.sampler)
     settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))
-    config = configuration.from_dict(settings, arguments.overrides, where=arguments.config)
-    check_output(config)
-    key = configuration.digest(read_metadata(folder), config.evaluate, config.sampler, config.data)
+    config = placed(configuration.from_dict(settings, arguments.overrides, where=arguments.config))
+    say(config)
+    reference = reference_fingerprint(config)
+    file = () if reference is None else (reference,)
+    key = configuration.digest(read_metadata(folder), config.evaluate, config.sampler, config.data, *file)
     evaluation = Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
     if already(evaluation):
         return

@@ -19,7 +19,7 @@ from nvg import storage
 from nvg.artifacts.keys import artifact_keys, drawn_with
 from nvg.artifacts.lease import lease, left_over
 from nvg.config import Config
-from nvg.errors import ConfigError, OutputBusy
+from nvg.errors import ConfigError, DataError, OutputBusy
 from nvg.training.jobs import tidy
 
 # ---- the table ----
@@ -108,8 +108,9 @@ class Artifact:
 def plan(config: Config) -> dict[str, Artifact]:
     """The artifact of every step, in order; `distilled` where the configuration asks for it.
 
-    Reads the images' listings (of data.source=ilsvrc also the files with its labels), and metadata.json and config.yaml
-    of distill.teacher. Raises ConfigError for a configuration that no training can make.
+    Reads the images' listings (of data.source=ilsvrc also the files with its labels), metadata.json and config.yaml of
+    distill.teacher, and the directory of an .npz of evaluate.reference. Raises ConfigError for a configuration that no
+    training can make.
     """
     if config.structure.few_step or config.content.guided:
         raise ConfigError(
@@ -120,9 +121,22 @@ def plan(config: Config) -> dict[str, Artifact]:
     train = open_source(config.data, "train")
     test_images = open_source(config.data, "test", train).fingerprint() if config.data.test else None
     given, teacher = _teacher(config.distill.teacher)
-    keys = artifact_keys(config, train.fingerprint(), test_images, teacher)
+    keys = artifact_keys(config, train.fingerprint(), test_images, teacher, reference_fingerprint(config))
     folders = {step: storage.join(config.output, f"{step}-{key}") for step, key in keys.items()} | given
     return {step: Artifact(step, key, folders[step], given=step in given) for step, key in keys.items()}
+
+
+def reference_fingerprint(config: Config) -> str | None:
+    """What tells the contents of the .npz of evaluate.reference; None where that is a split, or cannot be read, which
+    `check_evaluation` reports: training needs none."""
+    path = config.evaluate.reference
+    if not path.endswith(".npz") or not storage.exists(path):
+        return None
+    from nvg.evaluation.npz import read_header
+
+    with suppress(DataError), storage.open(path) as file:
+        return read_header(file).fingerprint
+    return None
 
 
 def _teacher(name: str | None) -> tuple[dict[str, str], dict[str, Any] | None]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,8 +21,8 @@ from nvg import storage, tracking
 from nvg.config import Config
 from nvg.errors import ConfigError
 from pipelines import run
-from pipelines.command_line import job_parser, one_line_errors, read_config
-from pipelines.steps import check_evaluation, plan
+from pipelines.command_line import job_parser, one_line_errors, placed, read_config
+from pipelines.steps import Artifact, check_evaluation, plan
 
 SORTED_BY = "frechet_distance"
 
@@ -30,7 +30,8 @@ SORTED_BY = "frechet_distance"
 def combinations(vary: Sequence[str], overrides: Sequence[str] = ()) -> list[list[str]]:
     """Overrides of each combination: ["a=1,2", "b=x"] -> [["a=1", "b=x"], ["a=2", "b=x"]].
 
-    overrides: those of every combination. Raises ConfigError for another form, and for a key that is given twice.
+    overrides: those of every combination. Raises ConfigError for another form, and for a key or a
+    value that is given twice.
     """
     axes: dict[str, list[str]] = {}
     fixed = {item.partition("=")[0].strip() for item in overrides}
@@ -44,6 +45,8 @@ def combinations(vary: Sequence[str], overrides: Sequence[str] = ()) -> list[lis
             raise ConfigError(f"--vary {item}: write key=value,value,...")
         if key in axes or key in fixed:
             raise ConfigError(f"--vary {item}: {key} is given twice: write all its values in one --vary {key}=...")
+        if repeated := [value for number, value in enumerate(values) if value in values[:number]]:
+            raise ConfigError(f"--vary {item}: {repeated[0]} is given twice: write each value once")
         axes[key] = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for value in values]
     return [list(one) for one in itertools.product(*axes.values())]
 
@@ -51,6 +54,7 @@ def combinations(vary: Sequence[str], overrides: Sequence[str] = ()) -> list[lis
 def sweep(config: Config, variants: dict[str, Config]) -> dict[str, dict[str, Any]]:
     """Run all variants; returns the figures of each. Raises ConfigError before anything is run."""
     planned = {name: (variant, plan(variant)) for name, variant in variants.items()}
+    _check_different({name: artifacts for name, (_, artifacts) in planned.items()})
     folder = storage.join(config.output, f"sweep-{configuration.digest('sweep', sorted(planned))}")
     parent = tracking.start(config, "sweep", folder=folder)
     results: dict[str, dict[str, Any]] = {}
@@ -66,6 +70,18 @@ def sweep(config: Config, variants: dict[str, Config]) -> dict[str, dict[str, An
                 results[name] = numbers(artifacts["evaluation"].folder)
                 child.log_metrics(results[name], 0)
     return results
+
+
+def _check_different(planned: Mapping[str, Mapping[str, Artifact]]) -> None:
+    """Raises ConfigError where two combinations make the same artifacts: their rows would be one result twice."""
+    names: dict[str, str] = {}
+    for name, artifacts in planned.items():
+        same = names.setdefault(artifacts["evaluation"].folder, name)
+        if same != name:
+            raise ConfigError(
+                f"--vary: {same!r} and {name!r} make the same artifacts, so they would be one result twice: vary "
+                "settings on which the result depends (docs/artifacts.md lists the others), each value once"
+            )
 
 
 def _below(parent: tracking.Run, config: Config) -> Config:
@@ -108,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     config = read_config(arguments)
     variants = {
-        " ".join(one): configuration.load(arguments.config, [*arguments.overrides, *one])
+        " ".join(one): placed(configuration.load(arguments.config, [*arguments.overrides, *one]))
         for one in combinations(arguments.vary, arguments.overrides)
     }
     for variant in variants.values():

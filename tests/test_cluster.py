@@ -8,7 +8,14 @@ from pathlib import Path
 
 import torch
 
-from nvg.cluster import device_of, progress, set_threads, warn_of_no_room_beside, warn_of_too_few_cpus
+from nvg.cluster import (
+    device_of,
+    environment_variables,
+    progress,
+    set_threads,
+    warn_of_no_room_beside,
+    warn_of_too_few_cpus,
+)
 from nvg.config import ClusterConfig
 
 ROOT = Path(__file__).parents[1]
@@ -121,3 +128,13 @@ def test_a_hanging_collective_fails_a_group_of_gpus_unless_it_is_set_otherwise(m
     monkeypatch.setenv("RAY_TRAIN_NCCL_RAS_ACTION", "observe")
     end_hanging_collectives()
     assert NCCLRASCallback()._action == "observe"
+
+
+def test_the_tracking_server_of_the_driver_is_that_of_every_node(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert "MLFLOW_TRACKING_URI" not in environment_variables()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert environment_variables()["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
+    assert environment_variables()["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/runs.db"

@@ -53,11 +53,37 @@ def test_an_output_may_be_a_file_url(config, tmp_path):
     assert tracking.tracking_uri(config) == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
-def test_the_environment_wins_over_the_configuration(config, monkeypatch):
+def test_the_configuration_wins_over_the_environment_and_a_line_says_so(config, monkeypatch):
+    assert tracking.ignored_server(config) is None
+    monkeypatch.setenv(tracking.ENVIRONMENT, "http://two:5000")
+    assert tracking.tracking_uri(config) == "http://two:5000" and tracking.ignored_server(config) is None
     config.tracking.uri = "http://one:5000"
     assert tracking.tracking_uri(config) == "http://one:5000"
-    monkeypatch.setenv(tracking.ENVIRONMENT, "http://two:5000")
-    assert tracking.tracking_uri(config) == "http://two:5000"
+    assert tracking.ignored_server(config) == (
+        "tracking: runs go to tracking.uri=http://one:5000, not to MLFLOW_TRACKING_URI=http://two:5000, which is also "
+        "set"
+    )
+    monkeypatch.setenv(tracking.ENVIRONMENT, "http://one:5000")
+    assert tracking.ignored_server(config) is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "whole"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{here}/mlflow.db"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+    ],
+)
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_a_database_is_where_the_driver_means(config, tmp_path, monkeypatch, uri, whole, by_environment):
+    monkeypatch.chdir(tmp_path)
+    if by_environment:
+        monkeypatch.setenv(tracking.ENVIRONMENT, uri)
+    else:
+        config.tracking.uri = uri
+    assert tracking.tracking_uri(config) == whole.format(here=tmp_path)
 
 
 def test_an_output_url_needs_a_server(config):

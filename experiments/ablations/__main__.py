@@ -19,7 +19,7 @@ from nvg import storage
 from nvg.config import Config
 from nvg.errors import ConfigError
 from pipelines import run
-from pipelines.command_line import check_output, job_parser, one_line_errors
+from pipelines.command_line import job_parser, one_line_errors, placed
 from pipelines.steps import plan
 
 BEGIN, END = "<!-- table: written by experiments/ablations/__main__.py -->", "<!-- end of table -->"
@@ -102,12 +102,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if BASELINE not in paths:
             raise ConfigError(f"no {BASELINE}.yaml among the files: give experiments/ablations/*.yaml")
         variants = {
-            name: (file, read_variant(arguments.config, paths[BASELINE], file, overrides))
+            name: (file, placed(read_variant(arguments.config, paths[BASELINE], file, overrides)))
             for name, file in paths.items()
         }
         results: dict[str, dict[str, Any]] = {}
         for number, (name, (file, config)) in enumerate(variants.items(), start=1):
-            check_output(config)
             artifacts = plan(config)
             todo = [step for step, artifact in artifacts.items() if not artifact.complete]
             print(f"== {number} of {len(variants)}: {name} ({', '.join(todo) or 'complete'})", flush=True)

@@ -17,12 +17,17 @@ from nvg.storage import FORMAT
 
 
 def artifact_keys(
-    config: Config, train_images: str, test_images: str | None, teacher: Mapping[str, Any] | None = None
+    config: Config,
+    train_images: str,
+    test_images: str | None,
+    teacher: Mapping[str, Any] | None = None,
+    reference: str | None = None,
 ) -> dict[str, str]:
     """The key of every step, in order; `distilled` where the configuration asks for it.
 
     train_images, test_images: fingerprints of the images (nvg/data), which tell them wherever they are. teacher:
-    metadata.json of distill.teacher, which stands for tokenizer and generators.
+    metadata.json of distill.teacher, which stands for tokenizer and generators. reference: the fingerprint of the .npz
+    of evaluate.reference, None where that is a split.
     """
     data, seed = to_dict(config.data), config.seed
     for name in ("train", "test", "views"):  # the tokenizer draws views of its own; those of the tokens come below
@@ -45,7 +50,8 @@ def artifact_keys(
     if config.distill.steps:
         inputs, training = (keys["tokens"], keys["generators"]), without_operational(config.distill)
         sampler = keys["distilled"] = digest("distilled", inputs, training, seed)
-    keys["evaluation"] = digest("evaluation", sampler, test_images, config.evaluate, drawn_with(config))
+    file = () if reference is None else (reference,)
+    keys["evaluation"] = digest("evaluation", sampler, test_images, config.evaluate, drawn_with(config), *file)
     return keys
 
 

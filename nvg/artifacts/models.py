@@ -176,10 +176,18 @@ def exported_parts(folder: str) -> list[str]:
     return []
 
 
-def sampler_folder(name: str) -> str:
-    """The folder (path or URL) of a sampler's name, as `nvg.load` takes it: one that ships with the package, a
-    folder or URL, or `models:/NAME@alias`. Raises CheckpointError (a ValueError) for a name that is none."""
+def whole_name(name: str) -> str:
+    """A sampler's name as every process understands it: a folder's path becomes absolute, from this one's working
+    directory, since other nodes have other ones. Names that ship, URLs and models:/ stay."""
     name = configuration.with_home(str(name))
+    shipped = (ASSETS / name / storage.LAST_FILE).is_file()
+    return storage.absolute(name) if not shipped and not storage.is_url(name) and Path(name).is_dir() else name
+
+
+def sampler_folder(name: str) -> str:
+    """The folder (absolute path or URL) of a sampler's name, as `nvg.load` takes it: one that ships with the package, a
+    folder or URL, or `models:/NAME@alias`. Raises CheckpointError (a ValueError) for a name that is none."""
+    name = whole_name(name)
     if name.startswith("models:/"):
         return tracking.registered_folder(name)
     if (ASSETS / name / storage.LAST_FILE).is_file():
@@ -246,7 +254,23 @@ def load_sampler(folder: str, settings: SamplerConfig | None = None) -> Sampler:
     marks = metadata.get("weights", {})  # the first samplers have none
     content = _load_part(folder, "content", lambda: ContentGenerator(config.content), marks.get("content"))
     structure = _load_part(folder, "structure", lambda: StructureGenerator(config.structure), marks.get("structure"))
-    return Sampler(load_tokenizer(folder), content, structure, settings or config.sampler, metadata["class_names"])
+    return Sampler(
+        load_tokenizer(folder),
+        content,
+        structure,
+        settings or config.sampler,
+        metadata["class_names"],
+        knows_no_class=_class_dropout(folder) != 0,
+    )
+
+
+def _class_dropout(folder: str) -> float | None:
+    """train.class_dropout of a sampler's training, None where its config.yaml does not record it as a number."""
+    train = configuration.read_file(storage.join(folder, "config.yaml")).get("train")
+    try:
+        return float(train["class_dropout"])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError):
+        return None
 
 
 def model_settings(folder: str) -> dict[str, Any]:

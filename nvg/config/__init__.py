@@ -1,10 +1,11 @@
 """Typed configuration: the dials (schema), how they are read (loading), what they must fulfil (checks)."""
 
 from nvg.config.checks import validate
-from nvg.config.fields import REQUIRED, operational, range_of
+from nvg.config.fields import REQUIRED, SEEDS, operational, range_of
 from nvg.config.given import GivenStructure, read_given
 from nvg.config.loading import digest, from_dict, load, merged, read, read_file, serve_config, to_dict, to_yaml
 from nvg.config.paths import with_home
+from nvg.config.remarks import long_warmup, remarks
 from nvg.config.schema import (
     DERIVED,
     ClusterConfig,
@@ -33,6 +34,7 @@ from nvg.errors import ConfigError
 __all__ = [
     "DERIVED",
     "REQUIRED",
+    "SEEDS",
     "ClusterConfig",
     "Config",
     "ConfigError",
@@ -54,6 +56,7 @@ __all__ = [
     "digest",
     "from_dict",
     "load",
+    "long_warmup",
     "merged",
     "operational",
     "operational_settings",
@@ -62,6 +65,7 @@ __all__ = [
     "read",
     "read_file",
     "read_given",
+    "remarks",
     "serve_config",
     "to_dict",
     "to_yaml",

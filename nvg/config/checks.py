@@ -112,6 +112,11 @@ def _training(check: Checker, name: str, section: TrainingConfig, workers: int) 
         f"{name}.batch_size={section.batch_size} is not a multiple of cluster.num_workers * {name}.accumulate = "
         f"{slices}",
     )
+    steps, epochs = getattr(section, "steps", None), getattr(section, "epochs", None)
+    check(
+        steps is None or epochs is None or epochs == type(section)().epochs,  # type: ignore[attr-defined]
+        f"{name}.steps={steps} and {name}.epochs={epochs} both say how long the training is: leave one out",
+    )
     check(len(section.betas) == 2, f"{name}.betas={section.betas} must be two numbers")
 
 
@@ -121,6 +126,18 @@ def _train(check: Checker, config: Config) -> None:
     check(
         train.evaluate_every == 0 or len(train.parts) == 2,
         f"train.evaluate_every={train.evaluate_every}, train.parts={train.parts}: one generator alone draws nothing",
+    )
+    for network in ("structure", "content"):
+        scale = getattr(config.sampler, f"{network}_guidance")
+        check(
+            train.class_dropout > 0 or scale == 1,
+            f"sampler.{network}_guidance={scale:g} with train.class_dropout=0: guidance needs generators that have "
+            f"seen images without their class: set sampler.{network}_guidance=1, or train.class_dropout above 0",
+        )
+    check(
+        train.class_dropout > 0 or config.distill.steps == 0 or config.distill.teacher is not None,
+        f"distill.steps={config.distill.steps} with train.class_dropout=0: a distilled generator learns guidance, "
+        "which its teacher lacks: set train.class_dropout above 0",
     )
     check(train.parallel in ("ddp", "fsdp"), f"train.parallel={train.parallel!r} is none of ddp, fsdp")
 

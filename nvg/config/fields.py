@@ -51,6 +51,9 @@ class Range:
             raise ConfigError(f"{key}={value} must be {', '.join(words)}")
 
 
+SEEDS = Range(least=0, most=2**31 - 1)  # of images (nvg/generator/seeds.py says why) and of trainings
+
+
 def number(
     default: Any = REQUIRED,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from nvg.config.text import TextError, parse
 from nvg.errors import ConfigError
 
 Schema = TypeVar("Schema")
+LENGTHS = ("tokenizer_train", "train")  # sections that give a length as steps or as epochs
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -38,6 +40,17 @@ def merged(base: dict, changes: dict) -> dict:
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         result[key] = merged(base[key], value) if both else value
+    return result
+
+
+def over(base: dict, changes: dict) -> dict:
+    """`merged`, but a training's length that the changes give, as steps or as epochs, stands for the base's length."""
+    result = merged(base, changes)
+    for name in LENGTHS:
+        section = changes.get(name)
+        given = {key for key in ("steps", "epochs") if isinstance(section, dict) and section.get(key) is not None}
+        if len(given) == 1 and isinstance(result[name], dict):
+            result[name] = {key: value for key, value in result[name].items() if key not in {"steps", "epochs"} - given}
     return result
 
 
@@ -81,7 +94,7 @@ def _with_bases(path: str) -> tuple[dict, list[str]]:
         except ConfigError as error:
             raise ConfigError(f"{error} (base of {files[-2]})" if len(files) > 1 else str(error)) from None
         base = found.pop("base", None)
-        content = merged(found, content)
+        content = over(found, content)
         if base is None:
             return content, files
         if not isinstance(base, str) or not base:
@@ -125,6 +138,7 @@ def _typed(
     changes = [override(item) for item in overrides]
     for part in (content, *changes):
         _check_kinds(schema, part, where)
+    content = over(content, functools.reduce(merged, changes, {}))
     try:
         node = OmegaConf.merge(OmegaConf.structured(schema), *map(OmegaConf.create, (content, *changes)))
         for key, value in derived.items():

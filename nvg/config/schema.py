@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from nvg.config.fields import OPERATIONAL, REQUIRED, number, operational, path
+from nvg.config.fields import OPERATIONAL, REQUIRED, SEEDS, number, operational, path
 from nvg.errors import ConfigError
 
 
@@ -96,7 +96,7 @@ class TrainingConfig:
     lr: float = number(1e-4, above=0)
     betas: list[float] = number([0.9, 0.95], least=0, below=1)  # of AdamW
     weight_decay: float = number(0.0, least=0)  # of AdamW
-    warmup_steps: int = number(100, least=0)  # in which lr rises linearly from 0
+    warmup_steps: int = number(100, least=0)  # in which lr rises linearly from 0; fewer than the training has
     clip_norm: float = number(1.0, least=0)  # of the gradients, network by network; 0 = they are not clipped
     ema_decay: float = number(0.999, least=0, below=1)  # of the averaged weights, which the sampler has
     checkpoint_every: int = number(1000, least=1, operational=True)  # steps
@@ -122,7 +122,7 @@ class TokenizerTrainConfig(TrainingConfig):
     """Training of the tokenizer (docs/method.md, tokenizer)."""
 
     epochs: float = number(100.0, above=0)  # passes over the images
-    steps: int | None = number(None, least=1)  # optimizer steps instead of epochs
+    steps: int | None = number(None, least=1)  # optimizer steps, in place of epochs: give one of the two
     batch_size: int = 256
     warmup_steps: int = 500
     l1_weight: float = number(1.0, least=0)  # of |x - x_hat|
@@ -193,12 +193,14 @@ class TrainConfig(GeneratorTrainingConfig):
     # What to train. The finished sampler is the same whether its generators are trained together or one by one.
     parts: list[str] = field(default_factory=lambda: ["content", "structure"], metadata=OPERATIONAL)
     epochs: float = number(200.0, above=0)  # passes over the tokens
-    steps: int | None = number(None, least=1)  # optimizer steps instead of epochs
+    steps: int | None = number(None, least=1)  # optimizer steps, in place of epochs: give one of the two
     parallel: str = field(default="ddp", metadata=OPERATIONAL)  # workers hold copies of the weights, or (fsdp) a share
     weight_decay: float = 0.05
     warmup_steps: int = 1000
     ema_decay: float = 0.9999
-    class_dropout: float = number(0.1, least=0, below=1)  # share of images trained without their class, for guidance
+    class_dropout: float = number(
+        0.1, least=0, below=1
+    )  # share of images trained without their class, which guidance needs
     # of |x - x_hat|^2 against the cross-entropy; 0 = predict the next content alone
     canvas_weight: float = number(1.0, least=0)
     gradient_checkpointing: bool = field(default=False, metadata=OPERATIONAL)  # less memory, more time
@@ -256,7 +258,7 @@ class EvaluateConfig:
     save_samples: bool = True  # samples.npz, as the ADM evaluation suite reads it
     classifier_epochs: float = number(3.0, above=0)  # passes of the data set's classifier over the images
     classifier_size: int = number(32, least=8, most=1024)  # pixels a side that the classifier sees
-    seed: int = number(0, least=0, most=2**31 - 1)  # of the samples, the classifier and the intervals
+    seed: int = number(0, least=SEEDS.least, most=SEEDS.most)  # of the samples, the classifier and the intervals
 
 
 @dataclass
@@ -297,9 +299,9 @@ class ClusterConfig:
 
 @dataclass
 class TrackingConfig:
-    """MLflow. MLFLOW_TRACKING_URI wins over `uri`."""
+    """MLflow."""
 
-    uri: str | None = path(None)  # None = sqlite:///<output>/mlflow.db
+    uri: str | None = path(None)  # None = MLFLOW_TRACKING_URI, else sqlite:///<output>/mlflow.db
     # path or URL of the runs' files; None = beside the database, or as the server has it
     artifacts: str | None = path(None)
     experiment: str | None = None  # None = the config's name
@@ -314,7 +316,7 @@ class Config:
 
     name: str = field(default=REQUIRED, metadata=OPERATIONAL)  # of the experiment: MLflow's experiment is called so
     output: str = path(operational=True)  # folder or URL that receives every artifact
-    seed: int = number(0, least=0, most=2**31 - 1)  # of every random draw of the trainings
+    seed: int = number(0, least=SEEDS.least, most=SEEDS.most)  # of every random draw of the trainings
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)

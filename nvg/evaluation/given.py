@@ -23,7 +23,7 @@ from nvg.config import GivenStructure
 from nvg.data.images import to_float
 from nvg.errors import DataError
 from nvg.evaluation.work import Networks, RealImages, Structures
-from nvg.generator import Given
+from nvg.generator import Given, nth_seed
 from nvg.generator.controls import given_from_drawing
 from nvg.granularity import raster_codes
 
@@ -102,7 +102,7 @@ class HeldOutStructures:
     def of(self, labels: Sequence[int], seed: int) -> Given:
         """The structure given to samples of some classes: a function of a sample's class and seed. seed: the first
         one's; each next sample has the next."""
-        codes = torch.from_numpy(np.stack([self._one(label, seed + j) for j, label in enumerate(labels)]))
+        codes = torch.from_numpy(np.stack([self._one(label, nth_seed(seed, j)) for j, label in enumerate(labels)]))
         if self.given.flipped and self.raster:  # the generators know clusters by these names alone
             codes = raster_codes(codes, self.given.stages)
         return Given(codes, self.given.stages, [], torch.zeros(len(codes), dtype=torch.int64))

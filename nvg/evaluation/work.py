@@ -22,7 +22,7 @@ from nvg.data.records import Unit
 from nvg.data.stream import read_pieces
 from nvg.evaluation.features import FeatureNetwork
 from nvg.evaluation.reconstruction import code_counts, mse_by_stages
-from nvg.generator import Given, Sampler
+from nvg.generator import Given, Sampler, nth_seed
 from nvg.generator.sampler import in_fours
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def sample_work(config: Config, classes: int, given: GivenOf | None = None) -> l
     labels = [number % classes for number in range(settings.samples_per_class * classes)]
     work = []
     for first in range(0, len(labels), settings.batch_size):
-        some, seed = labels[first : first + settings.batch_size], settings.seed + first
+        some, seed = labels[first : first + settings.batch_size], nth_seed(settings.seed, first)
         work.append(DrawSamples(some, seed, None if given is None else given(some, seed)))
     return work
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nvg.config import SamplerConfig, range_of
+from nvg.generator.seeds import whole_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +35,21 @@ class Options:
                 raise ValueError(f"no sampler setting {name!r}; there are {', '.join(sorted(known))}")
         values = dataclasses.asdict(settings) | changes
         flow_steps = values.pop("flow_steps")
-        if not isinstance(flow_steps, int):
+        if (steps := whole_number(flow_steps)) is None:
             raise ValueError(f"flow_steps={flow_steps} must be a whole number, for all images alike")
-        range_of(settings, "flow_steps").require("flow_steps", flow_steps)
+        range_of(settings, "flow_steps").require("flow_steps", steps)
         tensors = {}
         for name, value in values.items():
-            each = [value] * count if isinstance(value, int | float) else list(value)
+            each = list(value) if isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0 else [value] * count
+            each = [one.item() if hasattr(one, "item") else one for one in each]  # numpy's and torch's numbers
             if len(each) != count:
                 raise ValueError(f"{len(each)} values of {name} for {count} images")
             for one in each:
+                if not isinstance(one, int | float) or isinstance(one, bool):
+                    raise ValueError(f"{name}={one!r} must be a number")
                 range_of(settings, name).require(name, one)
             tensors[name] = torch.tensor(each, dtype=torch.float32, device=device)
-        return Options(flow_steps, **tensors)
+        return Options(steps, **tensors)
 
     def rows(self, index: list[int]) -> Options:
         """The options of some images."""

@@ -9,7 +9,6 @@ flows of all stages share one noise an image, as they do in training.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -26,6 +25,7 @@ from nvg.generator.content import ContentGenerator
 from nvg.generator.controls import Given, one_each
 from nvg.generator.guidance import guided
 from nvg.generator.options import Options
+from nvg.generator.seeds import image_seeds, whole_number
 from nvg.generator.state import SamplingState
 from nvg.generator.structure import STEP_COUNTS, StructureGenerator, signed_bits
 from nvg.granularity import GranularitySequence, assign, cluster_means, split_codes, structure_map
@@ -75,12 +75,16 @@ class Sampler:
         structure: StructureGenerator,
         settings: SamplerConfig,
         class_names: Sequence[str],
+        *,
+        knows_no_class: bool = True,
     ) -> None:
+        """knows_no_class: whether the generators were trained on images without their class too, as guidance needs."""
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.content = content.eval().requires_grad_(False)
         self.structure = structure.eval().requires_grad_(False)
         self.settings = settings
         self.class_names = list(class_names)
+        self.knows_no_class = knows_no_class
         self._first_logits: dict[int, Tensor] = {}  # class -> logits of stage 0, (1, V)
 
     @property
@@ -133,17 +137,16 @@ class Sampler:
             if not (label.removeprefix("-").isascii() and label.removeprefix("-").isdigit()):
                 known = ", ".join(self.class_names[:20]) + (", ..." if len(self.class_names) > 20 else "")
                 raise ValueError(f"no class {label!r}; the classes are {known}")
-        try:
-            index = int(label) if isinstance(label, str) else operator.index(label)  # 1.7 is no class
-        except TypeError:
-            raise ValueError(f"class {label!r} is neither a name nor a whole number") from None
+        index = int(label) if isinstance(label, str) else whole_number(label)  # 1.7 and True are no classes
+        if index is None:
+            raise ValueError(f"class {label!r} is neither a name nor a whole number")
         if not 0 <= index < len(self.class_names):
             raise ValueError(f"class {index} is none of 0 ... {len(self.class_names) - 1}")
         return index
 
     def check_guidance(self, name: str, scale: float) -> None:
-        """Raises ValueError for a scale that a generator with guidance folded in has not learned. name: of the setting,
-        structure_guidance or content_guidance."""
+        """Raises ValueError for a scale that a generator has not learned: with guidance folded in, or trained without
+        it. name: of the setting, structure_guidance or content_guidance."""
         structure, content = self.structure.config, self.content.config
         folded, largest = {
             "structure_guidance": (structure.few_step, structure.max_guidance),
@@ -151,6 +154,10 @@ class Sampler:
         }[name]
         if folded and not 1 <= scale <= largest:
             raise ValueError(f"{name}={scale:g}: this model has learned guidance, of scales 1 ... {largest:g}")
+        if not folded and not self.knows_no_class and scale != 1:
+            raise ValueError(
+                f"{name}={scale:g} must be 1: this model was trained without guidance (train.class_dropout=0)"
+            )
 
     def generate(
         self,
@@ -175,10 +182,11 @@ class Sampler:
     ) -> Iterator[Step]:
         """Draw one image per class, and yield after each of the K + 1 stages.
 
-        classes: N names or indices. seed: a number (image j then has seed + j), or one per image. given: stages that
-        are not generated, for all images; or a list with one Given (of one image) or None per image. settings: fields
-        of SamplerConfig that differ for this call, a number each or (all but flow_steps) a list with one per image.
-        Raises ValueError for an unknown class or setting, or a `given` of another size.
+        classes: N names or indices. seed: a number from 0 to 2^31 - 1 (image j then has seed + j), or one per image.
+        given: stages that are not generated, for all images; or a list with one Given (of one image) or None per image.
+        settings: fields of SamplerConfig that differ for this call, a number each or (all but flow_steps) a list with
+        one per image. Raises ValueError for an unknown class or setting, a seed out of range, or a `given` of another
+        size.
         """
         state, positions = self._start(classes, seed, given, settings), self.tokenizer.config.positions
         content: list[Tensor] = []
@@ -200,15 +208,15 @@ class Sampler:
         settings: dict[str, Any],
     ) -> SamplingState:
         """The state of a call of `stages` before stage 0, from checked arguments. Raises ValueError."""
+        if isinstance(classes, str):  # else its letters would be the classes
+            raise ValueError(f"classes={classes!r}: give a list of names or indices, such as [{classes!r}]")
         count, positions = len(classes), self.tokenizer.config.positions
         options = Options.of(self.settings, settings, count, self.device)
         for name in ("structure_guidance", "content_guidance"):
             for scale in getattr(options, name).tolist():
                 self.check_guidance(name, scale)
         labels = [self.class_index(name) for name in classes]
-        seeds = [seed + j for j in range(count)] if isinstance(seed, int) else list(seed)
-        if len(seeds) != count:
-            raise ValueError(f"{len(seeds)} seeds for {count} images")
+        seeds = image_seeds(seed, count)
         return SamplingState(
             torch.tensor(labels, device=self.device),
             seeds,

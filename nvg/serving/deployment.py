@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 
 from nvg import tracking
-from nvg.artifacts.models import fingerprint, licence_of, load_sampler, sampler_folder
+from nvg.artifacts.models import fingerprint, licence_of, load_sampler, sampler_folder, whole_name
 from nvg.config import ServeConfig
 from nvg.generator import Sampler
 from nvg.serving.api import create_app
@@ -113,7 +113,8 @@ class SamplerReplica:
 
 
 def application(config: ServeConfig) -> serve.Application:
-    """The application that `serve.run` deploys."""
+    """The application that `serve.run` deploys. A relative path of a model is this process's."""
+    config = dataclasses.replace(config, model=whole_name(config.model))
     variables = ALLOCATOR | {"OMP_NUM_THREADS": str(config.threads_per_replica)}
     if tracking.ENVIRONMENT in os.environ:  # a replica looks models:/ up on its own node
         variables[tracking.ENVIRONMENT] = os.environ[tracking.ENVIRONMENT]

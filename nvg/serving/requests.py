@@ -7,9 +7,9 @@ import secrets
 
 import torch
 
-from nvg.config import DataConfig, SamplerConfig, ServeConfig
+from nvg.config import SEEDS, DataConfig, SamplerConfig, ServeConfig
 from nvg.data.images import make_view, to_float
-from nvg.generator import Given
+from nvg.generator import Given, image_seeds
 from nvg.generator.controls import given_from_drawing, given_from_sequence
 from nvg.granularity import GranularitySequence, codes_from_map, raster_codes
 from nvg.serving.engine import Job, Served
@@ -45,11 +45,11 @@ def plan(request: Common, prompts: list[str | int], model: Served, config: Serve
             sampler.check_guidance(name, getattr(settings, name))
         except ValueError as error:
             raise RequestError(400, str(error), param=name) from None
-    seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+    seed = secrets.randbelow(int(SEEDS.most or 0) + 1) if request.seed is None else request.seed
     return Job(
         model,
         classes,
-        [(seed + j) % 2**31 for j in range(len(classes))],
+        image_seeds(seed, len(classes)),
         settings,
         given,
         watched_stages(request, sampler.last_stage) if request.stream else frozenset(),

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationInfo, field_validator, model_validator
 
-from nvg.config import SamplerConfig, range_of
+from nvg.config import SEEDS, SamplerConfig, range_of
 
 MAX_PROMPTS = 64
 MAX_PROMPT = 200  # characters
@@ -21,7 +21,7 @@ MAX_SIDE = 1024  # of a drawn structure, and of an image sent back
 UNUSED = ("quality", "style", "moderation", "user", "safety_identifier", "input_fidelity")
 
 Format = Literal["png", "jpeg", "webp"]
-Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=SEEDS.least, le=SEEDS.most)]
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
 
 
@@ -33,6 +33,14 @@ def _setting(name: str, description: str) -> Any:
 
 class Settings(BaseModel):
     """Sampling settings (extension): fields of SamplerConfig; what is left out is the model's own setting."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_truth_as_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """JSON's true would be read as 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is no value of it")
+        return value
 
     flow_steps: int | None = _setting("flow_steps", "Euler steps of the structure flow, a stage.")
     flow_shift: float | None = _setting("flow_shift", "Shorter flow steps at the noise; 0 = equal ones.")

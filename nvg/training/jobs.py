@@ -28,7 +28,14 @@ from nvg.artifacts.models import (
     write_sampler,
     write_tokenizer,
 )
-from nvg.config import Config, GeneratorTrainingConfig, TrainingConfig
+from nvg.config import (
+    Config,
+    GeneratorTrainingConfig,
+    TokenizerTrainConfig,
+    TrainConfig,
+    TrainingConfig,
+    long_warmup,
+)
 from nvg.data import ImageSource, image_batches, open_source, token_batches
 from nvg.data.tokens import read_metadata
 from nvg.errors import ConfigError
@@ -52,7 +59,7 @@ def train_tokenizer(config: Config, place: Place, wrap: Wrap = alone, *, folder:
     source = open_source(config.data, split="train")
     images = source.count()
     steps_per_epoch = _steps_per_epoch(images, settings.batch_size, "images", "tokenizer_train")
-    total_steps = _total_steps(settings.steps, settings.epochs, steps_per_epoch)
+    total_steps = _total_steps("tokenizer_train", settings, steps_per_epoch, place)
     stream = _image_stream(source, config, settings, place, steps_per_epoch)
     task = TokenizerTask(config, stream, total_steps, steps_per_epoch, device=place.device, wrap=wrap)
     identity = tokenizer_identity(config)
@@ -101,7 +108,7 @@ def train_generators(
     token_set, mark = _token_set(tokens, tokenizer, config), tokenizer_fingerprint(tokenizer)
     class_names = token_set["class_names"]
     steps_per_epoch = _steps_per_epoch(token_set["images"], settings.batch_size, "images in the tokens", "train")
-    total_steps = _total_steps(settings.steps, settings.epochs, steps_per_epoch)
+    total_steps = _total_steps("train", settings, steps_per_epoch, place)
 
     autoencoder = load_tokenizer(tokenizer)
     weights = {name: value.clone() for name, value in autoencoder.state_dict().items()}
@@ -161,6 +168,11 @@ def distill_generators(
         return figures
     settings = config.distill
     token_set, teacher = _token_set(tokens, generators, config), load_sampler(generators)
+    if not teacher.knows_no_class:
+        raise ConfigError(
+            f"{generators} was trained with train.class_dropout=0: it has no guidance for a distilled generator to "
+            "learn: name another teacher"
+        )
     steps_per_epoch = _steps_per_epoch(token_set["images"], settings.batch_size, "images in the tokens", "distill")
 
     networks = {"tokenizer": teacher.tokenizer, "content": teacher.content, "structure": teacher.structure}
@@ -424,5 +436,11 @@ def _steps_per_epoch(rows: int, batch_size: int, kind: str, section: str) -> int
     return rows // batch_size
 
 
-def _total_steps(steps: int | None, epochs: float, steps_per_epoch: int) -> int:
-    return steps if steps is not None else math.ceil(epochs * steps_per_epoch)
+def _total_steps(name: str, section: TokenizerTrainConfig | TrainConfig, steps_per_epoch: int, place: Place) -> int:
+    """The length of a training. Remarks on a warm-up as long, which the driver cannot know of a length in epochs."""
+    if section.steps is not None:
+        return section.steps
+    total = math.ceil(section.epochs * steps_per_epoch)
+    if place.rank == 0 and (line := long_warmup(name, section, total)) is not None:
+        print(line, flush=True)
+    return total

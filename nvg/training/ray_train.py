@@ -16,15 +16,17 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nvg import storage, tracking
 from nvg.cluster import is_own_ray, keep_services_here, set_threads, warn_of_too_few_cpus
 from nvg.config import ClusterConfig, Config
-from nvg.errors import final_error
+from nvg.errors import NvgError
 from nvg.training.jobs import tidy
 from nvg.training.loop import Place
 from nvg.training.parallel import parallelize
+from nvg.training.verdict import Told, Verdict, settled
 
 Body = Callable[..., Any]
 Evaluate = Callable[[Config, str], dict[str, float]]
@@ -38,8 +40,8 @@ def fit(body: Body, config: Config, folder: str, *, evaluate: Evaluate | None = 
     config.cluster says how many workers there are and how many failures are survived. folder: the artifact's, path or
     URL; Ray Train keeps its own notes below it while it runs. evaluate: called in a Ray task with the configuration and
     the folder of each sampler that the body has for evaluation, beside the training; `fit` waits for the last of them.
-    Raises what the body raises: errors that would come again at once, others when cluster.max_failures restarts did
-    not help.
+    Raises what the body raises: an error that would come again, of whichever worker, is not tried again; others are
+    raised when cluster.max_failures restarts did not help.
     """
     # Workers stay in the job's working directory, so that relative paths mean the same; and they print a line once.
     for name in ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_TRAIN_ENABLE_PRINT_PATCH"):
@@ -57,12 +59,14 @@ def fit(body: Body, config: Config, folder: str, *, evaluate: Evaluate | None = 
         keep_services_here()
     tidy(folder)  # after a driver that was killed
     notes = storage.join(folder, "ray_train")
+    verdict = _RemoteVerdict()
     work = _Work(
         body=body,
         config=config,
         arguments={"folder": folder, **arguments},
         tracking_uri=tracking.tracking_uri(config),
         single_node=single_node,
+        verdict=verdict,
     )
     library: Any = ray.train  # its annotations are those of the old version
     trainer = library.torch.TorchTrainer(
@@ -73,11 +77,23 @@ def fit(body: Body, config: Config, folder: str, *, evaluate: Evaluate | None = 
         validation_config=_validation(library, config, evaluate) if evaluate is not None else None,
     )
     with storage.space_for(notes), _interruptible():
-        answer = trainer.fit().return_value
+        answer = _answer(trainer, verdict)
     tidy(folder)
     if "error" in answer:
         raise answer["error"]
     return answer["value"]
+
+
+def _answer(trainer: Any, verdict: Told) -> dict[str, Any]:
+    """What the first worker returned, or the error of any worker that would come again. Raises the others of Ray Train
+    when its retries did not help."""
+    try:
+        return trainer.fit().return_value
+    except Exception:
+        error, _ = verdict.get()
+        if error is None:
+            raise
+        return {"error": error}
 
 
 @dataclass(frozen=True)
@@ -89,10 +105,11 @@ class _Work:
     arguments: dict[str, Any]
     tracking_uri: str  # the driver's answer: every worker uses it
     single_node: bool
+    verdict: Told
 
 
 def _worker(message: dict[str, _Work]) -> dict[str, Any]:
-    """Run the body on one worker; returns its result, or the error that would come again at once."""
+    """Run the body on one worker; returns what `settled` does."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -113,13 +130,29 @@ def _worker(message: dict[str, _Work]) -> dict[str, Any]:
         evaluate=_report_sampler,
         leaving=lambda: not work.single_node and library.get_preemption_info() is not None,
     )
-    try:
-        return {"value": work.body(work.config, place, parallelize, **work.arguments)}
-    except Exception as error:
-        final = final_error(error)
-        if final is None:
-            raise
-        return {"error": final}
+    body = partial(work.body, work.config, place, parallelize, **work.arguments)
+    return settled(body, work.verdict, rank=place.rank, world=place.world)
+
+
+class _RemoteVerdict:
+    """A Verdict in an actor on the driver's node, which all workers ask."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Verdict).remote()
+
+    def add(self, rank: int, error: NvgError) -> int:
+        import ray
+
+        return ray.get(self._actor.add.remote(rank, error))
+
+    def get(self) -> tuple[NvgError | None, int]:
+        import ray
+
+        return ray.get(self._actor.get.remote())
 
 
 def end_hanging_collectives() -> None:

@@ -1,6 +1,7 @@
 """Training on a real Ray: data parallelism, the loss of a worker, the loss of the whole job."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,29 @@ def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, token
             tmp_path, images, tokenizer, tokens, "train.lr=1e30", "train.clip_norm=1e30", "train.warmup_steps=0"
         )
     assert not (tmp_path / "generators" / "metadata.json").exists()
+
+
+def test_an_error_of_one_worker_that_would_come_again_is_not_tried_again(tmp_path):
+    """The other one waits for it in a collective, and has an error of its own when it is ended."""
+    from nvg.errors import DataError
+    from nvg.training import ray_train
+    from tests.support.smoke import smoke
+
+    config = smoke(tmp_path / "out", tmp_path / "images", "cluster.num_workers=2", "cluster.max_failures=3")
+    tries = str(tmp_path / "tries")
+
+    def body(config, place, wrap, *, folder):
+        Path(tries).mkdir(exist_ok=True)
+        Path(tries, f"{place.rank}-{time.time_ns()}").touch()
+        if place.rank == 1:
+            raise DataError("data.train: one image is broken")
+        torch.distributed.all_reduce(torch.ones(1))
+
+    start = time.monotonic()
+    with pytest.raises(DataError, match="data.train: one image is broken"):
+        ray_train.fit(body, config, str(tmp_path / "out" / "tokenizer"))
+    assert time.monotonic() - start < 120  # gloo alone waits for half an hour
+    assert sorted(path.name[0] for path in Path(tries).iterdir()) == ["0", "1"]
 
 
 def test_the_parts_are_trained_one_after_the_other(images, tokenizer, tokens, tmp_path):

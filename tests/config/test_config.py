@@ -488,3 +488,62 @@ def test_other_names_of_experiments_are_mlflow_s_to_take(name: str) -> None:
 
     _validate_experiment_name(name)
     assert from_dict(changed("tracking.experiment", name)).tracking.experiment == name
+
+
+# ---- a training's length, as steps or as epochs ----
+
+
+@pytest.mark.parametrize("section", ["tokenizer_train", "train"])
+@pytest.mark.parametrize(
+    ("lower", "upper", "steps", "epochs"),
+    [
+        ({"steps": 9}, ["epochs=3"], None, 3.0),
+        ({"epochs": 3}, ["steps=9"], 9, None),
+        ({"steps": 9}, ["epochs=3", "epochs=4"], None, 4.0),
+        ({"steps": 9}, ["lr=1e-3"], 9, None),
+        ({"steps": 9}, ["steps=null"], None, None),
+        ({"epochs": 3}, ["steps=null"], None, 3.0),
+    ],
+)
+def test_a_length_that_is_given_over_a_file_stands_for_the_file_s_length(
+    tmp_path: Path, section: str, lower: dict[str, Any], upper: list[str], steps: int | None, epochs: float | None
+) -> None:
+    default = getattr(from_dict(MINIMAL), section).epochs
+    for config in (
+        from_dict(MINIMAL | {section: lower}, [f"{section}.{item}" for item in upper]),
+        load(
+            write(
+                tmp_path,
+                top=f"base: low.yaml\n{section}: {{{', '.join(item.replace('=', ': ') for item in upper[-1:])}}}",
+                low=to_yaml(from_dict(MINIMAL | {section: lower})),
+            )
+        ),
+    ):
+        trained = getattr(config, section)
+        assert (trained.steps, trained.epochs) == (steps, epochs or default)
+        assert from_dict(to_dict(config)) == config
+
+
+@pytest.mark.parametrize("section", ["tokenizer_train", "train"])
+def test_a_length_in_steps_and_in_epochs_at_once_is_refused(section: str) -> None:
+    message = f"here.yaml: {section}.steps=9 and {section}.epochs=3.0 both say how long the training is: leave one out"
+    assert refusal(MINIMAL | {section: {"steps": 9, "epochs": 3}}) == message
+    assert refusal(MINIMAL, [f"{section}.steps=9", f"{section}.epochs=3"]) == message
+
+
+# ---- guidance of generators that never saw an image without its class ----
+
+
+@pytest.mark.parametrize("network", ["structure", "content"])
+@pytest.mark.parametrize("scale", ["0", "2.5", "0.99"])
+def test_guidance_needs_a_training_without_class(network: str, scale: str) -> None:
+    other = "content" if network == "structure" else "structure"
+    without = ["train.class_dropout=0", f"sampler.{other}_guidance=1"]
+    message = refusal(MINIMAL, [*without, f"sampler.{network}_guidance={scale}"])
+    assert message == (
+        f"here.yaml: sampler.{network}_guidance={scale} with train.class_dropout=0: guidance needs generators that "
+        f"have seen images without their class: set sampler.{network}_guidance=1, or train.class_dropout above 0"
+    )
+    assert from_dict(MINIMAL, [*without, f"sampler.{network}_guidance=1"]).train.class_dropout == 0
+    distilled = refusal(MINIMAL, [*without, f"sampler.{network}_guidance=1", "distill.steps=9"])
+    assert "distill.steps=9 with train.class_dropout=0" in distilled

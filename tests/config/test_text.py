@@ -88,6 +88,12 @@ def test_a_sweep_varies_a_key_once(vary: list[str], overrides: list[str]) -> Non
         sweep.combinations(vary, overrides)
 
 
+@pytest.mark.parametrize("vary", ["seed=0,0", "seed=1,0,1", "tokenizer.widths=[16,16],[16,16]", "name=a,a"])
+def test_a_sweep_takes_each_value_once(vary: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--vary .* is given twice: write each value once$"):
+        sweep.combinations([vary])
+
+
 def test_a_sweep_keeps_values_as_they_are_written() -> None:
     assert sweep.combinations(["name=no,01", "train.lr=1e-3"]) == [
         ["name=no", "train.lr=1e-3"],

@@ -365,3 +365,67 @@ def test_a_label_that_is_neither_a_name_nor_a_whole_number_is_refused(sampler, l
     with pytest.raises(ValueError, match="is neither a name nor a whole number"):
         sampler.class_index(label)
     assert sampler.class_index(np.int64(1)) == 1
+
+
+# ---- seeds and classes that are none ----
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**40, True, np.True_, 1.0, np.float64(1), "1", None, math.nan])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_seed_is_a_whole_number_of_31_bits(sampler, seed, many):
+    """torch reads 32 bits of it: 2**40 drew the image of 0."""
+    with pytest.raises(ValueError, match=r"seed=.* must be a whole number from 0 to 2147483647"):
+        sampler.generate([0], seed=[seed] if many else seed)
+
+
+@pytest.mark.parametrize(
+    "whole", [np.int64, np.int32, np.uint8, torch.tensor], ids=["int64", "int32", "uint8", "tensor"]
+)
+def test_whole_numbers_of_other_libraries_are_seeds_classes_and_settings(sampler, whole):
+    expected = sampler.generate([1, 2], seed=7, flow_steps=2, top_p=1)
+    assert np.array_equal(
+        sampler.generate([whole(1), whole(2)], seed=whole(7), flow_steps=whole(2)),
+        sampler.generate([1, 2], seed=7, flow_steps=2),
+    )
+    assert np.array_equal(sampler.generate([1, 2], seed=[whole(7), whole(8)], flow_steps=2, top_p=whole(1)), expected)
+
+
+def test_seeds_may_be_an_array_and_go_on_from_the_largest_at_0(sampler):
+    base = sampler.generate([1, 1], seed=[2**31 - 1, 0])
+    assert np.array_equal(sampler.generate([1, 1], seed=2**31 - 1), base)
+    assert np.array_equal(sampler.generate([1, 1], seed=np.array([2**31 - 1, 0], np.int64)), base)
+    with pytest.raises(ValueError, match="2 seeds for 1 images"):
+        sampler.generate([0], seed=(1, 2))
+
+
+@pytest.mark.parametrize("label", [True, np.True_, 1.0, 1.7, None, math.nan, 3, -1, "fox", "", [0]])
+def test_a_class_that_is_none_is_refused(sampler, label):
+    with pytest.raises(ValueError, match="class"):
+        sampler.generate([label])
+
+
+@pytest.mark.parametrize("classes", ["cat", "12"])
+def test_a_text_is_no_list_of_classes(sampler, classes):
+    with pytest.raises(
+        ValueError, match=rf"classes='{classes}': give a list of names or indices, such as \['{classes}'\]"
+    ):
+        sampler.generate(classes)
+
+
+@pytest.mark.parametrize("value", [True, "0.5", None, [True], ["1"]])
+@pytest.mark.parametrize("name", ["flow_steps", "top_p", "content_guidance"])
+def test_a_setting_that_is_no_number_is_refused(sampler, name, value):
+    with pytest.raises(ValueError, match=f"{name}|1 images"):
+        sampler.generate([0], **{name: value})
+
+
+@pytest.mark.parametrize("name", ["structure_guidance", "content_guidance"])
+@pytest.mark.parametrize("scale", [0.0, 2.5])
+def test_a_model_trained_without_guidance_takes_scale_one_alone(sampler, name, scale):
+    plain = Sampler(
+        sampler.tokenizer, sampler.content, sampler.structure, sampler.settings, NAMES, knows_no_class=False
+    )
+    one = {"structure_guidance": 1.0, "content_guidance": 1.0}
+    assert np.array_equal(plain.generate([0], **one), sampler.generate([0], **one))
+    with pytest.raises(ValueError, match=rf"{name}={scale:g} must be 1: .*\(train.class_dropout=0\)"):
+        plain.generate([0], **(one | {name: scale}))

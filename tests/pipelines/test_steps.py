@@ -63,3 +63,48 @@ def test_an_evaluation_says_before_it_starts_what_it_lacks(settings):
 
 def test_every_step_but_the_evaluation_can_be_verified():
     assert [*verify.CHECKED, "evaluation"] == list(STEPS)
+
+
+def test_on_a_cluster_relative_paths_are_those_of_the_driver(settings, tmp_path, monkeypatch):
+    from nvg.artifacts.models import ASSETS, sampler_folder, whole_name
+    from pipelines.command_line import placed
+
+    monkeypatch.chdir(tmp_path)
+    relative = ["output=out", "tracking.uri=sqlite:///a.db", "tracking.artifacts=files"]
+    config = configuration.load(ROOT / "conf" / "smoke.yaml", [*settings, *relative])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert placed(config) == config
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    there = placed(config)
+    assert (there.output, there.tracking.uri) == (f"{tmp_path}/out", f"sqlite:///{tmp_path}/a.db")
+    assert there.tracking.artifacts == f"{tmp_path}/files"
+    (tmp_path / "model").mkdir()
+    assert whole_name("model") == sampler_folder("model") == f"{tmp_path}/model"
+    for name in ("fashion-mnist", "s3://bucket/model", "models:/nvg@champion"):
+        assert whole_name(name) == name
+    assert sampler_folder("fashion-mnist") == str(ASSETS / "fashion-mnist")
+
+
+def test_a_reference_that_is_replaced_is_evaluated_anew(settings, tmp_path):
+    import numpy as np
+
+    path = tmp_path / "reference.npz"
+    asked = f"evaluate.reference={path}"
+    missing = planned(settings, asked)
+    made = []
+    for value in (0, 1, 0):
+        np.savez(path, arr_0=np.full((4, 16, 16, 3), value, np.uint8))  # of one size
+        made.append(planned(settings, asked))
+    assert made[0] == made[2] != made[1]
+    assert {step for step in made[0] if made[0][step] != made[1][step]} == {"evaluation"}
+    path.write_bytes(b"no npz")
+    assert planned(settings, asked) == missing  # the evaluation's check says what is wrong
+
+
+@pytest.mark.parametrize("vary", [["train.lr=1e-4", "train.lr=0.0001"], ["cluster.encoders=1", "cluster.encoders=2"]])
+def test_a_sweep_refuses_combinations_that_are_one_result(settings, vary):
+    from pipelines.sweep import _check_different
+
+    _check_different({item: planned(settings, item) for item in ("train.lr=1", "train.lr=2")})
+    with pytest.raises(ConfigError, match=f"--vary: '{vary[0]}' and '{vary[1]}' make the same artifacts"):
+        _check_different({item: planned(settings, item) for item in vary})

@@ -471,3 +471,11 @@ def test_a_guidance_that_a_few_step_model_has_not_learned_is_refused(model, serv
     assert good.status_code == 200 and good.json()["nvg"]["settings"]["flow_steps"] == 1
     assert bad.status_code == 400 and bad.json()["error"]["param"] == "structure_guidance"
     assert "1 ... 3" in bad.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("field", ["seed", "n", "flow_steps", "top_p", "content_guidance", "output_compression"])
+@pytest.mark.parametrize("value", [True, False])
+def test_true_is_no_number(post, field, value):
+    refused = post({"prompt": "8", field: value})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == field
+    assert f"{str(value).lower()} is no value of it" in refused.text
