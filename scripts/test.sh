@@ -48,9 +48,10 @@ case $tier in
       lint
       step tests "${pytest[@]}" "$@"
     elif [ "$tier" = unit ]; then
-      lint
+      beside lint  # one process, which would leave a core to nobody
       export OMP_NUM_THREADS=1  # two processes on two cores
       step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' -n 2 --dist loadfile
+      join lint
     else
       beside step 'tests on Ray' "${pytest[@]}" tests/cluster
       lint
