@@ -37,6 +37,7 @@ join() {  # what it was
   cat "$log"
 }
 
+export OMP_NUM_THREADS=1  # two processes on two cores
 tier=${1:-all}
 [ $# -eq 0 ] || shift
 case $tier in
@@ -49,7 +50,6 @@ case $tier in
       step tests "${pytest[@]}" "$@"
     elif [ "$tier" = unit ]; then
       beside lint  # one process, which would leave a core to nobody
-      export OMP_NUM_THREADS=1  # two processes on two cores
       step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' -n 2 --dist loadfile
       join lint
     else
