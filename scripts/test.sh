@@ -37,6 +37,7 @@ join() {  # what it was
   cat "$log"
 }
 
+export OMP_NUM_THREADS=1  # two processes on two cores
 tier=${1:-all}
 [ $# -eq 0 ] || shift
 case $tier in
@@ -48,9 +49,9 @@ case $tier in
       lint
       step tests "${pytest[@]}" "$@"
     elif [ "$tier" = unit ]; then
-      lint
-      export OMP_NUM_THREADS=1  # two processes on two cores
+      beside lint  # one process, which would leave a core to nobody
       step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' -n 2 --dist loadfile
+      join lint
     else
       beside step 'tests on Ray' "${pytest[@]}" tests/cluster
       lint

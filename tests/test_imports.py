@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,8 +75,13 @@ def package(module: str) -> str:
     return owner
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imports(path: Path) -> list[tuple[int, str]]:
     """(line, module) of everything that a file imports, inside functions too, `from nvg import x` as nvg.x."""
+    return list(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -143,6 +149,7 @@ def loaded(statement: str) -> set[str]:
     return {name.split(".")[0] for name in names} | {name for name in names if name.startswith("nvg.")}
 
 
+@pytest.mark.slow
 def test_the_science_needs_torch_alone() -> None:
     found = loaded("import nvg.granularity, nvg.autoencoder, nvg.generator")
     assert "torch" in found
@@ -150,6 +157,7 @@ def test_the_science_needs_torch_alone() -> None:
     assert not heavy & found
 
 
+@pytest.mark.slow
 def test_the_face_imports_nothing_until_it_is_used() -> None:
     heavy = {"torch", "ray", "mlflow", "omegaconf", "fsspec", "PIL", "numpy"}
     assert not heavy & loaded("import nvg")
@@ -157,6 +165,7 @@ def test_the_face_imports_nothing_until_it_is_used() -> None:
     assert {"torch", "nvg.generator"} <= loaded("import nvg; nvg.generator.ContentGenerator")
 
 
+@pytest.mark.slow
 def test_readers_encoders_and_replicas_do_not_pay_for_the_start_of_what_they_never_do() -> None:
     """Ray starts a process for each, and each imports what its job's module does: sympy alone (DTensor, torch.compile)
     takes longer than torch."""

@@ -140,7 +140,7 @@ def _typed(
         _check_kinds(schema, part, where)
     content = over(content, functools.reduce(merged, changes, {}))
     try:
-        node = OmegaConf.merge(OmegaConf.structured(schema), *map(OmegaConf.create, (content, *changes)))
+        node = OmegaConf.merge(_defaults(schema), *map(OmegaConf.create, (content, *changes)))
         for key, value in derived.items():
             expected = value(node)
             if OmegaConf.is_missing(OmegaConf.select(node, key.split(".")[0]), key.split(".")[1]):
@@ -156,6 +156,14 @@ def _typed(
     assert isinstance(config, schema)
     expand_paths(config, f"{where}: ")
     return config
+
+
+@functools.cache  # most of the time of reading a configuration; a merge copies it
+def _defaults(schema: type) -> Any:
+    """A schema as OmegaConf has it, with its defaults; never changed."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(schema)
 
 
 def override(item: str) -> dict:

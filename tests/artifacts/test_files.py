@@ -21,6 +21,7 @@ def test_the_library_reads_what_is_written(tmp_path, dtype):
     assert all(torch.equal(read[name], value) and read[name].dtype == value.dtype for name, value in tensors.items())
 
 
+@pytest.mark.slow
 def test_equal_tensors_and_metadata_are_equal_bytes_whoever_writes_them(tmp_path):
     """Classifiers and references are named by a hash of their file."""
     program = (

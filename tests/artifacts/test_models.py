@@ -116,6 +116,7 @@ def test_a_sampler_is_read_from_a_url(tmp_path, parts):
     assert nvg.load(f"file://{tmp_path}").class_names == CLASSES
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_neither_torch_nor_ray():
     code = "import sys, nvg; assert not {'torch', 'ray', 'mlflow', 'omegaconf'} & set(sys.modules); nvg.granularity"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(nvg.__file__).parents[1])

@@ -37,6 +37,7 @@ def with_teacher(settings: list[str], name: str) -> Config:
     return configuration.load(SMOKE, [*settings, f"distill.teacher={name}"])
 
 
+@pytest.mark.slow
 def test_a_plan_reads_two_small_files_of_a_registered_teacher(registry: Path, settings: list[str]) -> None:
     hidden = registry.with_name("hidden")
     hidden.mkdir()
@@ -63,6 +64,7 @@ def test_a_plan_reads_two_small_files_of_a_registered_teacher(registry: Path, se
     assert fetched(artifacts["tokenizer"]).folder == str(folder)  # downloaded once
 
 
+@pytest.mark.slow
 def test_a_registered_teacher_that_lacks_a_file_is_named(registry: Path, settings: list[str]) -> None:
     (registry / "metadata.json").unlink()
     with pytest.raises(ConfigError, match="models:/bags/1 has no metadata.json at "):

@@ -167,6 +167,7 @@ def test_every_assumption_is_an_option_and_can_be_changed():
             assert changed == dataclasses.replace(defaults, **{f.name: float(given)})
 
 
+@pytest.mark.slow
 def test_counted_figures_fit_those_of_the_forward_pass():
     counts = cost.generator_counts("conf/imagenet_d16.yaml", cost.PLAIN)
     config = configuration.load("conf/imagenet_d16.yaml", [cost.PLAIN])

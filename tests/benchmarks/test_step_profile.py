@@ -10,6 +10,7 @@ from nvg.training.jobs import endless
 from nvg.training.loop import Loop
 from tests.support.toy_config import toy_config
 
+pytestmark = pytest.mark.slow  # a profile of two rounds
 STEPS, ROUNDS = 1, 2
 CONFIG = {"data": {"unit_images": 16}, "train": {"batch_size": 8, "accumulate": 2}, "tracking": {"log_every": 1}}
 

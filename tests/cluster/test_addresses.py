@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def test_two_addresses_make_tokens_together(network, ray_hosts, tmp_path):
-    images = write_images(tmp_path / "images")
+    images = write_images(tmp_path / "images", each=8)
     settings = [
         *(f"data.train={images}", f"output={tmp_path}/run", "data.unit_images=2"),
         *("cluster.encoders=2", "cluster.cpus_per_worker=1.2"),  # one fits a node
@@ -23,6 +23,7 @@ def test_two_addresses_make_tokens_together(network, ray_hosts, tmp_path):
     artifacts = plan(config)
     untrained_tokenizer(config, artifacts["tokenizer"].folder, 0)
     job = [sys.executable, "pipelines/build_tokens.py", "--config", SMOKE, *settings]
-    log = network.run("head", *job, RAY_ADDRESS=ray_hosts)
+    both = {"RAY_DATA_DEFAULT_WAIT_FOR_MIN_ACTORS_S": "200"}  # no part is made before both encoders are there
+    log = network.run("head", *job, RAY_ADDRESS=ray_hosts, **both)
     metadata = storage.read_json(f"{artifacts['tokens'].folder}/metadata.json")
-    assert metadata["images"] == 96 and len(metadata["images_by_node"]) == 2, log
+    assert metadata["images"] == 24 and len(metadata["images_by_node"]) == 2, log

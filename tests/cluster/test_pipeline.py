@@ -1,6 +1,7 @@
 """The whole pipeline on a real Ray: every step, its artifacts, what is skipped, and what is put into quarantine."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import nvg
 from nvg import config as configuration
 from nvg import storage, tracking
 from nvg.artifacts.lease import lease
+from nvg.artifacts.models import load_tokenizer
 from nvg.data import image_batches, open_source, token_batches
 from nvg.data.images import to_float
 from nvg.data.stream import read_view
@@ -92,6 +94,15 @@ def test_a_run_makes_every_artifact_and_a_sampler_that_loads(done, arguments):
     # Image j of the file has class j mod classes and seed evaluate.seed + j, whoever drew it.
     samples = np.load(f"{done['evaluation'].folder}/samples.npz")["arr_0"]
     assert samples.shape == (12, 16, 16, 3) and np.array_equal(samples[7:8], measured(sampler, 1, 7))
+
+
+def test_the_tokenizer_step_leaves_a_tokenizer_and_no_checkpoints(done):
+    folder = Path(done["tokenizer"].folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"tokenizer.safetensors", "config.yaml", "metadata.json", "mlflow_run.json", "timing.json"}
+    metadata = storage.read_json(f"{folder}/metadata.json")
+    assert metadata["class_names"] == ["disc", "square", "stripes"] and metadata["images"] == 3 * EACH + 1
+    assert metadata["training"]["steps"] == 8 and load_tokenizer(str(folder)).config.image_size == 16
 
 
 def test_a_broken_image_is_in_quarantine_with_its_reason_and_counted(done):
@@ -206,7 +217,10 @@ def test_generators_are_distilled_between_training_and_evaluation(done, argument
 def test_a_sampler_that_is_there_is_distilled_without_training_it(done, arguments, tmp_path, capsys):
     teacher = done["generators"].folder
     new = [*arguments, f"output={tmp_path}", f"distill.teacher={teacher}", "distill.steps=4", "distill.batch_size=8"]
-    new += ["distill.parts=[content]", "--until"]
+    new += ["distill.parts=[content]"]
+    # The tokens of the teacher's tokenizer, which are there, stand where the plan looks for them.
+    shutil.copytree(done["tokens"].folder, plan(config(new))["tokens"].folder)
+    new += ["--until"]
     run.main([*new, "distilled"])
     run.main([*new, "tokens", "--force", "tokenizer"])  # what is the teacher's is left alone
     assert (Path(teacher) / "metadata.json").is_file()
@@ -269,7 +283,9 @@ def test_any_sampler_is_evaluated_under_the_settings_of_another_file(done, argum
         cluster: {{cpus_per_worker: 1.0, cpus_per_reader: 0.5, threads_per_worker: 1}}
         """
     )
+    (test,) = [item.removeprefix("data.train=") for item in arguments if item.startswith("data.train=")]
     command = ["--config", f"{tmp_path}/protocol.yaml", "--sampler", done["generators"].folder]
+    command += ["--given", "other:1", f"data.test={test}"]
     evaluate.main(command)
     (folder,) = (tmp_path / "out").glob("evaluation-*")
     result = storage.read_json(f"{folder}/evaluation.json")
@@ -279,10 +295,7 @@ def test_any_sampler_is_evaluated_under_the_settings_of_another_file(done, argum
     assert not (folder / "reconstruction.png").exists()
     evaluate.main(command)
     assert "evaluation: complete, nothing to do" in capsys.readouterr().out
-    (test,) = [item.removeprefix("data.train=") for item in arguments if item.startswith("data.train=")]
-    evaluate.main([*command, "--given", "other:1", f"data.test={test}"])
-    (other,) = set((tmp_path / "out").glob("evaluation-*")) - {folder}
-    assert storage.read_json(f"{other}/evaluation.json")["protocol"]["given"] == "other:1"
+    assert result["protocol"]["given"] == "other:1"
     beside = storage.read_json(storage.join(done["generators"].folder, "evaluation.json"))
     assert beside["protocol"]["given"] is None  # what stands beside the sampler is of samples with nothing given
     with pytest.raises(SystemExit, match="evaluate.reference=.*none.npz: no such file"):

@@ -8,18 +8,19 @@ import pytest
 from nvg import config as configuration
 from pipelines.steps import plan
 from tests.support import s3
-from tests.support.smoke import ROOT, untrained_tokenizer
+from tests.support.smoke import ROOT, database, untrained_tokenizer
 from tests.support.store import BUCKET, CONFIG, SETTINGS, check_sampler_and_tokens, fill, run
 
 pytestmark = pytest.mark.timeout(600)
 
 
-def test_tokens_and_a_sampler_are_made_in_a_store(store, ray_cluster, tmp_path):
+def test_tokens_and_a_sampler_are_made_in_a_store(store, ray_cluster, images, tmp_path):
+    runs = f"tracking.uri={database(images)}"  # of all tests: making one takes MLflow seconds
     images = fill(tmp_path)
     config = configuration.load(CONFIG, SETTINGS)
     artifacts = plan(config)
     untrained_tokenizer(config, artifacts["tokenizer"].folder, 0, classes=[f"class {number}" for number in range(5)])
-    run("--until", "generators", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    run("--until", "generators", runs)
     assert all(plan(config)[step].complete for step in ("tokenizer", "tokens", "generators"))
     check_sampler_and_tokens(images, artifacts, tmp_path)
 

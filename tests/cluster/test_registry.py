@@ -1,9 +1,6 @@
 """MLflow for real: a server with PostgreSQL and S3, runs on it, its registry, a served model that follows an alias."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -72,6 +69,7 @@ def test_a_training_writes_its_run_into_the_database_and_its_files_into_the_stor
 
 
 def test_mlflows_own_tools_load_a_registered_sampler(registered, tmp_path):
+    import mlflow.models
     import mlflow.pyfunc
 
     expected = nvg.load("fashion-mnist").generate(["Bag", "Dress"], seed=[3, 4])
@@ -81,9 +79,8 @@ def test_mlflows_own_tools_load_a_registered_sampler(registered, tmp_path):
     with pytest.raises(ValueError, match="Bagg"):
         model.predict([{"label": "Bagg", "seed": 3}])
     (tmp_path / "rows.json").write_text(json.dumps({"dataframe_records": rows}))
-    command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", registered, "--env-manager", "local"]
-    command += ["-i", str(tmp_path / "rows.json"), "-o", str(tmp_path / "answer.json")]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    files = {"input_path": str(tmp_path / "rows.json"), "output_path": str(tmp_path / "answer.json")}
+    mlflow.models.predict(registered, env_manager="local", **files)  # what `mlflow models predict` calls
     answer = json.loads((tmp_path / "answer.json").read_text())
     assert np.array_equal(np.array(answer["predictions"], np.uint8), expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -232,46 +233,50 @@ def configured(key: str, text: str, *, on_the_command_line: bool) -> str:
 HOME = os.path.expanduser("~")
 
 
+WHOLE = {
+    "~/a b/x.npz": f"{HOME}/a b/x.npz",
+    "file://~/x.npz": f"file://{HOME}/x.npz",
+    "~root/x.npz": "/root/x.npz",
+    "${oc.env:HOME}/x.npz": f"{os.environ.get('HOME')}/x.npz",
+    "a/x.npz": "a/x.npz",
+    "a~b/x.npz": "a~b/x.npz",
+    "s3://bucket/~x/x.npz": "s3://bucket/~x/x.npz",
+}
+
+
+def every_path_and_every_text(texts: Iterable[str]) -> list[tuple[str, str]]:
+    """(key, text): every path with the first text, and one path with all texts."""
+    first, *others = texts
+    return [(key, first) for key in PATHS] + [("data.train", text) for text in others]
+
+
 @pytest.mark.parametrize("on_the_command_line", [True, False], ids=["command line", "file"])
-@pytest.mark.parametrize("key", PATHS)
-@pytest.mark.parametrize(
-    ("text", "whole"),
-    [
-        ("~/a b/x.npz", f"{HOME}/a b/x.npz"),
-        ("file://~/x.npz", f"file://{HOME}/x.npz"),
-        ("~root/x.npz", "/root/x.npz"),
-        ("${oc.env:HOME}/x.npz", f"{os.environ.get('HOME')}/x.npz"),
-        ("a/x.npz", "a/x.npz"),
-        ("a~b/x.npz", "a~b/x.npz"),
-        ("s3://bucket/~x/x.npz", "s3://bucket/~x/x.npz"),
-    ],
-)
-def test_every_path_has_the_same_home_folder(key: str, on_the_command_line: bool, text: str, whole: str) -> None:
-    assert configured(key, text, on_the_command_line=on_the_command_line) == whole
+@pytest.mark.parametrize(("key", "text"), every_path_and_every_text(WHOLE))
+def test_every_path_has_the_same_home_folder(key: str, on_the_command_line: bool, text: str) -> None:
+    assert configured(key, text, on_the_command_line=on_the_command_line) == WHOLE[text]
 
 
 def test_a_database_may_be_at_home() -> None:
     assert configured("tracking.uri", "sqlite:///~/a.db", on_the_command_line=False) == f"sqlite:///{HOME}/a.db"
 
 
-@pytest.mark.parametrize("key", PATHS)
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("$HOME/x.npz", "$HOME/x.npz: variables are not expanded: write ~ for the home folder, or ${oc.env:NAME}"),
-        ("%USERPROFILE%/x.npz", "%USERPROFILE%/x.npz: variables are not expanded"),
-        ("C:\\runs\\x.npz", "C:\\runs\\x.npz is a path of Windows"),
-        ("C:/runs/x.npz", "C:/runs/x.npz is a path of Windows"),
-        ("file://runs/x.npz", "file://runs/x.npz: write file:///absolute/path, with three slashes"),
-        ("~no-such-user/x.npz", "~no-such-user/x.npz: no home folder of ~no-such-user: write the whole path"),
-        ("", "the path is empty: give one, or leave the key out"),
-        (" ", "the path is empty: give one, or leave the key out"),
-    ],
-)
-def test_what_would_become_an_odd_folder_here_is_refused(key: str, text: str, words: str) -> None:
+REFUSED = {
+    "$HOME/x.npz": "$HOME/x.npz: variables are not expanded: write ~ for the home folder, or ${oc.env:NAME}",
+    "%USERPROFILE%/x.npz": "%USERPROFILE%/x.npz: variables are not expanded",
+    "C:\\runs\\x.npz": "C:\\runs\\x.npz is a path of Windows",
+    "C:/runs/x.npz": "C:/runs/x.npz is a path of Windows",
+    "file://runs/x.npz": "file://runs/x.npz: write file:///absolute/path, with three slashes",
+    "~no-such-user/x.npz": "~no-such-user/x.npz: no home folder of ~no-such-user: write the whole path",
+    "": "the path is empty: give one, or leave the key out",
+    " ": "the path is empty: give one, or leave the key out",
+}
+
+
+@pytest.mark.parametrize(("key", "text"), every_path_and_every_text(REFUSED))
+def test_what_would_become_an_odd_folder_here_is_refused(key: str, text: str) -> None:
     with pytest.raises(ConfigError) as raised:
         configured(key, text, on_the_command_line=False)
-    assert str(raised.value).startswith(f"configuration: {key}: {words}")
+    assert str(raised.value).startswith(f"configuration: {key}: {REFUSED[text]}")
 
 
 def test_a_configuration_and_its_base_may_be_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,6 +378,7 @@ def test_numbered_classes_are_counted_in_training_images_and_may_be_fewer_in_hel
         assert open_source(settings, "train").class_names == ["a", "b", "c", "d"]
 
 
+@pytest.mark.slow
 def test_the_devkits_class_numbers_are_no_ranks(tmp_path):
     """The real ground truth counts classes in the order of meta.mat: without that its labels would be wrong."""
     from scipy.io import savemat

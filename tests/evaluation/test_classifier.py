@@ -37,6 +37,7 @@ class Stripes:
             yield {"images": self.images[rows], "labels": self.labels[rows]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "channels", "side"), [(2, 1, 28), (7, 3, 64)])
 def test_it_learns_classes_of_any_size_and_channels(classes: int, channels: int, side: int) -> None:
     data = Stripes(classes=classes, channels=channels, side=side)

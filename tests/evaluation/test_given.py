@@ -277,6 +277,7 @@ def evaluate(config, networks, folder, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_a_training_is_drawn_with_its_own_settings(evaluate, config, folder, monkeypatch):
     """A distilled sampler takes other steps than the configuration says of its teacher."""
     snapshot, asked = folder / "snapshot", []

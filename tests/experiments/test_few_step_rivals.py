@@ -22,6 +22,7 @@ from nvg.evaluation.reference import load_reference
 from nvg.generator.structure import signed_bits
 from nvg.granularity import last_stage, structure_codes, structure_map
 
+pytestmark = pytest.mark.slow  # a finished experiment: each rival is trained and drawn
 IMAGES, POSITIONS, LAST = 12, 16, 4
 VARIANTS = {variant.name: variant for variant in table.variants()}
 

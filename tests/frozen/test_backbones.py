@@ -101,6 +101,7 @@ def test_only_the_heads_learn_and_gradients_reach_the_images(discriminator: Disc
     discriminator.zero_grad()
 
 
+@pytest.mark.slow
 def test_the_heads_learn_to_tell_two_sets_of_images_apart(dino_folder: Path) -> None:
     torch.manual_seed(0)
     discriminator = load_discriminator(str(dino_folder))

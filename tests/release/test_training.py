@@ -11,6 +11,7 @@ from nvg.training import generator_loss
 from nvg.training.generator_loss import Generators, content_loss, structure_loss
 from tests.release import ours, recipe
 
+pytestmark = pytest.mark.slow  # whole training steps, forwards and backwards
 LAST = ours.LAST_STAGE
 PROJECTOR = {0: (2048, 128), 2: (2048, 2048), 4: (24, 2048)}  # of representation alignment, after block 1
 GRADIENTS = {  # of weights that are only named otherwise

@@ -31,6 +31,7 @@ from tests.release import checkpoints, ours
 from tests.release.recipe import golden, keys_and_shapes
 from tests.support.recorders import Recorded
 
+pytestmark = pytest.mark.slow  # checkpoints are written and converted; who converts one is rarely changed
 ROOT = Path(nvg.__file__).parents[1]
 
 
@@ -96,7 +97,6 @@ def test_the_imported_sampler_draws_what_the_released_one_draws(folder, monkeypa
     torch.testing.assert_close(image, numbers["argmax.image_wide"], rtol=0, atol=5e-5)
 
 
-@pytest.mark.slow  # two more conversions
 @pytest.mark.parametrize("taken_wrong", ["tokenizer", "generators"])
 def test_averaged_and_raw_weights_the_wrong_way_round_draw_something_else(taken_wrong, tmp_path, monkeypatch):
     """So that the test above fails for a converter that takes the wrong ones."""
@@ -424,7 +424,6 @@ def half_of_d16():
     return shapes | {"nvgformer.cls_head.linear.weight": (64, 32), "nvgformer.cls_head.linear.bias": (64,)}
 
 
-@pytest.mark.slow  # 300 MB are written, read and converted
 def test_reading_and_converting_take_less_memory_than_twice_the_file(files, tmp_path):
     state = {key: torch.rand(shape) for key, shape in half_of_d16().items()}
     state |= {f"ema_model.{key}": value.clone() for key, value in state.items()}

@@ -1,19 +1,17 @@
-"""Fixtures of the tests on Ray: one Ray for all, a small tokenizer and its tokens made on it once, Ray Serve on it.
+"""Fixtures of the tests on Ray: one Ray for all, a small tokenizer, its tokens made on Ray once, Ray Serve on it.
 
 A conftest.py imports the ones that its folder uses.
 """
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 from nvg.cluster import keep_workers
 from nvg.config import ServeConfig
 from pipelines.serve import free_ports, use_haproxy
-from tests.support.smoke import smoke
-from tests.support.synthetic import write_images
+from tests.support.smoke import smoke, untrained_tokenizer
+from tests.support.synthetic import CLASSES, write_images
 from tests.support.waiting import until
 
 
@@ -47,19 +45,15 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tokenizer(ray_cluster, images, tmp_path_factory):
-    """A folder with a tokenizer trained on Ray."""
-    from pipelines.train_tokenizer import train_tokenizer
-
+def tokenizer(images, tmp_path_factory):
+    """A folder with a tokenizer that was not trained."""
     output = tmp_path_factory.mktemp("tokenizer")
-    figures = train_tokenizer(smoke(output, images), f"{output}/tokenizer")
-    assert figures["steps"] == 16
-    return f"{output}/tokenizer"
+    return untrained_tokenizer(smoke(output, images), output / "tokenizer", 0, CLASSES)
 
 
 @pytest.fixture(scope="session")
-def tokens(tokenizer, images, tmp_path_factory):
-    """A folder with its tokens."""
+def tokens(ray_cluster, tokenizer, images, tmp_path_factory):
+    """A folder with its tokens, made on Ray."""
     from pipelines.build_tokens import build_tokens
 
     output = tmp_path_factory.mktemp("tokens")
@@ -126,7 +120,8 @@ def look_again(count):
 
 def announce_loss(ray_cluster, node):
     """Give Ray the notice that a cloud gives of a spot machine: this node leaves in a minute."""
-    command = ["drain-node", "--address", ray_cluster.address, "--node-id", node.node_id]
-    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-    command += ["--deadline-remaining-seconds", "60"]
-    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *command], check=True, stdout=subprocess.DEVNULL)
+    from ray.scripts.scripts import drain_node
+
+    arguments = ["--address", ray_cluster.address, "--node-id", node.node_id]
+    arguments += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    drain_node.main([*arguments, "--deadline-remaining-seconds", "60"], standalone_mode=False)
