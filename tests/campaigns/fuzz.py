@@ -694,7 +694,7 @@ def fuzz(
             done, death = in_child(lambda *a: child(name, target, key, seconds, most, out, *a))  # noqa: B023
             counts[name]["executions"] += done + bool(death)
             if death == "SIGALRM":  # it waited, perhaps for a busy machine: that input alone, once more
-                _, death = in_child(lambda *a: child(name, target, key, 0, most, out, *a, first=done))  # noqa: B023
+                _, death = in_child(lambda fd: child(name, target, key, 0, most, out, fd, done))  # noqa: B023
             if death:
                 reason = f"more than {SECONDS} s" if death in ("SIGALRM", "SIGPROF") else f"died: {death}"
                 save_finding(out, name, f"{key}/{done}", make_input(target, f"{key}/{done}"), reason)
