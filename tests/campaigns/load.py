@@ -36,7 +36,7 @@ from tests.support.serve_job import ServeJob
 from tests.support.waiting import until
 
 # Short queues and small batches: the clients fill the queue of a replica that is left alone, and meet 429.
-SETTINGS = ("min_replicas=2", "max_replicas=2", "cpus_per_replica=0.5", "max_batch=4", "max_queue=10", "max_images=3")
+SETTINGS = ("min_replicas=2", "max_replicas=2", "cpus_per_replica=0.5", "max_batch=4", "max_queue=14", "max_images=3")
 KINDS = {  # of processes, by what their command lines hold
     "replica": "ray::ServeReplica:nvg:sampler",
     "HAProxy": "haproxy -",
@@ -114,7 +114,9 @@ def kill_replicas(job: ServeJob, load: Load, minutes: float, rng: random.Random)
         os.kill(victim, signal.SIGKILL)
         until(lambda: len({*answering()} - {victim}) == 2, f"two replicas again after the kill of {victim}")  # noqa: B023
         kills.append(Kill(victim, time.monotonic() - killed))
-        print(f"{datetime.now():%H:%M:%S} killed {victim}, two again after {kills[-1].back:.1f} s, ", end="")
+        print(
+            f"{datetime.now():%H:%M:%S} two replicas answer, {kills[-1].back:.1f} s after {victim} was killed; ", end=""
+        )
         print(f"{len(load.answers)} answers, {len(load.errors)} lost", flush=True)
 
 
