@@ -7,6 +7,7 @@ import sys
 import tomllib
 
 import nvg
+from tests.support.load import RETRIES
 from tests.support.smoke import ROOT
 
 TREES = ("nvg", "pipelines", "tests", "docs")
@@ -32,6 +33,10 @@ def test_campaigns_are_listed_and_an_unknown_one_is_refused():
     assert names and [name for name in names if f"| `{name}` |" not in report] == []
     refused = subprocess.run([*command, "none"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and "invalid choice: 'none'" in refused.stderr and "addresses" in refused.stderr
+
+
+def test_the_load_tries_again_as_often_as_the_documentation_tells_clients_to():
+    assert f"`OpenAI(max_retries={RETRIES})`" in (ROOT / "docs" / "serving.md").read_text()
 
 
 def test_the_version_stands_in_one_place():

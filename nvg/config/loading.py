@@ -140,7 +140,8 @@ def _typed(
         _check_kinds(schema, part, where)
     content = over(content, functools.reduce(merged, changes, {}))
     try:
-        node = OmegaConf.merge(_defaults(schema), *map(OmegaConf.create, (content, *changes)))
+        defaults = _defaults(schema)  # type: ignore[arg-type]  # a class is hashable; its stubs doubt it
+        node = OmegaConf.merge(defaults, *map(OmegaConf.create, (content, *changes)))
         for key, value in derived.items():
             expected = value(node)
             if OmegaConf.is_missing(OmegaConf.select(node, key.split(".")[0]), key.split(".")[1]):

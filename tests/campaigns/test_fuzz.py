@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -64,6 +65,20 @@ def test_deaths_hangs_memory_and_foreign_errors_are_findings_with_their_bytes(tm
     (text,) = tmp_path.glob("x-*.txt")
     key, _, rest = text.read_text().partition("\n")
     assert reason in rest and text.with_suffix(".bin").read_bytes() == fuzz.make_input(target, key)
+
+
+@pytest.mark.parametrize(("waits", "findings"), [(1, 0), (2, 1)])
+def test_an_input_that_waits_is_a_finding_if_it_does_so_twice(tmp_path, monkeypatch, waits, findings):
+    monkeypatch.setattr(fuzz, "SECONDS", 0.2)
+
+    def wait(data):
+        tries = len(list(tmp_path.glob("try-*")))
+        (tmp_path / f"try-{tries}").touch()
+        if tries < waits:
+            time.sleep(60)
+
+    counts = fuzz.fuzz({"x": Target([b"seed"], wait, ())}, 1, tmp_path / "out", turn=0.1, most=1)
+    assert counts == {"x": {"executions": 1, "findings": findings}}
 
 
 def test_an_input_follows_from_its_key():

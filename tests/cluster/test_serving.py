@@ -8,9 +8,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,9 +21,11 @@ from safetensors.torch import load_file, save_file
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 
+import nvg
 from nvg.artifacts.models import fingerprint
-from pipelines.serve import free_ports
+from tests.support.load import Load, picture, wrong_pictures
 from tests.support.processes import replicas
+from tests.support.serve_job import ServeJob
 from tests.support.smoke import ROOT
 
 ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
@@ -37,10 +36,6 @@ def client(address):
     from openai import OpenAI
 
     return OpenAI(base_url=f"{address}/v1", api_key="none")
-
-
-def picture(b64):
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
 
 
 # ---- the openai client, unchanged ----
@@ -199,44 +194,6 @@ def test_figures_are_exported_for_prometheus(address):
     assert stages == {"0", "1", "2", "3", "4"}
 
 
-class Load:
-    """Threads that send requests one after another until the block ends; what came back is in `answers`."""
-
-    def __init__(self, address, threads=4):
-        from openai import OpenAI
-
-        self.client = OpenAI(base_url=f"{address}/v1", api_key="none")  # with its ordinary two retries
-        self.answers, self.errors = [], []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(threads)]
-
-    def _send(self, number):
-        seed = number * 10_000
-        while not self._stop.is_set():
-            try:
-                answer = self.client.images.generate(prompt=str(seed % 10), extra_body={"seed": seed})
-                self.answers.append((answer.nvg["fingerprint"], seed, answer.data[0].b64_json))
-            except Exception as error:
-                self.errors.append(repr(error))
-            seed += 1
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for(self, condition, seconds=90):
-        until = time.time() + seconds
-        while time.time() < until and not condition():
-            time.sleep(0.1)
-        assert condition(), (len(self.answers), self.errors[:3])
-
-
 def test_the_load_test_and_the_benchmark_measure_both_sides(port, address, capsys):
     from benchmarks import load_test, report, serving
 
@@ -263,17 +220,16 @@ def test_a_new_model_version_takes_over_without_a_dropped_request(deploy, addres
     with Load(address) as load:
         load.wait_for(lambda: len(load.answers) > 10)
         deploy(model=str(other), name="fashion-mnist")
-        load.wait_for(lambda: len({mark for mark, *_ in load.answers}) == 2)
+        load.wait_for(lambda: len({answer.fingerprint for answer in load.answers}) == 2)
         seen = len(load.answers)
         load.wait_for(lambda: len(load.answers) > seen + 20)
     assert load.errors == []
-    last = [mark for mark, *_ in load.answers[-10:]]
-    assert set(last) == {load.answers[-1][0]} != {load.answers[0][0]}
+    last = {answer.fingerprint for answer in load.answers[-10:]}
+    assert last == {load.answers[-1].fingerprint} != {load.answers[0].fingerprint}
 
 
 def test_replicas_come_with_load_and_a_killed_one_loses_no_request_that_a_retry_does_not_get_back(deploy):
     address = deploy(min_replicas=1, max_replicas=2, target_ongoing_requests=1.0, upscale_delay_s=1.0)
-    alone = {}
     with Load(address, threads=6) as load:
         load.wait_for(lambda: len(replicas()) == 2, 90)
         seen = len(load.answers)
@@ -284,54 +240,26 @@ def test_replicas_come_with_load_and_a_killed_one_loses_no_request_that_a_retry_
         load.wait_for(lambda: len(load.answers) > seen + 40)
         load.wait_for(lambda: len(replicas()) == 2 and victim not in replicas(), 120)
     assert load.errors == []
-    for _, seed, b64 in load.answers:
-        assert alone.setdefault(seed, b64) == b64
-    check = load.answers[-1]
-    again = ask(address, prompt=str(check[1] % 10), seed=check[1]).json()["data"][0]["b64_json"]
-    assert again == check[2]
+    assert len({answer.seed for answer in load.answers}) < len(load.answers)  # some were drawn more than once
+    assert wrong_pictures(load.answers, nvg.load("fashion-mnist")) == []
 
 
 # ---- the job itself ----
 
 
 def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
-    (port,) = free_ports(1)
-    # Without the settings of this process's own Ray, and its proxy's ports.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "NVG_"))}
-    environment["RAY_worker_niceness"] = "0"  # conftest.py
-    job = subprocess.Popen(
-        [sys.executable, "pipelines/serve.py", "--config", "conf/serving/fashion_mnist.yaml", f"port={port}"],
-        cwd=ROOT,
-        env=environment | {"NVG_API_KEYS": "one, two"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        address, until = f"http://127.0.0.1:{port}", time.time() + 150
-        while time.time() < until:
-            try:
-                if httpx.get(f"{address}/readyz").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
-        assert ask(address, prompt="Bag").status_code == 401
+    with ServeJob(NVG_API_KEYS="one, two", RAY_worker_niceness="0") as job:  # conftest.py
+        assert ask(job.address, prompt="Bag").status_code == 401
         keyed = httpx.Client(headers={"Authorization": "Bearer two"}, timeout=120)
-        assert "Next visual granularity" in keyed.get(f"{address}/openapi.json").text
+        assert "Next visual granularity" in keyed.get(f"{job.address}/openapi.json").text
         with ThreadPoolExecutor(1) as pool:
             body = {"prompt": "Bag", "n": 32, "flow_steps": 100}
-            slow = pool.submit(keyed.post, f"{address}/v1/images/generations", json=body)
+            slow = pool.submit(keyed.post, f"{job.address}/v1/images/generations", json=body)
             time.sleep(1)
             assert not slow.done()
-            job.send_signal(signal.SIGTERM)
+            assert job.stop() == 0
             answer = slow.result()
         assert answer.status_code == 200 and len(answer.json()["data"]) == 32
-        output, _ = job.communicate(timeout=60)
-        assert job.returncode == 0 and "stopping: requests in hand" in output
-        assert '"route": "/v1/images/generations", "status": 200' in output
+        assert "stopping: requests in hand" in "".join(job.lines) and job.answered.total() == 1
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"{address}/healthz")
-    finally:
-        if job.poll() is None:
-            job.kill()
-            job.wait()
+            httpx.get(f"{job.address}/healthz")

@@ -11,6 +11,7 @@ import pytest
 
 import nvg
 from nvg.data import BrokenImage, open_source
+from nvg.data.sources import ilsvrc as ilsvrc_source
 from nvg.errors import DataError, StorageError
 from tests.support.pictures import config, encode, pixels, write_folder, write_idx, write_parquet, write_tar
 
@@ -376,6 +377,30 @@ def test_numbered_classes_are_counted_in_training_images_and_may_be_fewer_in_hel
         assert open_source(settings, "test").class_names == ["0", "1", "2", "3"]
         settings.class_names = ["a", "b", "c", "d"]
         assert open_source(settings, "train").class_names == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "reason"),
+    [
+        ("while True: pass", "its reader was ended by SIGXCPU"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its reader was ended by SIGSEGV"),
+        ("raise TypeError('Expecting miINT32')", "TypeError: Expecting miINT32"),
+        ("raise SystemExit(3)", "exit code 3"),
+    ],
+)
+def test_whatever_ends_the_reader_of_the_devkit_is_said_of_the_file(tmp_path, monkeypatch, reader, reason):
+    (tmp_path / "meta.mat").write_bytes(b"")
+    monkeypatch.setattr(ilsvrc_source, "_READ_MAT", reader)
+    monkeypatch.setattr(ilsvrc_source, "_READ_MAT_SECONDS", 1)
+    with pytest.raises(DataError, match=rf"meta.mat is no devkit table \({reason}\): fetch it again"):
+        ilsvrc_source._devkit_table(str(tmp_path / "meta.mat"))
+
+
+def test_a_reader_of_the_devkit_that_waits_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "meta.mat").write_bytes(b"")
+    monkeypatch.setattr(ilsvrc_source, "_READ_MAT", "import time; time.sleep(3); print('[[1, \"n01440764\"]]')")
+    monkeypatch.setattr(ilsvrc_source, "_READ_MAT_SECONDS", 1)
+    assert ilsvrc_source._devkit_table(str(tmp_path / "meta.mat")) == {1: "n01440764"}
 
 
 @pytest.mark.slow

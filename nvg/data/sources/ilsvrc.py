@@ -16,6 +16,7 @@ import csv
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -223,7 +224,9 @@ def _stem(name: str) -> str:
     return name.rsplit(".", 1)[0]
 
 
-# scipy reads this format in native code that damaged bytes can crash, so it does that in a process of its own.
+# scipy reads this format in native code that damaged bytes can crash, so it does that in a process of its own. Its
+# computing is limited, and not its waiting: on a busy machine a sound file may take minutes.
+_READ_MAT_SECONDS = 30
 _READ_MAT = """
 import io, json, sys
 from scipy.io import loadmat
@@ -234,10 +237,14 @@ print(json.dumps([(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in rows]
 
 def _devkit_table(file: str) -> dict[int, str]:
     """meta.mat: the devkit's class number -> synset. Raises DataError where it is damaged."""
-    data = storage.read_bytes(file)
-    done = subprocess.run([sys.executable, "-c", _READ_MAT], input=data, capture_output=True, timeout=120)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_CPU, ({_READ_MAT_SECONDS}, {_READ_MAT_SECONDS + 1}))"
+    program = [sys.executable, "-c", f"{limit}\n{_READ_MAT}"]
+    done = subprocess.run(program, input=storage.read_bytes(file), capture_output=True)
     if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+        if done.returncode < 0:
+            reason = f"its reader was ended by {signal.Signals(-done.returncode).name}"
+        else:
+            reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"exit code {done.returncode}"
         raise DataError(f"{file} is no devkit table ({reason}): fetch it again")
     return dict(json.loads(done.stdout))
 
