@@ -7,15 +7,16 @@ All have full guidance (structure up to 2.5, content up to 3.5) and decode one p
   of either ramp), and keeps the first stage's logits by class; here all of it is computed, as the paper's has it.
 - few-step: a few-step structure generator, one pass per stage, guidance an input; content of two passes.
 - guided: the same structure, and a content generator that has guidance as an input too: one pass per stage.
+
+The generators of either form: a stage of L position tokens, as in the paper, or of cluster tokens (docs/method.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from nvg import config as configuration
 from nvg.autoencoder import Autoencoder, GranularityQuantizer
 from nvg.config import Config
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
+from nvg.generator import sampler as sampling
 
 PAPER_STEPS = 25
 SCHEDULES = ("paper", "few-step", "guided")
@@ -39,11 +41,26 @@ DEPTHS: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 
 
-def configured(depth: str, *overrides: str) -> Config:
-    """The configuration of a depth: the published one, at another depth, or the tests' small one. The alignment head,
-    which training alone uses, is left out."""
+FORMS: Mapping[str, Sequence[str]] = {
+    "positions": (
+        "content.tokens=positions",
+        "content.position_network=false",
+        "structure.canvas_tokens=positions",
+    ),
+    "clusters": (
+        "content.tokens=clusters",
+        "content.position_network=true",
+        "content.residual=true",
+        "structure.canvas_tokens=clusters",
+    ),
+}
+
+
+def configured(depth: str, *overrides: str, form: str = "positions") -> Config:
+    """The configuration of a depth: the published one, at another depth, or the tests' small one, its generators of a
+    form. The alignment head, which training alone uses, is left out."""
     path, changes = DEPTHS[depth]
-    return configuration.load(path, ["repa.weights=null", *changes, *overrides])
+    return configuration.load(path, ["repa.weights=null", *changes, *FORMS[form], *overrides])
 
 
 def build(config: Config, schedule: str) -> Sampler:
@@ -84,34 +101,33 @@ def draw(sampler: Sampler, schedule: str, images: int, flow_steps: int) -> None:
     """Draw one batch by a schedule; flow_steps: Euler steps per stage."""
     # A new sampler: one keeps what it has computed of a class, and here each picture is the first of its class.
     fresh = Sampler(sampler.tokenizer, sampler.content, sampler.structure, sampler.settings, sampler.class_names)
-    with ExitStack() as stack:
-        if schedule == "paper":
-            stack.enter_context(_twice_at_every_stage(fresh, images))
+    with _twice_at_every_stage() if schedule == "paper" else nullcontext():
         fresh.generate([index % len(fresh.class_names) for index in range(images)], flow_steps=flow_steps)
 
 
 @contextmanager
-def _twice_at_every_stage(sampler: Sampler, images: int) -> Iterator[None]:
-    """Within the block the generators make the second pass for guidance also where the sampler does not ask for it."""
+def _twice_at_every_stage() -> Iterator[None]:
+    """Within the block a sampler makes the second pass for guidance also where the scale is 1."""
 
     def wrap(_: str, call: Callable) -> Callable:
-        def inner(*arguments: Any) -> Any:
-            rows = arguments[0].shape[0]
-            if rows > images:  # both passes are asked for
-                return call(*arguments)
-            result = call(*(torch.cat((value, value)) for value in arguments))
-            return result[:rows] if isinstance(result, Tensor) else (result[0][:rows], *result[1:])
+        def inner(
+            network: Callable, labels: Tensor, inputs: tuple[Tensor, ...], scale: Tensor, no_class: int
+        ) -> Tensor:
+            if (scale != 1.0).any():  # both passes are made
+                return call(network, labels, inputs, scale, no_class)
+            both = torch.cat((labels, torch.full_like(labels, no_class)))
+            return network(both, *(torch.cat((value, value)) for value in inputs))[: labels.shape[0]]
 
         return inner
 
-    with replaced({"generators": [(sampler.structure, "forward"), (sampler.content, "forward")]}, wrap):
+    with replaced({"guidance": [(sampling, "guided")]}, wrap):
         yield
 
 
 @cache
-def operations(depth: str, schedule: str, images: int) -> Mapping[str, int]:
+def operations(depth: str, schedule: str, images: int, form: str = "positions") -> Mapping[str, int]:
     """Floating-point operations of one batch by part, of the whole schedule: exact, without computing."""
-    sampler = build_on_meta(configured(depth), schedule)
+    sampler = build_on_meta(configured(depth, form=form), schedule)
     with counted(parts_of(sampler)) as totals:
         draw(sampler, schedule, images, PAPER_STEPS if schedule == "paper" else 1)
     return totals

@@ -127,8 +127,12 @@ def main() -> None:
             "plain": generator_step(config()),
             "bfloat16": generator_step(config(), bfloat16=True),
             "torch.compile": generator_step(config(), compiled=True),
-            "all stages, a quarter of the images": generator_step(
-                config("train.all_stages=true", "train.batch_size=16")
+            "clusters": generator_step(
+                config(
+                    "content.tokens=clusters",
+                    "content.position_network=true",
+                    "structure.canvas_tokens=clusters",
+                )
             ),
             "content d3": generator_step(config("content.depth=3")),
             "content d4": generator_step(config("content.depth=4")),

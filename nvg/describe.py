@@ -56,8 +56,9 @@ def row_bytes(config: Config) -> int:
 
 
 def forward_flops(config: Config) -> dict[str, int]:
-    """Floating-point operations of one forward pass of one image, a multiply-add being two: matrix products,
-    convolutions and attention. Keys: encoder, decoder, content, structure."""
+    """Floating-point operations of forward passes of one image, a multiply-add being two: matrix products, convolutions
+    and attention. Keys: encoder, decoder, and content and structure, of which it is one pass at each of their stages:
+    0 ... K of the content, 1 ... K-1 of the structure."""
     models = build_on_meta(config)
     tokenizer = config.tokenizer
     with torch.device("meta"):
@@ -66,14 +67,23 @@ def forward_flops(config: Config) -> dict[str, int]:
         codes = torch.empty(1, tokenizer.positions, dtype=torch.int64)
         noisy = torch.empty(1, tokenizer.positions, tokenizer.last_stage)
         label = torch.empty(1, dtype=torch.int64)
-        time = torch.empty(1)
+
+    def content() -> None:
+        stages = range(tokenizer.last_stage + 1)
+        tables = [models.content.rotary(codes, stage) for stage in stages]
+        models.content([canvas] * len(stages), codes, label, label.new_tensor(list(stages)), tables)
+
+    def structure() -> None:
+        stages = range(1, tokenizer.last_stage)
+        tables = [models.structure.rotary(codes, stage) for stage in stages]
+        times, count = noisy.new_empty(1, len(stages)), len(stages)
+        models.structure([noisy] * count, times, [canvas] * count, codes, label, label.new_tensor(list(stages)), tables)
+
     return {
         "encoder": _count(lambda: models.autoencoder.latents(image)),
         "decoder": _count(lambda: models.autoencoder.decode_canvas(canvas)),
-        "content": _count(lambda: models.content(canvas, label, label, models.content.rotary(codes, label))),
-        "structure": _count(
-            lambda: models.structure(noisy, time, canvas, label, label, models.structure.rotary(codes, label))
-        ),
+        "content": _count(content),
+        "structure": _count(structure),
     }
 
 
@@ -94,7 +104,7 @@ COLUMNS = (
     "tokenizer",
     "content",
     "structure",
-    "forward GFLOP: encoder, decoder, content, structure",
+    "forward GFLOP: encoder, decoder, content and structure of all stages",
 )
 
 
@@ -115,12 +125,16 @@ def describe(config: Config) -> list[str]:
         _millions(parameters(models.autoencoder)),
         f"d{config.content.depth}, {_millions(content)}",
         f"d{config.structure.depth}, {_millions(parameters(models.structure))}",
-        ", ".join(f"{value / 1e9:.3g}" for value in flops.values()),
+        ", ".join(_giga(value) for value in flops.values()),
     ]
 
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.3g}M"
+
+
+def _giga(count: int) -> str:
+    return f"{count / 1e9:.3g}" if count < 1e11 else f"{count / 1e9:.0f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -239,6 +239,17 @@ def positions_of_codes(codes: Tensor) -> Tensor:
     return torch.empty_like(codes).scatter_(1, codes, position)
 
 
+def code_order(codes: Tensor) -> Tensor:
+    """The positions in the order of their codes, those of one code in raster order: codes (N, L), of which later bits
+    may be 0, -> (N, L). In this order the positions of a cluster of a known stage i are L / 2^i neighbours."""
+    return codes.argsort(dim=1, stable=True)
+
+
+def neighbour_means(values: Tensor, clusters: int) -> Tensor:
+    """Mean over each cluster of values that stand in the order of codes: (..., L, e) -> (..., clusters, e)."""
+    return values.unflatten(-2, (clusters, -1)).mean(dim=-2)
+
+
 def split_codes(codes: Tensor, stage: int, preference: Tensor, *, rename: bool = True) -> Tensor:
     """Halve every cluster of stage-1 by preference, giving the codes of `stage`: the children that prefer bit 1 most.
 

@@ -10,8 +10,10 @@ from nvg.granularity import (
     GranularitySequence,
     assign,
     cluster_means,
+    code_order,
     codes_from_map,
     labels_from_embedding,
+    neighbour_means,
     positions_of_codes,
     split_codes,
     structure_codes,
@@ -178,6 +180,24 @@ def test_in_the_order_of_their_codes_a_clusters_positions_are_neighbours(z):
     for stage in range(granularity.last_stage(z.shape[1]) + 1):
         means = taken.unflatten(1, (2**stage, -1)).mean(dim=2)
         torch.testing.assert_close(means, cluster_means(z, structure_map(codes, stage), 2**stage))
+
+
+@settings(deadline=None, max_examples=40)
+@given(latents(), st.integers(0, 6))
+def test_means_of_neighbours_in_the_order_of_codes_are_the_cluster_means(z, stage):
+    """Of codes that are known up to the stage, and of complete ones alike."""
+    codes = structure_codes(z)
+    last = z.shape[1].bit_length() - 1
+    stage = min(stage, last)
+    assert torch.equal(code_order(codes), positions_of_codes(codes))
+    expected = cluster_means(z, structure_map(codes, stage), 2**stage)
+    for known in (codes, codes_from_map(structure_map(codes, stage), stage)):
+        order = code_order(known)
+        assert torch.equal(order.sort(dim=1).values, torch.arange(2**last).expand_as(order))
+        inside = take(structure_map(codes, stage)[..., None], order)[..., 0]
+        assert torch.equal(inside, torch.arange(2**stage).repeat_interleave(2 ** (last - stage)).expand_as(inside))
+        torch.testing.assert_close(neighbour_means(take(z, order), 2**stage), expected)
+    assert (order.unflatten(1, (2**stage, -1)).diff(dim=2) > 0).all()  # those of one code in raster order
 
 
 def test_distances_are_the_plain_sums_to_the_last_bit_and_symmetric():

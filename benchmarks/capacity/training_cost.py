@@ -130,8 +130,8 @@ def _count(images: int, loss: Callable[[], torch.Tensor]) -> tuple[float, float,
 
 @functools.cache
 def generator_counts(path: str, *settings: str) -> Counts:
-    """The counts of both generators. Of 63 images every stage comes equally often, of nine and of seven stages."""
-    config, images = configuration.load(path, settings), 63
+    """The counts of both generators, of all stages of an image."""
+    config, images = configuration.load(path, settings), 2
     positions, repa = config.tokenizer.positions, config.repa
     with torch.device("meta"):
         quantizer = Autoencoder(config.tokenizer).quantizer.requires_grad_(False)

@@ -22,6 +22,7 @@ from experiments.few_step_rivals.samplers import (
     integrate,
     unknown_channels,
     velocity_of,
+    velocity_of_rows,
 )
 from nvg.config import DistillConfig
 from nvg.generator import Sampler, StructureGenerator
@@ -48,7 +49,11 @@ class Shortcut(nn.Module):
         self.frozen = (FewStep(student, average, teacher, DistillConfig()),)
 
     def forward(self, image: Tensor, inputs: Inputs, rng: torch.Generator) -> Tensor:
-        return self.frozen[0](*inputs, rng)[0]
+        canvas, labels, stage, codes = inputs
+        stages = stage.unique().tolist()  # all of each image, stage by stage
+        images = len(stage) // len(stages)
+        canvases = dict(zip(stages, canvas.chunk(len(stages)), strict=True))
+        return self.frozen[0](canvases, labels[:images], codes[:images], stages, rng)[0]
 
 
 class Bits(nn.Module):
@@ -85,11 +90,11 @@ class Reflow(nn.Module):
         self.images = len(noise)
 
     def forward(self, image: Tensor, inputs: Inputs, rng: torch.Generator) -> Tensor:
-        canvas, labels, stage, codes = inputs
+        stage = inputs[2]
         noise, made = (some[image, stage - 1] for some in self.pairs)
         time = torch.rand(len(stage), generator=rng)
         z = made + time[:, None, None] * (noise - made)  # known channels: the same in both
-        velocity = self.student(z, time, canvas, labels, stage, self.student.rotary(codes, stage))
+        velocity = velocity_of_rows(self.student, z, time, inputs)
         return masked_mean((velocity - (noise - made)).square(), unknown_channels(stage, z.shape[2])).mean()
 
 
@@ -127,7 +132,7 @@ class MeanFlow(nn.Module):
         self.frozen = (teacher,)
 
     def forward(self, image: Tensor, inputs: Inputs, rng: torch.Generator) -> Tensor:
-        canvas, labels, stage, codes = inputs
+        _, _, stage, codes = inputs
         rows, last = len(stage), self.student.last_stage
         unknown, complete = unknown_channels(stage, last), signed_bits(codes, last)
         noise = torch.randn(complete.shape, generator=rng)
@@ -137,7 +142,6 @@ class MeanFlow(nn.Module):
         z = torch.where(unknown, complete + time[:, None, None] * (noise - complete), complete)
         with torch.no_grad():
             flow = velocity_of(self.frozen[0], inputs, guidance)(z, time)
-        table = self.student.rotary(codes, stage)
         # One forward-mode pass gives u and du/dt: of the tangents, z moves along the flow, t and d at rate 1.
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # the fused attention has no forward derivative
             moving = (
@@ -145,7 +149,8 @@ class MeanFlow(nn.Module):
                 forward_ad.make_dual(time, torch.ones_like(time)),
                 forward_ad.make_dual(size, torch.ones_like(size)),
             )
-            output = self.student(moving[0], moving[1], canvas, labels, stage, table, moving[2], guidance)
+            told = {"steps": moving[2], "guidance": guidance}
+            output = velocity_of_rows(self.student, moving[0], moving[1], inputs, **told)
             mean, derivative = forward_ad.unpack_dual(output)
         target = flow - size[:, None, None] * derivative.detach()
         error = masked_mean((mean - target).square(), unknown)

@@ -62,16 +62,30 @@ def unknown_channels(stage: Tensor, last_stage: int) -> Tensor:
     return torch.arange(last_stage, device=stage.device) >= stage[:, None, None] - 1
 
 
+def velocity_of_rows(
+    structure: StructureGenerator, z: Tensor, time: Tensor, inputs: Inputs, **few_step: Tensor
+) -> Tensor:
+    """The velocity at z (N, L, K) and time (N,) of rows of any stages, in a call for each stage; few_step: steps and
+    guidance (N,)."""
+    canvas, labels, stages, codes = inputs
+    velocities = []
+    for stage in stages.unique().tolist():
+        rows = (stages == stage).nonzero()[:, 0]
+        point = [z[rows]], time[rows, None], [canvas[rows]], codes[rows], labels[rows], stages.new_tensor([stage])
+        told = {name: value[rows, None] for name, value in few_step.items()}
+        velocities += structure(*point, [structure.rotary(codes[rows], stage)], **told)
+    return torch.cat(velocities)[stages.argsort(stable=True).argsort()]
+
+
 def velocity_of(structure: StructureGenerator, inputs: Inputs, guidance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """The guided flow (z (N, L, K), t (N,)) -> (N, L, K): two passes, one where all of guidance (N,) is 1."""
     canvas, labels, stage, codes = inputs
-    table = structure.rotary(codes, stage)
 
-    def velocity(labels: Tensor, z: Tensor, time: Tensor, canvas: Tensor, stage: Tensor, table: Tensor) -> Tensor:
-        return structure(z, time, canvas, labels, stage, table).float()
+    def velocity(labels: Tensor, z: Tensor, time: Tensor, canvas: Tensor, stage: Tensor, codes: Tensor) -> Tensor:
+        return velocity_of_rows(structure, z, time, (canvas, labels, stage, codes)).float()
 
     no_class = structure.config.num_classes
-    return lambda z, time: guided(velocity, labels, (z, time, canvas, stage, table), guidance, no_class)
+    return lambda z, time: guided(velocity, labels, (z, time, canvas, stage, codes), guidance, no_class)
 
 
 def integrate(
@@ -133,7 +147,7 @@ def bit_logits(
     channel = F.one_hot(stage - 1, network.last_stage)[:, None].bool()  # (N, 1, K)
     z = torch.where(channel & ~decided[..., None], 0.0, signed_bits(codes, stage))
     undecided = 1 - decided.float().mean(dim=1)
-    velocity = network(z, undecided, canvas, labels, stage, network.rotary(codes, stage)).float()
+    velocity = velocity_of_rows(network, z, undecided, (canvas, labels, stage, codes)).float()
     return -2 * (velocity * channel).sum(dim=2, keepdim=True)
 
 

@@ -13,7 +13,6 @@ from experiments.few_step_rivals.losses import MAX_GUIDANCE, Bits, MeanFlow, Ref
 from nvg.generator import Sampler, StructureGenerator
 from nvg.training.distill_task import begin_as
 from nvg.training.ema import EMA
-from nvg.training.generator_loss import rows_of_stages
 from nvg.training.schedule import warmup_stable_decay
 
 IMAGES, LR, WARMUP, DECAY_SHARE, FINAL_LR, EMA_DECAY = 32, 1e-3, 100, 0.5, 0.02, 0.998  # conf/fashion_mnist_hour.yaml
@@ -36,8 +35,8 @@ def train(loss: Shortcut | Bits | Reflow | MeanFlow, average: EMA, tokens: Token
     for step in range(steps):
         factor = warmup_stable_decay(step, steps, warmup=WARMUP, decay_share=DECAY_SHARE, final=FINAL_LR)
         optimizer.param_groups[0]["lr"] = LR * factor
-        stage, rows = rows_of_stages(IMAGES, 1, student.last_stage - 1, rng, all_stages=True)
-        image = torch.randint(images, (IMAGES,), generator=rng)[rows]
+        stage = torch.arange(1, student.last_stage).repeat_interleave(IMAGES)
+        image = torch.randint(images, (IMAGES,), generator=rng).repeat(student.last_stage - 1)
         optimizer.zero_grad(set_to_none=True)
         value = loss(image, tokens.inputs(image, stage), rng)
         value.backward()

@@ -300,12 +300,28 @@ def read_metadata(folder: str) -> dict[str, Any]:
     return checked_record(folder, "tokenizer", "sampler")
 
 
+FORM_FIELDS = {"content": "content.position_network", "structure": "structure.canvas_tokens"}
+
+
+def _compare_forms(folder: str, name: str, expected: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError, naming the field, where a generator's weights are of another form than config.yaml says:
+    with a position network or without one (docs/method.md, cluster tokens)."""
+    asked, has = (any(key.startswith("position_network.") for key in keys) for keys in (expected, state))
+    if name in FORM_FIELDS and asked != has:
+        raise CheckpointError(
+            f"{folder}/config.yaml: {FORM_FIELDS[name]} does not fit {name}.safetensors, whose weights have "
+            f"{'a' if has else 'no'} position network: the two files are of different trainings"
+        )
+
+
 def _load_part(folder: str, name: str, build: Callable[[], Module], mark: str | None) -> Module:
     """A module with the weights of a file, for use. mark: their fingerprint, where it is known."""
     state = read_tensors(folder, name)
     where = f"{folder}/{name}.safetensors"
     with torch.device("meta"):  # a configuration of another size is refused before memory is taken for it
-        compare_shapes(shapes(build().state_dict()), shapes(state), where)
+        expected = shapes(build().state_dict())
+    _compare_forms(folder, name, expected, state)
+    compare_shapes(expected, shapes(state), where)
     if mark is not None and fingerprint(state) != mark:
         raise CheckpointError(f"{where} is damaged: its fingerprint differs from metadata.json")
     module = build()

@@ -14,7 +14,6 @@ from nvg.config.schema import (
     Config,
     DataConfig,
     DistillConfig,
-    SamplerConfig,
     ServeConfig,
     TokenizerConfig,
     TrainingConfig,
@@ -47,7 +46,7 @@ def validate(config: Config, where: str = "configuration") -> None:
     for name, section in trainings(config).items():
         _training(check, name, section, config.cluster.num_workers)
     _train(check, config)
-    _distill(check, config.distill, config.sampler)
+    _distill(check, config.distill, config)
     _cluster(check, config.cluster)
     _evaluate(check, config)
     _tracking(check, config)
@@ -97,6 +96,16 @@ def _generators(check: Checker, config: Config) -> None:
         structure.depth % 2 == 0,
         f"structure.depth={structure.depth} must be even: the width is 32 a layer in heads of 64",
     )
+    for key, value in (("content.tokens", content.tokens), ("structure.canvas_tokens", structure.canvas_tokens)):
+        check(value in ("clusters", "positions"), f"{key}={value!r} is none of clusters, positions")
+    check(
+        content.tokens == "positions" or content.position_network,
+        "content.tokens=clusters needs content.position_network=true: the mean of a cluster does not tell its shape",
+    )
+    check(
+        content.tokens == "positions" or content.residual,
+        "content.residual=false goes with content.tokens=positions alone, as in the released system",
+    )
     check(
         content.repa_block is None or 1 <= content.repa_block <= content.depth,
         f"repa.block={content.repa_block} is not one of the {content.depth} blocks of content.depth",
@@ -142,7 +151,7 @@ def _train(check: Checker, config: Config) -> None:
     check(train.parallel in ("ddp", "fsdp"), f"train.parallel={train.parallel!r} is none of ddp, fsdp")
 
 
-def _distill(check: Checker, distill: DistillConfig, sampler: SamplerConfig) -> None:
+def _distill(check: Checker, distill: DistillConfig, config: Config) -> None:
     check(
         distill.teacher is None or distill.steps > 0,
         f"distill.teacher={distill.teacher} with distill.steps=0: say how many steps to train",
@@ -151,12 +160,19 @@ def _distill(check: Checker, distill: DistillConfig, sampler: SamplerConfig) -> 
         return
     _networks(check, "distill", distill.parts)
     for network in distill.parts:
-        scale = getattr(sampler, f"{network}_guidance")
+        scale = getattr(config.sampler, f"{network}_guidance")
         check(
             1 <= scale <= distill.max_guidance,
             f"sampler.{network}_guidance={scale} is not in 1 ... distill.max_guidance={distill.max_guidance}: a "
             "distilled generator knows no other",
         )
+
+    slices = config.cluster.num_workers * distill.accumulate
+    check(
+        "structure" not in distill.parts or distill.batch_size >= 2 * slices,
+        f"distill.batch_size={distill.batch_size} gives each of cluster.num_workers * distill.accumulate = {slices} "
+        "slices one image: the few-step loss needs two, one for the flow itself and one for larger steps",
+    )
 
 
 def _networks(check: Checker, name: str, networks: list[str]) -> None:

@@ -110,7 +110,6 @@ class GeneratorTrainingConfig(TrainingConfig):
 
     decay_share: float = number(0.2, least=0, most=1)  # the last share of training, in which lr falls linearly ...
     final_lr: float = number(0.1, least=0, most=1)  # ... to this share of its value
-    all_stages: bool = False  # True: every stage of an image in each step, not one drawn at random
     shuffle_rows: int = number(16384, least=0)  # rows of the shuffle buffer
     # Steps between evaluations of the averaged weights while it trains; 0 = none.
     evaluate_every: int = number(0, least=0, operational=True)
@@ -165,6 +164,10 @@ class ContentConfig:
     code_width: int = number(least=1, most=4096)  # derived: e
     codebook_size: int = number(least=2, most=65536)  # derived: V
     num_classes: int = number(least=1, most=32768)  # derived
+    # What a stage is made of: positions (L tokens, the source's form) | clusters (ours: 2^i tokens, docs/method.md)
+    tokens: str = "positions"
+    # A small network of each position, added to its token or, of clusters, which need it, pooled (docs/method.md)
+    position_network: bool = False
     residual: bool = True  # the network's output is x_hat - x_i; False: x_hat itself, as in the released system
     repa_block: int | None = number(least=1, most=128)  # derived: repa.block when repa.weights is given
     repa_width: int = number(least=1)  # derived
@@ -181,6 +184,8 @@ class StructureConfig:
     grid: int = number()  # derived
     code_width: int = number(least=1, most=4096)  # derived
     num_classes: int = number(least=1, most=32768)  # derived
+    # What it sees of the canvas: positions (L tokens, the source's form) | clusters (ours: 2^(i-1) tokens)
+    canvas_tokens: str = "positions"
     few_step: bool = False  # True: step size and guidance scale are inputs (pipelines/distill.py makes these)
     # of a few-step generator: the largest guidance scale that it knows
     max_guidance: float = number(4.0, above=1, most=20)

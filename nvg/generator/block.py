@@ -7,7 +7,7 @@ out, 3 w^2 modulate (shift, scale, gate): 15 w^2 a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,42 +48,84 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)  # gate 0: every block starts as the identity
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor, table: Tensor, keep_last: int | None = None) -> Tensor:
-        """x (B, T, w); condition (B, w), already activated; table (B, 1, T, 32, 2) of `rotary_table`.
+    def forward(
+        self, x: Tensor, condition: Tensor, table: Tensor, lengths: Sequence[int], keep_last: int | None = None
+    ) -> Tensor:
+        """x (B, T, w): S segments of `lengths` side by side, which do not see each other; condition (B, S, w), already
+        activated; table (B, 1, T, 32, 2) of `rotary_table`.
 
-        keep_last: the number of tokens to return, counted from the end: (B, keep_last, w). The others are attended to,
-        but their queries and MLPs, which nobody reads, are not computed: the last block of a backbone.
+        keep_last: the number of tokens of each segment to return, counted from its end: (B, S keep_last, w). The others
+        are attended to, but their queries and MLPs, which nobody reads, are not computed: the last block of a backbone.
         """
-        shift, scale, gate = by_rows(self.modulation, condition)[:, None].chunk(3, dim=-1)  # (B, 1, w) each
-        inside = self.norm(x) * (1 + scale) + shift
+        shift, scale, gate = by_rows(self.modulation, condition).chunk(3, dim=-1)  # (B, S, w) each
+        inside = modulate(self.norm(x), shift, scale, lengths)
+        kept = lengths
         if keep_last is None:
-            hidden = self.project_in(inside)  # (B, T, 7w)
+            hidden = by_rows(self.project_in, inside)  # (B, T, 7w)
             q, k, v, mlp = hidden.split((self.width, self.width, self.width, 4 * self.width), dim=-1)
+            query_table = table
         else:
             q_weight, kv_weight, mlp_weight = self.project_in.weight.split((self.width, 2 * self.width, 4 * self.width))
             q_bias, kv_bias, mlp_bias = self.project_in.bias.split((self.width, 2 * self.width, 4 * self.width))
             k, v = F.linear(inside, kv_weight, kv_bias).chunk(2, dim=-1)  # (B, T, w) each
-            x, inside = x[:, -keep_last:], inside[:, -keep_last:]
+            x, inside = ends(x, lengths, keep_last), ends(inside, lengths, keep_last)
+            query_table = ends(table[:, 0].flatten(2), lengths, keep_last).unflatten(2, table.shape[-2:])[:, None]
+            kept = [keep_last] * len(lengths)
             q, mlp = F.linear(inside, q_weight, q_bias), F.linear(inside, mlp_weight, mlp_bias)
         q, k, v = (value.unflatten(-1, (self.heads, HEAD_WIDTH)).transpose(1, 2) for value in (q, k, v))
-        q = rotate(self.query_norm(q), table[:, :, -q.shape[2] :])  # (B, heads, T or keep_last, 64)
+        q = rotate(self.query_norm(q), query_table)  # (B, heads, T or S keep_last, 64)
         k = rotate(self.key_norm(k), table)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        out = self.project_out(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
-        return x + self._surviving(gate * out)
+        attended = attention(q, k, v, kept, lengths).transpose(1, 2).flatten(2)
+        out = by_rows(self.project_out, torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
+        return x + scaled(out, self._surviving(gate), kept)
 
-    def _surviving(self, change: Tensor) -> Tensor:
-        """In training, what a block adds to whole rows (B, T, w): nothing at the drop rate, else over the keep rate."""
+    def _surviving(self, gate: Tensor) -> Tensor:
+        """The gates of whole segments (B, S, w) in training: 0 at the drop rate, so that the block adds nothing, else
+        over the keep rate."""
         if not self.training or self.drop_rate == 0.0:
-            return change
-        kept = torch.rand(change.shape[0], 1, 1, device=change.device) >= self.drop_rate
-        return change * (kept / (1.0 - self.drop_rate)).to(change.dtype)
+            return gate
+        kept = torch.rand(*gate.shape[:2], 1, device=gate.device) >= self.drop_rate
+        return gate * (kept / (1.0 - self.drop_rate)).to(gate.dtype)
+
+
+# ---- segments: sequences side by side, so that one matrix product serves all of them ----
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) -> Tensor:
+    """x (1 + scale) + shift, each segment with its own: x (B, T, w), shift and scale (B, S, w) -> (B, T, w)."""
+    if len(lengths) == 1:
+        return x * (1 + scale) + shift
+    each = zip(x.split(list(lengths), dim=1), shift.split(1, dim=1), scale.split(1, dim=1), strict=True)
+    return torch.cat([one * (1 + factor) + term for one, term, factor in each], dim=1)
+
+
+def scaled(x: Tensor, gate: Tensor, lengths: Sequence[int]) -> Tensor:
+    """x gate, each segment with its own: x (B, T, w), gate (B, S, w) -> (B, T, w)."""
+    if len(lengths) == 1:
+        return gate * x
+    each = zip(x.split(list(lengths), dim=1), gate.split(1, dim=1), strict=True)
+    return torch.cat([factor * one for one, factor in each], dim=1)
+
+
+def ends(x: Tensor, lengths: Sequence[int], count: int) -> Tensor:
+    """The last tokens of each segment: x (B, T, w) -> (B, S count, w)."""
+    if len(lengths) == 1:
+        return x[:, -count:]
+    return torch.cat([one[:, -count:] for one in x.split(list(lengths), dim=1)], dim=1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, queries: Sequence[int], keys: Sequence[int]) -> Tensor:
+    """Attention within each segment: q (B, heads, sum of queries, 64), k and v (B, heads, sum of keys, 64) -> as q."""
+    if len(keys) == 1:
+        return F.scaled_dot_product_attention(q, k, v)
+    each = zip(q.split(list(queries), dim=2), k.split(list(keys), dim=2), v.split(list(keys), dim=2), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*one) for one in each], dim=2)
 
 
 class Backbone(nn.Module):
-    """A stack of `depth` blocks on one sequence, with class, stage and optionally time in the modulation.
+    """A stack of `depth` blocks, with class, stage and optionally time in the modulation.
 
-    The class is also a token in front of the sequence; index `num_classes` is "no class", for guidance.
+    The class is also a token in front of each sequence; index `num_classes` is "no class", for guidance.
     """
 
     def __init__(self, *, depth: int, width: int, num_classes: int, last_stage: int, timed: bool) -> None:
@@ -101,46 +143,52 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def condition(self, labels: Tensor, stage: Tensor, time: Tensor | None, extra: Tensor | None) -> Tensor:
-        """The activated condition vector (B, w): labels (B,), stage (B,), time (B,) or None, extra (B, w) or None."""
-        vector = self.class_condition(labels) + self.stage_condition(stage)
+    def condition(self, labels: Tensor, stages: Tensor, times: Tensor | None, extra: Tensor | None) -> Tensor:
+        """The activated condition vectors (B, S, w): labels (B,), stages (B, S), times (B, S) or None, extra (B, 1, w),
+        (B, S, w) or None."""
+        vector = self.class_condition(labels)[:, None] + self.stage_condition(stages)
         if self.time_condition is not None:
-            assert time is not None
-            vector = vector + self.time_condition(time)
+            assert times is not None
+            vector = vector + self.time_condition(times)
         return F.silu(vector if extra is None else vector + extra.to(vector.dtype))
 
     def forward(
         self,
-        tokens: Tensor,
-        table: Tensor,
+        segments: Sequence[Tensor],
+        tables: Sequence[Tensor],
         labels: Tensor,
-        stage: Tensor,
-        time: Tensor | None = None,
+        stages: Tensor,
+        times: Tensor | None = None,
         *,
         extra: Tensor | None = None,
         tap: int | None = None,
         keep_last: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """tokens (B, T, w) without the class token, table for 1 + T tokens -> (output (B, T, w), hidden or None).
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """S segments of tokens, (B, T_s, w) each without the class token, their tables for 1 + T_s tokens, labels (B,),
+        stages and times (B, S) -> (outputs (B, T_s, w) each, hidden or None).
 
-        extra (B, w) is added to the condition. `hidden` is the output of block number `tap` (from 1), without the class
-        token, for representation alignment. keep_last: the number of tokens of the output, counted from the end.
+        A segment is a sequence of its own: of one image at one stage. extra (B, 1, w) or (B, S, w) is added to the
+        conditions. `hidden` are the outputs of block number `tap` (from 1), without the class tokens, for
+        representation alignment. keep_last: the number of tokens of each output, counted from the end.
         """
-        condition = self.condition(labels, stage, time, extra)
+        condition = self.condition(labels, stages, times, extra)
         first = self.class_token(labels)[:, None]
-        x = torch.cat((first, tokens.to(first.dtype)), dim=1)  # (B, 1 + T, w)
+        x = torch.cat([part for one in segments for part in (first, one.to(first.dtype))], dim=1)  # (B, T, w)
+        table = tables[0] if len(tables) == 1 else torch.cat(list(tables), dim=2)
+        lengths = [1 + one.shape[1] for one in segments]
         hidden = None
         for number, block in enumerate(self.blocks, start=1):
             keep = keep_last if number == len(self.blocks) else None
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, condition, table, keep, use_reentrant=False)
+                x = checkpoint(block, x, condition, table, lengths, keep, use_reentrant=False)
             else:
-                x = block(x, condition, table, keep)
+                x = block(x, condition, table, lengths, keep)
             if number == tap:
-                hidden = x[:, 1:]
-        x = x[:, -(keep_last or tokens.shape[1]) :]
-        shift, scale = by_rows(self.modulation, condition)[:, None].chunk(2, dim=-1)
-        return (self.norm(x) * (1 + scale) + shift).to(tokens.dtype), hidden
+                hidden = [one[:, 1:] for one in x.split(lengths, dim=1)]
+        kept = lengths if keep_last is None else [keep_last] * len(lengths)
+        shift, scale = by_rows(self.modulation, condition).chunk(2, dim=-1)
+        out = modulate(self.norm(x), shift, scale, kept).to(segments[0].dtype).split(kept, dim=1)
+        return [one[:, 1:] for one in out] if keep_last is None else list(out), hidden
 
 
 def drop_rates(depth: int) -> list[float]:
@@ -149,7 +197,7 @@ def drop_rates(depth: int) -> list[float]:
 
 
 class TimeEmbedding(nn.Module):
-    """A number in [0, 1], such as the flow time, as a condition: 64 sinusoids and a two-layer MLP, (B,) -> (B, w).
+    """A number in [0, 1], such as the flow time, as a condition: 64 sinusoids and a two-layer MLP, (...) -> (..., w).
 
     The sinusoids are cos and then sin of 1000 t 10000^(-k / 32), k = 0 ... 31.
     """
@@ -167,8 +215,8 @@ class TimeEmbedding(nn.Module):
             nn.init.zeros_(parameter)
 
     def sinusoids(self, time: Tensor) -> Tensor:
-        """The input of the MLP, float32: (B,) -> (B, 64)."""
-        angle = (1000.0 * time.float())[:, None] * self.frequency
+        """The input of the MLP, float32: (...) -> (..., 64)."""
+        angle = (1000.0 * time.float())[..., None] * self.frequency
         return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
     def forward(self, time: Tensor) -> Tensor:

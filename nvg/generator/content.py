@@ -4,6 +4,9 @@ Depth d, width 64 d, d heads, 61,440 d^3 block parameters. It sees the canvas, s
 stage 0, where the canvas is empty, a learned start canvas. It estimates the final canvas, x_hat = f_c(x_i); the
 difference x_hat - x_i, averaged over each cluster of s_i, gives the logits of c_i.
 
+Its tokens are the L positions (content.tokens=positions, the source's form) or, ours, the 2^i clusters of the stage
+(clusters), of which it estimates the mean difference at once.
+
 Three choices make it learn from the first step (docs/recipe.md has what they are worth):
 - The network's output is the difference itself, x_hat = x_i + output: late stages correct little and need not copy x_i.
   With content.residual=false it is x_hat, as in the released system.
@@ -14,13 +17,16 @@ Three choices make it learn from the first step (docs/recipe.md has what they ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from nvg.config import ContentConfig
 from nvg.generator.block import Backbone, TimeEmbedding, by_rows
-from nvg.generator.rope import GENERATED, Rotary
-from nvg.granularity import cluster_means, last_stage, structure_embedding
+from nvg.generator.rope import GENERATED, Rotary, axis_widths, class_token_ids, cluster_ids, rotary_table
+from nvg.generator.tokens import CLUSTERS, PositionNetwork, cluster_tokens
+from nvg.granularity import cluster_means, code_order, last_stage, structure_embedding, structure_map
 
 
 class ContentGenerator(nn.Module):
@@ -37,6 +43,10 @@ class ContentGenerator(nn.Module):
         self.start = nn.Parameter(torch.zeros(1, config.grid**2, config.code_width))  # in place of x_0, not scaled
         self.register_buffer("input_scales", torch.ones(self.last_stage + 1))  # of x_i; that of x_0 is not used
         self.embed = nn.Linear(config.code_width, width)
+        self.of_clusters = config.tokens == CLUSTERS
+        self.position_network = (
+            PositionNetwork(config.grid**2, config.code_width, width) if config.position_network else None
+        )
         self.backbone = Backbone(
             depth=config.depth,
             width=width,
@@ -75,31 +85,77 @@ class ContentGenerator(nn.Module):
         for stage in range(1, self.last_stage + 1):
             self.input_scales[stage] = 1 / canvases[stage].std().clamp_min(1e-6)
 
-    def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
-        """The rotary table of the sequence: codes (N, L) known up to `stage` (one number or (N,))."""
-        return self.rotary_table(structure_embedding(codes, stage))
+    def rotary(self, codes: Tensor, stage: int) -> Tensor:
+        """The rotary table of a stage's tokens: codes (N, L) known up to it -> (N, 1, 1 + T, 32, 2)."""
+        if not self.of_clusters:
+            return self.rotary_table(structure_embedding(codes, stage))
+        first = class_token_ids(codes.shape[0], self.last_stage, codes.device)
+        ids = cluster_ids(GENERATED, stage, code_order(codes), self.config.grid)
+        return rotary_table(torch.cat((first, ids), dim=1), axis_widths(self.last_stage))
 
     def forward(
-        self, canvas: Tensor, labels: Tensor, stage: Tensor, table: Tensor, guidance: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """canvas x_i (N, L, e), labels (N,), stage (N,), table of `rotary` -> (x_hat (N, L, e), alignment or None).
+        self,
+        canvases: Sequence[Tensor],
+        codes: Tensor,
+        labels: Tensor,
+        stages: Tensor,
+        tables: Sequence[Tensor],
+        guidance: Tensor | None = None,
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """What N images lack at S stages: canvases x_i (N, L, e), one a stage; codes (N, L) known up to the last of
+        them; labels (N,); the stages (S,); their tables, of `rotary`.
 
-        The alignment (N, L, repa_width) is there when the model was built with a `repa_block` and is training.
-        guidance (N,) in [1, max_guidance], of a guided generator alone: x_hat is then the one whose logits are guided
-        with this scale (docs/fast_sampling.md).
+        Returns x_hat - x_i a stage, (N, L, e) or, of clusters, its means (N, 2^i, e); and the alignments, (N, L or
+        2^i, repa_width) a stage, of a model that was built with a `repa_block` and is training. guidance (N,) in
+        [1, max_guidance], of a guided generator alone: logits are then guided with this scale
+        (docs/fast_sampling.md).
         """
         tap = self.config.repa_block if self.training else None
         extra = None
         if self.config.guided:
             assert guidance is not None
-            extra = self.guidance_condition((guidance - 1) / (self.config.max_guidance - 1))  # in [0, 1], as times are
-        seen = torch.where(stage[:, None, None] == 0, self.start, canvas * self.input_scales[stage, None, None])
-        out, hidden = self.backbone(self.embed(seen), table, labels, stage, extra=extra, tap=tap)
-        aligned = self.align(hidden) if self.align is not None and hidden is not None else None
-        estimate = self.difference(out)
-        return (canvas + estimate if self.config.residual else estimate), aligned
+            scale = (guidance - 1) / (self.config.max_guidance - 1)  # in [0, 1], as times are
+            extra = self.guidance_condition(scale)[:, None]  # (N, 1, w)
+        count, images = len(canvases), labels.shape[0]
+        seen = [
+            torch.where(stage == 0, self.start, canvas * scale)
+            for canvas, stage, scale in zip(canvases, stages, self.input_scales[stages], strict=True)
+        ]
+        if self.of_clusters:
+            assert self.position_network is not None
+            sizes = [table.shape[2] - 1 for table in tables]
+            tokens = cluster_tokens(self.embed, self.position_network, seen, codes, sizes)
+            expanded = stages.expand(images, -1)
+            out, hidden = self.backbone(tokens, tables, labels, expanded, extra=extra, tap=tap)
+        else:  # all stages have L tokens: a row of the batch for each image and stage
+            rows = torch.cat(seen)  # (S N, L, e)
+            embedded = self.embed(rows)
+            if self.position_network is not None:
+                embedded = embedded + self.position_network(rows)
+            out, hidden = self.backbone(
+                [embedded],
+                [torch.cat(list(tables))],
+                labels.repeat(count),
+                stages.repeat_interleave(images, output_size=count * images)[:, None],
+                extra=None if extra is None else extra.repeat(count, 1, 1),
+                tap=tap,
+            )
+            out = list(out[0].chunk(count))
+            hidden = None if hidden is None else list(hidden[0].chunk(count))
+        lengths = [one.shape[1] for one in out]
+        differences = list(by_rows(self.difference, torch.cat(out, dim=1)).split(lengths, dim=1))
+        if not self.config.residual:
+            differences = [one - canvas for one, canvas in zip(differences, canvases, strict=True)]
+        if self.align is None or hidden is None:
+            return differences, None
+        return differences, [self.align(one) for one in hidden]
 
-    def logits(self, estimate: Tensor, canvas: Tensor, structure_map: Tensor, stage: int) -> Tensor:
-        """Logits of c_i from x_hat and x_i (N, L, e) and s_i (N, L): (N, 2^i, V)."""
-        means = cluster_means(estimate - canvas, structure_map, 2**stage)
-        return self.log_gain[stage].exp() * by_rows(self.to_logits, means)
+    def of_tokens(self, values: Tensor, codes: Tensor, stage: int) -> Tensor:
+        """Values of all positions, (N, L, e), as `stage` has tokens: as they are, or means over clusters."""
+        return cluster_means(values, structure_map(codes, stage), 2**stage) if self.of_clusters else values
+
+    def logits(self, difference: Tensor, codes: Tensor, stage: int) -> Tensor:
+        """Logits of c_i from x_hat - x_i of its stage, as `forward` gives it, and codes (N, L): (N, 2^i, V)."""
+        if not self.of_clusters:
+            difference = cluster_means(difference, structure_map(codes, stage), 2**stage)
+        return self.log_gain[stage].exp() * by_rows(self.to_logits, difference)

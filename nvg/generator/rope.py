@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nvg.granularity import last_stage, neighbour_means
+
 HEAD_WIDTH = 64
 THETA = 10_000.0
 
@@ -83,6 +85,21 @@ def token_ids(kind: int, embedding: Tensor, grid: int) -> Tensor:
     kinds = torch.full_like(index, kind)
     place = torch.stack((kinds, rows, columns), dim=-1).float().expand(batch, -1, -1)  # (B, L, 3)
     return torch.cat((place[..., :1], embedding, place[..., 1:]), dim=-1)
+
+
+def cluster_ids(kind: int, stage: int, order: Tensor, grid: int) -> Tensor:
+    """Ids of the tokens of the 2^stage clusters: order of the positions (B, L) -> (B, 2^stage, K + 3).
+
+    A cluster is known up to its stage: its bits are those of its number. Row and column are the means over its
+    positions.
+    """
+    last = last_stage(order.shape[1])
+    clusters = torch.arange(2**stage, device=order.device)
+    channel = torch.arange(last, device=order.device)
+    bits = (clusters[:, None] >> (stage - 1 - channel).clamp_min(0)) & 1  # (2^stage, K)
+    known = torch.where(channel < stage, 2.0 * bits, 1.0).expand(order.shape[0], -1, -1)
+    place = neighbour_means(torch.stack((order // grid, order % grid), dim=-1).float(), 2**stage)  # (B, 2^stage, 2)
+    return torch.cat((torch.full_like(place[..., :1], float(kind)), known, place), dim=-1)
 
 
 def class_token_ids(batch: int, last_stage: int, device: torch.device) -> Tensor:

@@ -115,9 +115,12 @@ class Sampler:
         return self
 
     def compile(self, **options: Any) -> Sampler:
-        """torch.compile of both generators and the decoder; returns self. A shape, that is a batch size, is compiled
-        on its first use: all stages have the same. options: of torch.compile; mode="reduce-overhead" makes CUDA graphs.
+        """torch.compile of both generators and the decoder; returns self. A shape is compiled on its first use: that of
+        a batch size, and of cluster tokens that of a stage too. options: of torch.compile; mode="reduce-overhead" makes
+        CUDA graphs.
         """
+        # torch gives up on a function after 8 shapes, and a batch size of cluster tokens has one a stage.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         for module in (self.content, self.structure, self.tokenizer.decoder):
             module.compile(dynamic=False, **options)
         self._first_logits.clear()
@@ -246,21 +249,26 @@ class Sampler:
         labels, options, known = state.labels, state.options, stage - 1
         z = torch.cat((signed_bits(state.codes, known)[..., :known], state.noise[..., known:]), dim=-1)
         guidance = ramp(options.structure_guidance, stage - 1, self.last_stage)
-        table = self.structure.rotary(state.codes, torch.full_like(labels, stage))  # the same in all steps
+        stages = labels.new_full((1,), stage)
+        inputs = (state.canvas, state.codes, self.structure.rotary(state.codes, stage))  # the same in all steps
 
         def velocity(
-            labels: Tensor, z: Tensor, time: Tensor, canvas: Tensor, table: Tensor, **inputs: Tensor
+            labels: Tensor, z: Tensor, time: Tensor, canvas: Tensor, codes: Tensor, table: Tensor, **few_step: Tensor
         ) -> Tensor:
-            return self.structure(z, time, canvas, labels, torch.full_like(labels, stage), table, **inputs)
+            (flow,) = self.structure([z], time[:, None], [canvas], codes, labels, stages, [table], **few_step)
+            return flow
 
         few_step = self.structure.config.few_step
         shift = torch.zeros_like(options.flow_shift) if few_step else options.flow_shift  # it was taught equal steps
-        size = torch.full_like(guidance, step_size(options.flow_steps))
+        step = {
+            "steps": torch.full_like(guidance, step_size(options.flow_steps))[:, None],
+            "guidance": guidance[:, None],
+        }
         for time, next_time in pairwise(flow_times(options.flow_steps, shift, state.codes.shape[1])):
             if few_step:  # one pass: it has learned the guided flow, and its mean over a step
-                flow = velocity(labels, z, time, state.canvas, table, step=size, guidance=guidance)
+                flow = velocity(labels, z, time, *inputs, **step)
             else:
-                flow = guided(velocity, labels, (z, time, state.canvas, table), guidance, self.no_class)
+                flow = guided(velocity, labels, (z, time, *inputs), guidance, self.no_class)
             z[..., known:] += (next_time - time)[:, None, None] * flow[..., known:]  # known channels stay clean
         return z
 
@@ -281,12 +289,13 @@ class Sampler:
     def _logits(self, stage: int, state: SamplingState, guidance: Tensor) -> Tensor:
         """Guided logits of c_i, (N, 2^i, V); guidance (N,)."""
 
-        def network(labels: Tensor, canvas: Tensor, codes: Tensor, table: Tensor, **inputs: Tensor) -> Tensor:
-            estimate, _ = self.content(canvas, labels, torch.full_like(labels, stage), table, **inputs)
-            return self.content.logits(estimate, canvas, structure_map(codes, stage), stage).float()
+        stages = state.labels.new_full((1,), stage)
 
-        table = self.content.rotary(state.codes, torch.full_like(state.labels, stage))
-        inputs = (state.canvas, state.codes, table)
+        def network(labels: Tensor, canvas: Tensor, codes: Tensor, table: Tensor, **inputs: Tensor) -> Tensor:
+            (difference,), _ = self.content([canvas], codes, labels, stages, [table], **inputs)
+            return self.content.logits(difference, codes, stage).float()
+
+        inputs = (state.canvas, state.codes, self.content.rotary(state.codes, stage))
         if self.content.config.guided:  # one pass: guidance is learned
             return network(state.labels, *inputs, guidance=guidance)
         return guided(network, state.labels, inputs, guidance, self.no_class)

@@ -2,18 +2,31 @@
 
 Depth d, width 32 d, d/2 heads, 15,360 d^3 block parameters. z(t) = t eps + (1 - t) b with bits b of -1 and +1; the
 network predicts the velocity eps - b. Channels of stages that are known are never noised. The sequence is class,
-canvas, structure.
+canvas, structure: L tokens of the structure, and of the canvas L positions (structure.canvas_tokens=positions, the
+source's form) or, ours, the 2^(i-1) clusters of the stage that is known (clusters).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nvg.config import StructureConfig
 from nvg.generator.block import Backbone, TimeEmbedding
-from nvg.generator.rope import CONDITION, GENERATED, Rotary
-from nvg.granularity import last_stage, structure_embedding
+from nvg.generator.rope import (
+    CONDITION,
+    GENERATED,
+    Rotary,
+    axis_widths,
+    class_token_ids,
+    cluster_ids,
+    rotary_table,
+    token_ids,
+)
+from nvg.generator.tokens import CLUSTERS, PositionNetwork, cluster_tokens
+from nvg.granularity import code_order, last_stage, structure_embedding
 
 STEP_COUNTS = (1, 2, 4, 8, 16)  # steps of sizes 1 ... 1/16 that a few-step generator learns; more are the flow itself
 
@@ -33,6 +46,8 @@ class StructureGenerator(nn.Module):
         self.last_stage = last_stage(config.grid**2)
         self.rotary_table = Rotary((CONDITION, GENERATED), config.grid, self.last_stage)
         self.embed_canvas = nn.Linear(config.code_width, width)
+        self.of_clusters = config.canvas_tokens == CLUSTERS
+        self.position_network = PositionNetwork(config.grid**2, config.code_width, width) if self.of_clusters else None
         self.embed_structure = nn.Linear(self.last_stage, width)
         self.backbone = Backbone(
             depth=config.depth,
@@ -50,35 +65,71 @@ class StructureGenerator(nn.Module):
     @torch.no_grad()
     def begin(self, canvas: Tensor) -> None:
         """Set the weights before the first step: the canvas input is scaled to one, by canvases (N, L, e)."""
-        self.embed_canvas.weight.div_(canvas.std().clamp_min(1e-6))
+        scale = canvas.std().clamp_min(1e-6)
+        self.embed_canvas.weight.div_(scale)
+        if self.position_network is not None:
+            self.position_network.canvas.weight.div_(scale)
 
-    def rotary(self, codes: Tensor, stage: Tensor | int) -> Tensor:
-        """The rotary table when `stage` is to be generated: its bits and later ones count as unknown."""
-        return self.rotary_table(structure_embedding(codes, stage - 1))
+    def rotary(self, codes: Tensor, stage: int) -> Tensor:
+        """The rotary table when `stage` is to be generated: its bits and later ones count as unknown. Codes (N, L) ->
+        (N, 1, 1 + canvas tokens + L, 32, 2)."""
+        known = structure_embedding(codes, stage - 1)
+        if not self.of_clusters:
+            return self.rotary_table(known)
+        ids = (
+            class_token_ids(codes.shape[0], self.last_stage, codes.device),
+            cluster_ids(CONDITION, stage - 1, code_order(codes), self.config.grid),
+            token_ids(GENERATED, known, self.config.grid),
+        )
+        return rotary_table(torch.cat(ids, dim=1), axis_widths(self.last_stage))
 
     def forward(
         self,
-        noisy: Tensor,
-        time: Tensor,
-        canvas: Tensor,
+        noisy: Sequence[Tensor],
+        times: Tensor,
+        canvases: Sequence[Tensor],
+        codes: Tensor,
         labels: Tensor,
-        stage: Tensor,
-        table: Tensor,
-        step: Tensor | None = None,
+        stages: Tensor,
+        tables: Sequence[Tensor],
+        steps: Tensor | None = None,
         guidance: Tensor | None = None,
-    ) -> Tensor:
-        """The velocity at z(t): noisy (N, L, K), time (N,) in [0, 1], canvas x_i (N, L, e), labels (N,), stage (N,)
-        to be generated, table of `rotary` -> (N, L, K).
+    ) -> list[Tensor]:
+        """The velocities of N images at S stages that are to be generated: at z(t) (N, L, K), one a stage; times
+        (N, S) in [0, 1]; canvases x_i (N, L, e), one a stage; codes (N, L) known up to the stage before the last of
+        them; labels (N,); the stages (S,); their tables, of `rotary` -> (N, L, K) a stage.
 
         Of a few-step generator alone: the mean velocity over [time - step, time] of the flow that is guided with scale
-        `guidance` (docs/fast_sampling.md); step (N,) in [0, 1], 0 = at the point itself, guidance (N,) in
+        `guidance` (docs/fast_sampling.md); steps (N, S) in [0, 1], 0 = at the point itself, guidance (N, S) in
         [1, max_guidance].
         """
-        tokens = torch.cat((self.embed_canvas(canvas), self.embed_structure(noisy)), dim=1)  # (N, 2L, w)
+        count, images, positions = len(noisy), labels.shape[0], noisy[0].shape[1]
         extra = None
         if self.config.few_step:
-            assert step is not None and guidance is not None
+            assert steps is not None and guidance is not None
             scale = (guidance - 1) / (self.config.max_guidance - 1)  # in [0, 1], as times are
-            extra = self.step_condition(step) + self.guidance_condition(scale)
-        out, _ = self.backbone(tokens, table, labels, stage, time, extra=extra, keep_last=noisy.shape[1])
-        return self.velocity(out)
+            extra = self.step_condition(steps) + self.guidance_condition(scale)  # (N, S, w)
+        if self.of_clusters:
+            assert self.position_network is not None
+            sizes = [table.shape[2] - 1 - positions for table in tables]
+            known = cluster_tokens(self.embed_canvas, self.position_network, canvases, codes, sizes)
+            tokens = [torch.cat((one, self.embed_structure(z)), dim=1) for one, z in zip(known, noisy, strict=True)]
+            expanded = stages.expand(images, -1)
+            out, _ = self.backbone(tokens, tables, labels, expanded, times, extra=extra, keep_last=positions)
+            return list(self.velocity(torch.cat(out, dim=1)).chunk(count, dim=1))
+        # All stages have 2 L tokens: a row of the batch for each image and stage.
+        tokens = [
+            torch.cat(
+                (self.embed_canvas(torch.cat(list(canvases))), self.embed_structure(torch.cat(list(noisy)))), dim=1
+            )
+        ]
+        (one,), _ = self.backbone(
+            tokens,
+            [torch.cat(list(tables))],
+            labels.repeat(count),
+            stages.repeat_interleave(images, output_size=count * images)[:, None],
+            times.T.reshape(-1, 1),
+            extra=None if extra is None else extra.transpose(0, 1).reshape(count * images, 1, -1),
+            keep_last=positions,
+        )
+        return list(self.velocity(one).chunk(count))

@@ -16,7 +16,6 @@ from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.granularity import GranularitySequence
 from nvg.training.ema import EMA
 from nvg.training.few_step_loss import FewStep
-from nvg.training.generator_loss import rows_of_stages
 from nvg.training.generator_task import adamw, preview_grid
 from nvg.training.guided_loss import GuidedContent
 from nvg.training.parallel import Wrap, alone
@@ -78,23 +77,14 @@ class DistillTask(Task):
 
     def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         sequence = GranularitySequence.from_flat(batch["codes"], batch["content"])
-        quantizer, device = self.teacher.tokenizer.quantizer, sequence.codes.device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            canvases = torch.stack(quantizer.canvases(sequence))  # (K + 2, N, L, e)
-        whole = canvases.new_zeros(())
+        quantizer = self.teacher.tokenizer.quantizer
+        with torch.no_grad(), torch.autocast(sequence.codes.device.type, enabled=False):
+            canvases = quantizer.canvases(sequence)  # K + 2 of (N, L, e)
+        whole = canvases[0].new_zeros(())
         terms: dict[str, Tensor] = {}
         for part, loss in self.losses.items():
-            first, last = (0, quantizer.last_stage) if part == "content" else (1, quantizer.last_stage - 1)
-            images = batch["labels"].shape[0]
-            stage, rows = rows_of_stages(images, first, last, rng, all_stages=self.settings.all_stages)
-            stage_on_device, rows = stage.to(device), rows.to(device)
-            part_loss, part_terms = loss(
-                canvases[stage_on_device, rows],
-                batch["labels"][rows],
-                stage if part == "content" else stage_on_device,  # the content's loss groups rows by stage on the CPU
-                sequence.codes[rows],
-                rng,
-            )
+            stages = range(quantizer.last_stage + 1) if part == "content" else range(1, quantizer.last_stage)
+            part_loss, part_terms = loss(canvases, batch["labels"], sequence.codes, stages, rng)
             whole, terms = whole + part_loss, terms | part_terms
         return whole, terms
 

@@ -1,13 +1,12 @@
 """The training losses of both generators (docs/method.md, content and structure generator), as one module.
 
-One pass takes one stage an image for each generator. Stages are drawn stratified: over a batch of B images every stage
-comes floor(B / stages) or one more times, in random order, so each stage is trained equally and no step misses one by
-chance. The content generator draws from 0 ... K, the structure generator from 1 ... K-1. With train.all_stages a pass
-takes all stages of every image instead. Whether the class is dropped, and the noise of the flows, is drawn once an
-image.
+A step takes all stages of every image: 0 ... K of the content generator, 1 ... K-1 of the structure generator. Whether
+the class is dropped, and the noise of the flows, is drawn once an image.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,114 +59,90 @@ class Generators(nn.Module):
         device = sequence.codes.device
         # The sampler accumulates its canvas in float32: so do the targets, whatever the device computes in.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            canvases = torch.stack(quantizer.canvases(sequence))  # (K + 2, N, L, e)
-        terms: dict[str, Tensor] = {}
-        loss = torch.zeros((), device=device)
+            canvases = quantizer.canvases(sequence)  # K + 2 of (N, L, e)
+        last = quantizer.last_stage
         dropped = (torch.rand(labels.shape[0], generator=rng) < self.config.class_dropout).to(device)
-        for part, first, last in (
-            (self.content, 0, quantizer.last_stage),
-            (self.structure, 1, quantizer.last_stage - 1),
-        ):
-            if part is None:
-                continue
-            stage_list, rows = rows_of_stages(labels.shape[0], first, last, rng, all_stages=self.config.all_stages)
-            stage, rows = stage_list.to(device), rows.to(device)
-            canvas = canvases[stage, rows]  # x_i, (M, L, e), M = N or N * stages
-            shown = torch.where(dropped, part.config.num_classes, labels)[rows]
-            if isinstance(part, ContentGenerator):
-                aligned = features[rows] if features is not None else None
-                part_terms = content_loss(part, canvas, canvases[-1][rows], shown, stage_list, sequence[rows], aligned)
-                loss = loss + self.config.canvas_weight * part_terms["canvas"] + part_terms["cross_entropy"]
-                if "alignment" in part_terms:
-                    loss = loss + self.repa_weight * part_terms["alignment"]
-            else:
-                noise, time = draw_flow(sequence.codes.shape, quantizer.last_stage, len(stage_list), rng)
-                noise, time = noise.to(device)[rows], time.to(device)
-                part_terms = structure_loss(part, canvas, shown, stage, sequence.codes[rows], noise, time)
-                loss = loss + part_terms["flow"]
-            terms |= part_terms
-        return loss, terms
+        terms: dict[str, Tensor] = {}
+        if self.content is not None:
+            shown = torch.where(dropped, self.content.config.num_classes, labels)
+            terms |= content_loss(self.content, canvases, shown, sequence, range(last + 1), features)
+        if self.structure is not None:
+            shown = torch.where(dropped, self.structure.config.num_classes, labels)
+            noise, times = (value.to(device) for value in draw_flow(sequence.codes.shape, last, rng))
+            terms |= structure_loss(self.structure, canvases, shown, sequence.codes, range(1, last), noise, times)
+        weights = {"canvas": self.config.canvas_weight, "alignment": self.repa_weight}
+        return sum(
+            (weights.get(name, 1.0) * term for name, term in terms.items()), torch.zeros((), device=device)
+        ), terms
 
 
-def rows_of_stages(
-    images: int, first: int, last: int, rng: torch.Generator, *, all_stages: bool
-) -> tuple[Tensor, Tensor]:
-    """What a pass is made of: the stage of each row, and its image, (M,) each on the CPU. M is `images`, with stages
-    drawn by `draw_stages`, or with all_stages `images` times the stages first ... last."""
-    if not all_stages:
-        return draw_stages(images, first, last, rng), torch.arange(images)
-    stages = torch.arange(first, last + 1)
-    return stages.repeat_interleave(images), torch.arange(images).repeat(len(stages))
-
-
-def draw_stages(count: int, first: int, last: int, rng: torch.Generator) -> Tensor:
-    """A stratified draw of `count` stages from first ... last: (count,) int64 on the CPU."""
-    stages = last - first + 1
-    offset = int(torch.randint(stages, (), generator=rng))  # which stages get the one more
-    even = (torch.arange(count) + offset) % stages + first
-    return even[torch.randperm(count, generator=rng)]
-
-
-def draw_flow(shape: torch.Size, channels: int, rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The noise of N images, which all stages of an image share, and the times t = sigmoid(N(0, 1)) of M rows, one for
-    each image and stage: shape (N, L) -> (N, L, channels) and (M,), on the CPU."""
+def draw_flow(shape: torch.Size, channels: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The noise of N images, which all stages of an image share, and the times t = sigmoid(N(0, 1)) of the K - 1 flows
+    of each: shape (N, L) -> (N, L, channels = K) and (N, K - 1), on the CPU."""
     noise = torch.randn(*shape, channels, generator=rng)
-    return noise, torch.randn(rows, generator=rng).sigmoid()
+    return noise, torch.randn(channels - 1, shape[0], generator=rng).sigmoid().T
 
 
 def content_loss(
     content: ContentGenerator,
-    canvas: Tensor,
-    final: Tensor,
+    canvases: Sequence[Tensor],
     labels: Tensor,
-    stages: Tensor,
     sequence: GranularitySequence,
-    features: Tensor | None,
+    stages: Sequence[int],
+    features: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """|x - x_hat|^2 and the cross-entropy of c_i, a mean over an image's clusters and then over images.
+    """|x - x_hat|^2 over the tokens of a stage, and the cross-entropy of c_i over its clusters: means over N images and
+    S stages.
 
-    canvas x_i and final x_{K+1} (N, L, e); labels (N,); stages (N,) on the CPU, one an image.
+    canvases: x_0 ... x_{K+1} (N, L, e) each; labels (N,); features (N, L, D) or None. Raises ValueError where the
+    generator aligns its hidden states and there are no features.
     """
-    stage = stages.to(canvas.device)
-    estimate, aligned = content(canvas, labels, stage, content.rotary(sequence.codes, stage))
-    estimate = estimate.float()
-    cross_entropy = canvas.new_zeros(())
-    for i in range(content.last_stage + 1):  # a stage has 2^i clusters: one shape a group
-        rows = (stages == i).nonzero()[:, 0].to(canvas.device)
-        if rows.shape[0] == 0:
-            continue
-        some = sequence[rows]
-        logits = content.logits(estimate[rows], canvas[rows], some.structure_map(i), i).float()  # (n, 2^i, V)
-        mean = F.cross_entropy(logits.flatten(0, 1), some.content[i].flatten())
-        cross_entropy = cross_entropy + mean * (rows.shape[0] / labels.shape[0])
-    terms = {"canvas": F.mse_loss(estimate, final), "cross_entropy": cross_entropy}
+    codes, inputs = sequence.codes, [canvases[stage] for stage in stages]
+    tables = [content.rotary(codes, stage) for stage in stages]
+    differences, aligned = content(inputs, codes, labels, labels.new_tensor(list(stages)), tables)
+    squares, cross_entropies = [], []
+    for stage, canvas, difference in zip(stages, inputs, differences, strict=True):
+        target = content.of_tokens(canvases[-1] - canvas, codes, stage)
+        squares.append(F.mse_loss(difference.float(), target))
+        logits = content.logits(difference, codes, stage).float()  # (N, 2^i, V)
+        cross_entropies.append(F.cross_entropy(logits.flatten(0, 1), sequence.content[stage].flatten()))
+    terms = {"canvas": torch.stack(squares).mean(), "cross_entropy": torch.stack(cross_entropies).mean()}
     if aligned is not None:
         if features is None:
             raise ValueError(
                 "representation alignment needs DINOv2 features with each image: rebuild the tokens "
                 "with repa.weights set"
             )
-        terms["alignment"] = -F.cosine_similarity(aligned.float(), features.float(), dim=-1).mean()
+        of_stages = [content.of_tokens(features.float(), codes, stage) for stage in stages]
+        similar = [
+            F.cosine_similarity(found.float(), expected, dim=-1).mean()
+            for found, expected in zip(aligned, of_stages, strict=True)
+        ]
+        terms["alignment"] = -torch.stack(similar).mean()
     return terms
 
 
 def structure_loss(
     structure: StructureGenerator,
-    canvas: Tensor,
+    canvases: Sequence[Tensor],
     labels: Tensor,
-    stage: Tensor,
     codes: Tensor,
+    stages: Sequence[int],
     noise: Tensor,
-    time: Tensor,
+    times: Tensor,
 ) -> dict[str, Tensor]:
-    """The rectified flow's |v - (eps - b)|^2, a mean over all channels.
+    """The rectified flow's |v - (eps - b)|^2, a mean over all channels, N images and S stages.
 
-    canvas x_i (N, L, e), labels (N,), stage (N,) the stage to be generated, codes (N, L) whole, noise eps (N, L, K),
-    time (N,). Channels j < stage - 1 are known: there eps is b itself, so z(t) is clean and the velocity 0.
+    canvases: x_0 ... x_{K+1} (N, L, e) each; labels (N,); codes (N, L) whole; stages to be generated; noise eps
+    (N, L, K); times (N, S). Channels j < stage - 1 are known: there eps is b itself, so z(t) is clean and the
+    velocity 0.
     """
     bits = signed_bits(codes, structure.last_stage)  # (N, L, K)
-    known = torch.arange(structure.last_stage, device=codes.device) < stage[:, None, None] - 1  # (N, 1, K)
-    target = torch.where(known, 0.0, noise - bits)
-    noisy = bits + time[:, None, None] * target
-    velocity = structure(noisy, time, canvas, labels, stage, structure.rotary(codes, stage)).float()
-    return {"flow": F.mse_loss(velocity, target)}
+    channel = torch.arange(structure.last_stage, device=codes.device)
+    targets = [torch.where(channel < stage - 1, 0.0, noise - bits) for stage in stages]
+    noisy = [bits + time[:, None, None] * target for time, target in zip(times.T, targets, strict=True)]
+    tables = [structure.rotary(codes, stage) for stage in stages]
+    inputs = [canvases[stage] for stage in stages]
+    velocities = structure(noisy, times, inputs, codes, labels, labels.new_tensor(list(stages)), tables)
+    errors = [F.mse_loss(velocity.float(), target) for velocity, target in zip(velocities, targets, strict=True)]
+    return {"flow": torch.stack(errors).mean()}

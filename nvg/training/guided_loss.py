@@ -9,6 +9,8 @@ teacher, the guided logits of stage i are those of a guided estimate, since logi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 from nvg.config import DistillConfig
 from nvg.generator import ContentGenerator
 from nvg.generator.guidance import guided
-from nvg.granularity import structure_map
 
 
 class GuidedContent(nn.Module):
@@ -30,35 +31,54 @@ class GuidedContent(nn.Module):
         self.frozen = (teacher,)  # in a tuple: no part of this module's state
 
     def forward(
-        self, canvas: Tensor, labels: Tensor, stages: Tensor, codes: Tensor, rng: torch.Generator
+        self,
+        canvases: Sequence[Tensor],
+        labels: Tensor,
+        codes: Tensor,
+        stages: Sequence[int],
+        rng: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms, of N rows: `divergence` in nats, a mean over an image's clusters and then over
-        images, and `estimate`, a mean squared error.
+        """The loss and its terms: `divergence` in nats, a mean over an image's clusters, and `estimate`, a mean squared
+        error over the tokens of a stage; both are means over N images and S stages.
 
-        canvas x_i (N, L, e), labels (N,), stages (N,) on the CPU, codes (N, L) whole; rng: on the CPU.
+        canvases: x_0 ... x_K (N, L, e) each; labels (N,); codes (N, L) whole; rng: on the CPU.
         """
         (teacher,) = self.frozen
-        rows, device = codes.shape[0], codes.device
-        stage, highest = stages.to(device), self.student.config.max_guidance
-        guidance = (1 + (highest - 1) * torch.rand(rows, generator=rng)).to(device)
-        table = self.student.rotary(codes, stage)
+        drawn = torch.rand(labels.shape[0], generator=rng)
+        guidance = (1 + (self.student.config.max_guidance - 1) * drawn).to(codes.device)
+        inputs = [canvases[stage] for stage in stages]
+        some = (labels.new_tensor(list(stages)), [self.student.rotary(codes, stage) for stage in stages])
         with torch.no_grad():
-
-            def estimate_of(labels: Tensor, canvas: Tensor, stage: Tensor, table: Tensor) -> Tensor:
-                return teacher(canvas, labels, stage, table)[0].float()
-
-            target = guided(estimate_of, labels, (canvas, stage, table), guidance, teacher.config.num_classes)
-        estimate = self.student(canvas, labels, stage, table, guidance)[0].float()
-        divergence = canvas.new_zeros(())
-        for i in range(self.student.last_stage + 1):  # a stage has 2^i clusters: one shape a group
-            some = (stages == i).nonzero()[:, 0].to(device)
-            if some.shape[0] == 0:
-                continue
-            labelled = (canvas[some], structure_map(codes[some], i), i)
+            targets = guided_differences(teacher, inputs, codes, labels, *some, guidance)
+        found, _ = self.student(inputs, codes, labels, *some, guidance)
+        divergences, errors = [], []
+        for stage, difference, target in zip(stages, found, targets, strict=True):
             with torch.no_grad():
-                expected = teacher.logits(target[some], *labelled).float().log_softmax(dim=-1)
-            predicted = self.student.logits(estimate[some], *labelled).float().log_softmax(dim=-1)
-            mean = F.kl_div(predicted, expected, reduction="none", log_target=True).sum(dim=-1).mean()
-            divergence = divergence + mean * (some.shape[0] / rows)
-        terms = {"divergence": divergence, "estimate": F.mse_loss(estimate, target)}
+                expected = teacher.logits(target, codes, stage).float().log_softmax(dim=-1)
+            predicted = self.student.logits(difference, codes, stage).float().log_softmax(dim=-1)
+            divergences.append(F.kl_div(predicted, expected, reduction="none", log_target=True).sum(dim=-1).mean())
+            errors.append(F.mse_loss(difference.float(), target))
+        terms = {"divergence": torch.stack(divergences).mean(), "estimate": torch.stack(errors).mean()}
         return terms["divergence"] + terms["estimate"], terms
+
+
+def guided_differences(
+    content: ContentGenerator,
+    canvases: Sequence[Tensor],
+    codes: Tensor,
+    labels: Tensor,
+    stages: Tensor,
+    tables: Sequence[Tensor],
+    scale: Tensor,
+) -> list[Tensor]:
+    """x_hat - x_i of each stage, guided with scale w (N,); the other arguments are those of the generator."""
+    count = len(canvases)
+    lengths: list[int] = []
+
+    def network(labels: Tensor, codes: Tensor, *both: Tensor) -> Tensor:
+        found, _ = content(both[:count], codes, labels, stages, both[count:])
+        lengths[:] = [one.shape[1] for one in found]
+        return torch.cat(found, dim=1).float()
+
+    both = guided(network, labels, (codes, *canvases, *tables), scale, content.config.num_classes)
+    return list(both.split(lengths, dim=1))

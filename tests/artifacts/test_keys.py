@@ -57,7 +57,7 @@ def test_an_operational_setting_changes_neither_key_nor_identity(override: str) 
 
 STEPS = ["tokenizer", "tokens", "generators", "distilled", "evaluation"]
 SHARED = ("lr=5e-4", "steps=77", "precision=bfloat16", "batch_size=64", "ema_decay=0.5", "betas=[0.8,0.9]")
-OF_GENERATORS = (*SHARED, "shuffle_rows=99", "decay_share=0.3", "all_stages=false")
+OF_GENERATORS = (*SHARED, "shuffle_rows=99", "decay_share=0.3")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,8 @@ OF_GENERATORS = (*SHARED, "shuffle_rows=99", "decay_share=0.3", "all_stages=fals
     [
         *(("tokenizer_train", item, "tokenizer") for item in (*SHARED, "entropy_weight=0.2")),
         *(("train", item, "generators") for item in (*OF_GENERATORS, "class_dropout=0.3")),
+        *(("content", item, "generators") for item in ("position_network=true", "residual=false")),
+        ("structure", "canvas_tokens=clusters", "generators"),
         *(("distill", item, "distilled") for item in (*SHARED, "shuffle_rows=99", "flow_share=0.3")),
     ],
 )

@@ -1,11 +1,13 @@
 """Tokenizer and sampler folders: round trips, damage, half-trained samplers, names."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import nvg
 from nvg.artifacts import models
@@ -13,6 +15,7 @@ from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig
 from nvg.errors import CheckpointError
 from nvg.generator import ContentGenerator, StructureGenerator
+from tests.support.generators import FORMS, every_form
 from tests.support.toy_config import toy_config
 
 CLASSES = ["cat", "dog"]
@@ -86,6 +89,74 @@ def test_a_sampler_comes_back_and_draws(tmp_path, parts):
     images = sampler.generate(["dog", 0], seed=1)
     assert images.shape == (2, 8, 8, 1) and images.dtype.name == "uint8"
     assert sampler.settings.flow_steps == 2 and sampler.class_names == CLASSES
+
+
+def parts_of(form):
+    torch.manual_seed(0)
+    content, structure = FORMS[form]
+    config = toy_config(content=content, structure=structure)
+    return config, Autoencoder(config.tokenizer), ContentGenerator(config.content), StructureGenerator(config.structure)
+
+
+def edit_config(folder, edit):
+    """Change what config.yaml of a folder says."""
+    path = folder / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    edit(content)
+    path.write_text(yaml.safe_dump(content))
+
+
+@every_form
+def test_a_sampler_of_every_form_comes_back_as_it_was(form, tmp_path):
+    parts = config, *_ = parts_of(form)
+    export(tmp_path, parts)
+    sampler = nvg.load(str(tmp_path))
+    assert sampler.content.config == config.content and sampler.structure.config == config.structure
+    for module, before in zip((sampler.content, sampler.structure), parts[2:], strict=True):
+        for name, value in before.state_dict().items():
+            assert torch.equal(module.state_dict()[name], value), name
+
+
+def test_a_sampler_from_before_there_were_two_forms_is_of_positions(tmp_path):
+    parts = parts_of("positions")
+    export(tmp_path, parts)
+    before = nvg.load(str(tmp_path)).generate([0, 1], seed=3)
+
+    def as_it_was_written(content):
+        del content["content"]["tokens"], content["content"]["position_network"], content["structure"]["canvas_tokens"]
+
+    edit_config(tmp_path, as_it_was_written)
+    sampler = nvg.load(str(tmp_path))
+    assert (sampler.content.config.tokens, sampler.structure.config.canvas_tokens) == ("positions", "positions")
+    assert sampler.content.position_network is None and sampler.structure.position_network is None
+    assert (sampler.generate([0, 1], seed=3) == before).all()
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-fast"])
+def test_a_shipped_sampler_has_the_form_that_its_configuration_names(name):
+    """Those from before there were two forms name none: they are of positions."""
+    settings, sampler = models.model_settings(models.sampler_folder(name)), nvg.load(name)
+    assert sampler.content.config.tokens == settings["content"].get("tokens", "positions")
+    assert sampler.structure.config.canvas_tokens == settings["structure"].get("canvas_tokens", "positions")
+
+
+@pytest.mark.parametrize(
+    ("part", "made", "told"),
+    [
+        ("content", "positions", "position network"),
+        ("content", "positions", "clusters"),
+        ("content", "clusters", "positions"),
+        ("structure", "positions", "clusters"),
+        ("structure", "clusters", "positions"),
+    ],
+)
+def test_weights_of_another_form_than_the_configuration_s_are_refused_by_their_field(part, made, told, tmp_path):
+    export(tmp_path, parts_of(made))
+    config = parts_of(told)[0]
+    edit_config(tmp_path, lambda content: content[part].update(dataclasses.asdict(getattr(config, part))))
+    message = rf"config.yaml: {models.FORM_FIELDS[part]} does not fit {part}.safetensors, .* position network: the two"
+    with pytest.raises(CheckpointError, match=message):
+        nvg.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(("have", "missing"), [("content", "structure"), ("structure", "content")])

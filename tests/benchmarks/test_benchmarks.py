@@ -73,6 +73,10 @@ def test_d16_needs_a_fifth_of_the_papers_operations_at_most(results, images):
         assert row["structure"] * 2 * schedules.PAPER_STEPS == pytest.approx(paper["structure"], rel=0.02)
     assert few_step["structure, %"] <= 20
     assert guided["TFLOP"] < few_step["TFLOP"]
+    for schedule, row in (("few-step", few_step), ("guided", guided)):
+        clusters = rows[f"d16, batch {images}, {schedule} of clusters"]
+        assert clusters["decode"] == row["decode"] and clusters["structure"] < 0.6 * row["structure"]
+        assert clusters["content"] <= 0.30 * row["content"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -80,11 +84,11 @@ def test_operations_of_a_block_are_those_of_its_formula_attention_included(devic
     rows, tokens, width = 4, 10, 2 * HEAD_WIDTH
     with torch.device(device):
         block = Block(width, 0.0).eval()
-        x, condition = torch.zeros(rows, tokens, width), torch.zeros(rows, width)
+        x, condition = torch.zeros(rows, tokens, width), torch.zeros(rows, 1, width)
         table = torch.zeros(rows, 1, tokens, HEAD_WIDTH // 2, 2)
     projections, attention, modulation = 12 * width**2 * tokens, 2 * tokens**2 * width, 3 * width**2
     with torch.inference_mode():
-        counted = flops(lambda: block(x, condition, table))
+        counted = flops(lambda: block(x, condition, table, [tokens]))
     assert counted == 2 * rows * (projections + attention + modulation)
 
 

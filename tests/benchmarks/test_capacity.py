@@ -14,6 +14,7 @@ from benchmarks.capacity import autoscaler_simulation as simulation
 from benchmarks.capacity import training_cost as cost
 from benchmarks.capacity.autoscaler_simulation import Cluster, Node, Scenario, TokenBuild, simulate
 from benchmarks.capacity.training_cost import Assumptions, Counts
+from benchmarks.schedules import FORMS, operations
 from nvg import config as configuration
 
 DOC = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -168,14 +169,34 @@ def test_every_assumption_is_an_option_and_can_be_changed():
 
 
 @pytest.mark.slow
-def test_counted_figures_fit_those_of_the_forward_pass():
-    counts = cost.generator_counts("conf/imagenet_d16.yaml", cost.PLAIN)
-    config = configuration.load("conf/imagenet_d16.yaml", [cost.PLAIN])
-    forward, last = cost.forward_flops(config), config.tokenizer.last_stage
-    assert config.train.all_stages
-    passes = (last + 1) * forward["content"] + (last - 1) * forward["structure"]  # of an image
+@pytest.mark.parametrize("form", FORMS)
+def test_counted_figures_fit_those_of_the_forward_pass(form):
+    settings = (cost.PLAIN, *FORMS[form])
+    counts = cost.generator_counts("conf/imagenet_d16.yaml", *settings)
+    config = configuration.load("conf/imagenet_d16.yaml", settings)
+    forward = cost.forward_flops(config)
+    passes = forward["content"] + forward["structure"]  # of all stages of an image
     assert (1 - counts.backward) * counts.flops == pytest.approx(passes, rel=0.01)  # and the logits of the clusters
     assert counts.flops == pytest.approx(3 * passes, rel=0.01)
+
+
+D16 = "conf/imagenet_d16.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_clusters_of_256_positions_cost_what_they_are_to_cost():
+    """d16, an image, exactly: content, both generators by schedule, training. Positions cost 0.97, 2.25, 1.39 and 4.15
+    TFLOP."""
+    content = {
+        form: cost.forward_flops(configuration.load(D16, (cost.PLAIN, *settings)))["content"]
+        for form, settings in FORMS.items()
+    }
+    assert content["clusters"] <= 0.30 * content["positions"]
+    for schedule, tera in (("few-step", 0.76), ("guided", 0.50)):
+        parts = operations("d16", schedule, 1, "clusters")
+        assert parts["structure"] + parts["content"] <= tera * 1e12, schedule
+    assert cost.generator_counts(D16, cost.PLAIN, *FORMS["clusters"]).flops <= 1.6e12
 
 
 @pytest.mark.slow

@@ -278,7 +278,6 @@ def settings(work: Path) -> list[str]:
         "data.views=2",
         "distill.steps=16",
         "distill.batch_size=16",
-        "distill.all_stages=true",
         "distill.checkpoint_every=4",
     ]
 

@@ -181,7 +181,7 @@ def test_a_changed_setting_redoes_its_step_and_those_after_it(done, arguments):
 
 
 def test_generators_are_distilled_between_training_and_evaluation(done, arguments, capsys):
-    few = [*arguments, "distill.steps=4", "distill.batch_size=8", "distill.all_stages=true"]
+    few = [*arguments, "distill.steps=4", "distill.batch_size=8"]
     run.main(few)
     artifacts = plan(config(few))
     assert list(artifacts) == ["tokenizer", "tokens", "generators", "distilled", "evaluation"]

@@ -109,7 +109,6 @@ RELEASED: dict[str, dict[str, Any]] = {  # what the released system's three trai
     "content": {"residual": False},
     "repa": {"block": 8, "weight": 0.5, "feature_width": 768},
     "train": {
-        "all_stages": True,
         "lr": 1e-4,
         "betas": [0.9, 0.95],
         "weight_decay": 0.05,
@@ -272,6 +271,14 @@ def test_a_missing_value_is_asked_for_by_name(key: str) -> None:
         (["structure.depth=3"], ["structure.depth=3", "even"]),
         (["structure.depth=0"], ["structure.depth=0"]),
         (["content.depth=0"], ["content.depth=0"]),
+        (["content.tokens=pixels"], ["content.tokens='pixels'", "clusters, positions"]),
+        (["content.tokens=cluster", "content.position_network=true"], ["content.tokens='cluster'", "clusters, pos"]),
+        (["structure.canvas_tokens=Clusters"], ["structure.canvas_tokens='Clusters'", "clusters, positions"]),
+        (["content.tokens=clusters"], ["content.tokens=clusters", "content.position_network=true"]),
+        (
+            ["content.tokens=clusters", "content.position_network=true", "content.residual=false"],
+            ["content.residual=false", "content.tokens=positions"],
+        ),
         (["cluster.num_workers=5"], ["tokenizer_train.batch_size=256", "cluster.num_workers", "5"]),
         (["train.batch_size=10", "train.accumulate=4"], ["train.batch_size=10", "train.accumulate", "4"]),
         (["train.accumulate=0"], ["train.accumulate=0"]),

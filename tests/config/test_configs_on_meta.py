@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.schedules import FORMS
 from nvg import describe
 from nvg.autoencoder import Autoencoder
 from nvg.config import load
@@ -23,11 +24,13 @@ IMAGES = 2
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("aligned", [False, True], ids=["plain", "aligned"])
 @pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
-def test_parts_fit_together(path: Path, aligned: bool) -> None:
+def test_parts_fit_together(path: Path, aligned: bool, form: str) -> None:
     block = min(8, load(path).content.depth)
-    config = load(path, ["repa.weights=dinov2", f"repa.block={block}"] if aligned else ["repa.weights=null"])
+    weights = ["repa.weights=dinov2", f"repa.block={block}"] if aligned else ["repa.weights=null"]
+    config = load(path, [*weights, *FORMS[form]])
     tokenizer = config.tokenizer
     positions, width, last = tokenizer.positions, tokenizer.code_width, tokenizer.last_stage
     with torch.device("meta"):
@@ -38,7 +41,6 @@ def test_parts_fit_together(path: Path, aligned: bool) -> None:
         codes = torch.empty(IMAGES, positions, dtype=torch.int64)
         tokens = [torch.empty(IMAGES, 2**stage, dtype=torch.int64) for stage in range(last + 1)]
         labels = torch.empty(IMAGES, dtype=torch.int64)
-        time = torch.empty(IMAGES)
 
         latents = autoencoder.latents(images)
         assert latents.shape == (IMAGES, positions, width)
@@ -49,21 +51,25 @@ def test_parts_fit_together(path: Path, aligned: bool) -> None:
         assert [canvas.shape for canvas in canvases] == [latents.shape] * (last + 2)
         assert autoencoder.decode_canvas(canvases[-1]).shape == images.shape
 
-        stages = torch.full((IMAGES,), 1, dtype=torch.int64)
-        estimate, hidden = content(canvases[1], labels, stages, content.rotary(codes, stages))
-        assert estimate.shape == latents.shape
+        stages = range(last + 1)
+        tables = [content.rotary(codes, stage) for stage in stages]
+        differences, hidden = content(canvases[:-1], codes, labels, torch.tensor(list(stages)), tables)
+        tokens_of = [2**stage if form == "clusters" else positions for stage in stages]
+        assert [one.shape for one in differences] == [(IMAGES, count, width) for count in tokens_of]
         if aligned:
             assert hidden is not None
-            assert hidden.shape == (IMAGES, positions, config.repa.feature_width)
+            assert [one.shape for one in hidden] == [(IMAGES, n, config.repa.feature_width) for n in tokens_of]
         else:
             assert hidden is None
-        for stage in range(last + 1):
-            logits = content.logits(estimate, canvases[stage], structure_map(codes, stage), stage)
+        for stage, difference in zip(stages, differences, strict=True):
+            logits = content.logits(difference, codes, stage)
             assert logits.shape == (IMAGES, 2**stage, tokenizer.codebook_size)
 
-        noisy = torch.empty(IMAGES, positions, last)
-        table = structure.rotary(codes, stages)
-        assert structure(noisy, time, canvases[1], labels, stages, table).shape == noisy.shape
+        stages = range(1, last)
+        noisy, times = [torch.empty(IMAGES, positions, last)] * len(stages), torch.empty(IMAGES, len(stages))
+        tables = [structure.rotary(codes, stage) for stage in stages]
+        some = (canvases[1:last], codes, labels, torch.tensor(list(stages)), tables)
+        assert [one.shape for one in structure(noisy, times, *some)] == [noisy[0].shape] * len(stages)
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(16, (255, 64)), (20, (497, 125)), (24, (856, 215))])
@@ -80,8 +86,11 @@ def test_imagenet_sizes_are_the_papers(depth: int, millions: tuple[int, int]) ->
 def test_the_heads_of_imagenet_s_configurations_count_with_what_describe_prints(depth: int) -> None:
     path = ROOT / "conf" / f"imagenet_d{depth}.yaml"
     encoder, decoder, content, structure = describe.describe(load(path))[-1].split(", ")
-    head, last = path.read_text(), load(path).tokenizer.last_stage
-    assert f" x ({last + 1} x {content} + {last - 1} x {structure}) = " in head and f"({encoder} + {decoder})" in head
+    passes = 4 if load(path).train.gradient_checkpointing else 3  # forward, twice that backward, and once more forward
+    total = passes * (float(content) + float(structure)) / 1e3
+    head = path.read_text()
+    for words in (f"{passes} x ({content} + {structure}) = {total:.2g} TFLOP", f"3 x ({encoder} + {decoder}) "):
+        assert words in head, f"{path.name}: its head is to say {words}"
 
 
 @pytest.mark.parametrize("page", ["conf/base/imagenet.yaml", "docs/artifacts.md", "docs/bring_your_own.md"])

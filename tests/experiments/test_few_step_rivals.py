@@ -14,6 +14,7 @@ from experiments.few_step_rivals.samplers import (
     flow_times,
     integrate,
     unknown_channels,
+    velocity_of_rows,
 )
 from experiments.few_step_rivals.training import trained, untrained
 from nvg.artifacts.models import sampler_folder
@@ -53,6 +54,16 @@ def rows(tokens):
     """Every image at one of the stages 1 ... 3."""
     image = torch.arange(IMAGES)
     return tokens.inputs(image, image % (LAST - 1) + 1)
+
+
+def test_rows_of_mixed_stages_are_calls_of_one_stage_each(teacher, tokens):
+    inputs, z, time = rows(tokens), torch.randn(IMAGES, POSITIONS, LAST), torch.rand(IMAGES)
+    with torch.no_grad():
+        together = velocity_of_rows(teacher.structure, z, time, inputs)
+        for row in range(IMAGES):
+            one = tuple(value[row : row + 1] for value in inputs)
+            alone = velocity_of_rows(teacher.structure, z[row : row + 1], time[row : row + 1], one)
+            torch.testing.assert_close(together[row : row + 1], alone)
 
 
 def test_euler_at_even_times_is_the_samplers_own_flow(teacher):

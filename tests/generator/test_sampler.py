@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,20 +14,24 @@ from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.generator.controls import given_from_drawing, given_from_sequence
 from nvg.generator.sampler import falling_top_p, flow_times, nucleus_sample, ramp
 from nvg.granularity import structure_map
-from tests.support.generators import awake, content_config, structure_config
+from tests.support.generators import FORMS, awake, content_at, content_config, every_form, structure_config
 
 NAMES = ["cat", "dog", "owl"]
 
 
-@pytest.fixture(scope="module")
-def sampler():
+def sampler_of(form):
     torch.manual_seed(0)
     tokenizer = Autoencoder(
         TokenizerConfig(image_size=16, channels=3, patch=2, widths=[16, 16], blocks=1, code_width=32, codebook_size=64)
     )
-    content = awake(ContentGenerator(content_config(1, 4, codebook_size=64, num_classes=3)))
-    structure = awake(StructureGenerator(structure_config(2, 4, num_classes=3)))
+    content = awake(ContentGenerator(content_config(1, 4, form, codebook_size=64, num_classes=3)))
+    structure = awake(StructureGenerator(structure_config(2, 4, form, num_classes=3)))
     return Sampler(tokenizer, content, structure, SamplerConfig(flow_steps=3), NAMES)
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def sampler(request):
+    return sampler_of(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +124,7 @@ def fresh(sampler):
 
 def test_guidance_one_is_the_conditional_model_in_a_single_pass(sampler):
     sampler, calls = fresh(sampler), []
-    handle = sampler.content.register_forward_hook(lambda module, inputs, output: calls.append(inputs[1].shape[0]))
+    handle = sampler.content.register_forward_hook(lambda module, inputs, output: calls.append(inputs[2].shape[0]))
     tokens(sampler, [0, 1], content_guidance=1.0)
     single = list(calls)
     calls.clear()
@@ -131,7 +136,7 @@ def test_guidance_one_is_the_conditional_model_in_a_single_pass(sampler):
 
 def test_the_logits_of_stage_0_are_computed_once_a_class(sampler):
     sampler, calls = fresh(sampler), []
-    handle = sampler.content.register_forward_hook(lambda module, inputs, output: calls.append(inputs[1].tolist()))
+    handle = sampler.content.register_forward_hook(lambda module, inputs, output: calls.append(inputs[2].tolist()))
     first = tokens(sampler, [1, 1, 0], seed=5, content_guidance=1.0)
     computed = list(calls)
     calls.clear()
@@ -145,11 +150,11 @@ def test_the_logits_of_stage_0_are_computed_once_a_class(sampler):
 
 
 def test_guidance_that_is_folded_into_the_content_takes_one_pass_a_stage(sampler):
-    content = awake(ContentGenerator(content_config(1, 4, codebook_size=64, num_classes=3, guided=True)))
+    content = awake(ContentGenerator(replace(sampler.content.config, guided=True)))
     folded = Sampler(sampler.tokenizer, content, sampler.structure, SamplerConfig(flow_steps=2), NAMES)
     calls = []
     handle = content.register_forward_pre_hook(
-        lambda module, inputs, named: calls.append((inputs[1].tolist(), named["guidance"].tolist())), with_kwargs=True
+        lambda module, inputs, named: calls.append((inputs[2].tolist(), named["guidance"].tolist())), with_kwargs=True
     )
     tokens(folded, [0, 1], content_guidance=[3.0, 2.0])
     handle.remove()
@@ -165,16 +170,19 @@ def test_blocks_in_bfloat16_leave_pictures_much_the_same_and_heads_as_they_were(
     assert {value.dtype for value in half.content.backbone.parameters()} == {torch.bfloat16}
     assert half.content.to_logits.weight.dtype == half.tokenizer.quantizer.codebook.dtype == torch.float32
     assert half.structure.backbone.time_condition.frequency.dtype == torch.float32
-    canvas, labels, stage = torch.randn(2, 16, 32), torch.tensor([0, 1]), torch.tensor([1, 2])
-    table = whole.content.rotary(torch.zeros(2, 16, dtype=torch.int64), stage)
-    exact, near = (one.content(canvas, labels, stage, table)[0] for one in (whole, half))
-    assert near.dtype == torch.float32 and 0 < (near - exact).abs().mean() < 0.05 * (exact - canvas).abs().mean()
+    inputs = [1, 2], [torch.randn(2, 16, 32)] * 2, torch.arange(16).expand(2, -1), torch.tensor([0, 1])
+    each = (content_at(one.content, *inputs)[0] for one in (whole, half))
+    for exact, near in zip(*each, strict=True):
+        assert near.dtype == torch.float32 and 0 < (near - exact).abs().mean() < 0.05 * exact.abs().mean()
     assert half.generate([0, 1], seed=0).shape == whole.generate([0, 1], seed=0).shape
 
 
 @pytest.mark.slow
-def test_a_sampler_compiles_whole_with_one_graph_a_batch_size_for_all_stages(sampler):
-    graphs = []
+@every_form
+def test_a_sampler_compiles_whole_with_one_graph_a_shape(form):
+    """A batch size is a shape of its own, and of clusters a stage too: of position tokens a graph serves all stages."""
+    sampler, graphs = sampler_of(form), []
+    torch._dynamo.reset()  # graphs of another form
 
     def backend(module, inputs):  # the code that torch.compile would go on to translate, run as it is
         graphs.append(module)
@@ -185,22 +193,46 @@ def test_a_sampler_compiles_whole_with_one_graph_a_batch_size_for_all_stages(sam
     found = tokens(compiled, [0, 1], seed=0)
     assert torch.equal(found.codes, expected.codes)
     assert torch.equal(found.flat_content(), expected.flat_content())
-    assert len(graphs) == 4  # both generators, with 2 rows and, guided, with 4
+    # Position tokens: both generators, with 2 rows and, guided, with 4. Of clusters: five stages of content, the first
+    # with 2 rows, and three of structure, the first with 2 rows.
+    assert len(graphs) == (8 if form == "clusters" else 4)
     tokens(compiled, [2, 1], seed=3)
-    assert len(graphs) == 5  # one class is new to stage 0: a batch of one
+    assert len(graphs) == (9 if form == "clusters" else 5)  # one class is new to stage 0: a batch of one
+
+
+@pytest.mark.slow
+def test_of_clusters_every_stage_is_compiled_for_every_batch_size_at_k_8():
+    """Nine stages and several batch sizes are more shapes than torch compiles of a function by itself."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    tokenizer = Autoencoder(
+        TokenizerConfig(image_size=32, channels=3, patch=2, widths=[16], blocks=1, code_width=32, codebook_size=64)
+    )
+    content = awake(ContentGenerator(content_config(1, 16, "clusters", codebook_size=64, num_classes=3, guided=True)))
+    structure = awake(StructureGenerator(structure_config(2, 16, "clusters", num_classes=3, few_step=True)))
+    graphs = []
+    compiled = Sampler(tokenizer, content, structure, SamplerConfig(flow_steps=1), NAMES).compile(
+        backend=lambda module, inputs: graphs.append(module) or module.forward
+    )
+    for count, images in enumerate((1, 2), start=1):
+        tokens(compiled, [0, 1, 2][:images], seed=0)
+        compiled._first_logits.clear()
+        assert len(graphs) == count * (9 + 7)
 
 
 def test_a_few_step_structure_takes_one_pass_a_step_and_none_twice(sampler):
-    structure = awake(StructureGenerator(structure_config(2, 4, num_classes=3, few_step=True, max_guidance=3.0)))
+    structure = awake(StructureGenerator(replace(sampler.structure.config, few_step=True, max_guidance=3.0)))
     few = Sampler(sampler.tokenizer, sampler.content, structure, SamplerConfig(flow_steps=1), NAMES)
     calls = []
     handle = structure.register_forward_pre_hook(
-        lambda module, inputs, named: calls.append((inputs[3].tolist(), named["step"].tolist(), named["guidance"])),
+        lambda module, inputs, named: calls.append(
+            (inputs[4].tolist(), named["steps"][:, 0].tolist(), named["guidance"])
+        ),
         with_kwargs=True,
     )
     tokens(few, [0, 1], structure_guidance=[2.0, 1.0])
     assert [(labels, step) for labels, step, _ in calls] == [([0, 1], [1.0, 1.0])] * 3  # stages 1, 2, 3
-    assert [guidance.tolist() for *_, guidance in calls] == [[1.0, 1.0], [1.25, 1.0], [1.5, 1.0]]
+    assert [guidance[:, 0].tolist() for *_, guidance in calls] == [[1.0, 1.0], [1.25, 1.0], [1.5, 1.0]]
     shifted, equal = (tokens(few, [0, 1], flow_steps=2, flow_shift=shift) for shift in (2.0, 0.0))
     assert torch.equal(shifted.codes, equal.codes)  # it was taught equal steps
     calls.clear()
@@ -246,7 +278,7 @@ def test_flow_times_shift_towards_the_noise_and_zero_means_equal_steps_exactly()
 
 def test_all_flows_of_an_image_begin_with_one_noise(sampler):
     sampler, calls = fresh(sampler), []
-    handle = sampler.structure.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0][0].clone()))
+    handle = sampler.structure.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0][0][0].clone()))
     tokens(sampler, [1], seed=3, flow_steps=1, structure_guidance=1.0)
     handle.remove()
     first, second, third = calls  # of stages 1, 2, 3

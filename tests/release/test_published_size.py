@@ -25,15 +25,14 @@ def test_the_published_generators_compute_the_released_numbers(d16, canvases, se
     assert structure_config.depth == 16
     content, structure = ours.built(d16)
     golden, label, one = recipe.golden("d16"), torch.tensor([207]), sequences[:1]
-    stage = torch.tensor([5])
     with torch.no_grad():
-        estimate, _ = content(canvases[5, :1], label, stage, content.rotary(one.codes, stage))
-        torch.testing.assert_close(estimate, golden["estimate"], rtol=0, atol=1e-5)
-        logits = content.logits(estimate, canvases[5, :1], one.structure_map(5), 5)[:, :4]
+        table, canvas = content.rotary(one.codes, 5), canvases[5, :1]
+        ((difference,), _) = content([canvas], one.codes, label, torch.tensor([5]), [table])
+        torch.testing.assert_close(canvas + difference, golden["estimate"], rtol=0, atol=1e-5)
+        logits = content.logits(difference, one.codes, 5)[:, :4]
         torch.testing.assert_close(logits, golden["logits"], rtol=0, atol=2e-4)
         known = golden["noisy"][..., :5]
         torch.testing.assert_close(known, signed_bits(one.codes, 5)[..., :5])
-        stage = torch.tensor([6])
-        arguments = (golden["noisy"], torch.tensor([0.7]), canvases[6, :1], label, stage)
-        velocity = structure(*arguments, structure.rotary(one.codes, stage))
+        arguments = ([golden["noisy"]], torch.tensor([[0.7]]), [canvases[6, :1]], one.codes, label, torch.tensor([6]))
+        (velocity,) = structure(*arguments, [structure.rotary(one.codes, 6)])
         torch.testing.assert_close(velocity, golden["velocity"], rtol=0, atol=3e-6)

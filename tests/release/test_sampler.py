@@ -76,7 +76,7 @@ def test_every_stage_is_the_released_samplers(run, sampler, golden, monkeypatch)
     """Maps and tokens equal; canvases, the halvings' preferences and the guided logits to rounding."""
     before = []  # z of image 0 before each step of the flow that makes stage 3
     handle = sampler.structure.register_forward_pre_hook(
-        lambda network, inputs: before.append(inputs[0][0].clone()) if inputs[4][0] == 3 else None
+        lambda network, inputs: before.append(inputs[0][0][0].clone()) if inputs[5][0] == 3 else None
     )
     uniform = golden["uniform"] if run == "nucleus" else torch.zeros(2, 511)  # 0: the likeliest code
     steps = drawn(sampler, golden, uniform, monkeypatch)

@@ -67,35 +67,32 @@ def test_losses_of_every_stage_are_the_released_ones(networks, sequence, golden)
     content, structure = networks
     canvases, labels = ours.quantizer().canvases(sequence), golden["labels"]
     for stage in range(LAST + 1):
-        stages = torch.full((2,), stage)
-        arguments = (canvases[stage], canvases[-1], labels, stages, sequence, golden["alignment_targets"])
-        terms = content_loss(content, *arguments)
+        terms = content_loss(content, canvases, labels, sequence, [stage], golden["alignment_targets"])
         for name in ("canvas", "cross_entropy"):
             close(terms[name], golden[f"loss.{name}"][stage], 1e-5)
         close(1 + terms["alignment"], golden["loss.alignment"][stage], 1e-5)  # theirs is 1 - cosine
-        estimate, _ = content(canvases[stage], labels, stages, content.rotary(sequence.codes, stages))
-        logits = content.logits(estimate, canvases[stage], sequence.structure_map(stage), stage)
+        codes, table = sequence.codes, content.rotary(sequence.codes, stage)
+        ((difference,), _) = content([canvases[stage]], codes, labels, torch.tensor([stage]), [table])
+        logits = content.logits(difference, codes, stage)
         right = logits.argmax(dim=-1) == sequence.content[stage]
         assert right.float().mean() == golden["loss.accuracy"][stage]
     for stage in range(1, LAST):
-        stages, time = torch.full((2,), stage), golden["times"][:, stage - 1]
-        arguments = (canvases[stage], labels, stages, sequence.codes, golden["noise"], time)
+        arguments = (canvases, labels, codes, [stage], golden["noise"], golden["times"][:, stage - 1 : stage])
         close(structure_loss(structure, *arguments)["flow"], golden["loss.structure"][stage - 1], 1e-5)
 
 
 def test_times_are_logit_normal_as_the_released_ones(golden):
     torch.testing.assert_close(golden["normal"].sigmoid(), golden["times"])
-    noise, times = generator_loss.draw_flow(torch.Size((2, 16)), 4, 5, torch.Generator().manual_seed(3))
+    noise, times = generator_loss.draw_flow(torch.Size((2, 16)), 4, torch.Generator().manual_seed(3))
     rng = torch.Generator().manual_seed(3)
     assert torch.equal(noise, torch.randn(2, 16, 4, generator=rng))
-    assert torch.equal(times, torch.randn(5, generator=rng).sigmoid())
+    assert torch.equal(times, torch.randn(3, 2, generator=rng).sigmoid().T)
 
 
 def test_the_total_and_its_gradients_are_the_released_ones(networks, sequence, golden, monkeypatch):
     """With class tables that are two here and one there: their gradients are added."""
-    times = golden["times"].T.flatten()  # ours come stage by stage
-    monkeypatch.setattr(generator_loss, "draw_flow", lambda *arguments: (golden["noise"], times))
-    both = Generators(*networks, ours.quantizer(), TrainConfig(all_stages=True, class_dropout=0.0), repa_weight=0.5)
+    monkeypatch.setattr(generator_loss, "draw_flow", lambda *arguments: (golden["noise"], golden["times"]))
+    both = Generators(*networks, ours.quantizer(), TrainConfig(class_dropout=0.0), repa_weight=0.5)
     loss, _ = both(sequence, golden["labels"], torch.Generator(), golden["alignment_targets"])
     close(loss + 0.5, golden["loss.total"][0], 1e-5)  # 0.5 (1 - cosine) there, -0.5 cosine here
     loss.backward()

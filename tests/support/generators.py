@@ -1,19 +1,28 @@
-"""Configurations of generators of any depth, and generators whose every parameter has an effect."""
+"""Generators of any depth and form, their calls at some stages, and weights whose every parameter has an effect."""
 
+import pytest
 import torch
 
 from nvg.config import ContentConfig, StructureConfig
 
+FORMS = {  # what a stage is made of: settings of the content, of the structure
+    "positions": ({}, {}),
+    "position network": ({"position_network": True}, {}),
+    "clusters": ({"tokens": "clusters", "position_network": True}, {"canvas_tokens": "clusters"}),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
 
-def content_config(depth, grid=16, **changes):
+
+def content_config(depth, grid=16, form="positions", **changes):
     settings = dict(
         depth=depth, grid=grid, code_width=32, codebook_size=4096, num_classes=1000, repa_block=None, repa_width=768
     )
-    return ContentConfig(**(settings | changes))
+    return ContentConfig(**(settings | FORMS[form][0] | changes))
 
 
-def structure_config(depth, grid=16, **changes):
-    return StructureConfig(**(dict(depth=depth, grid=grid, code_width=32, num_classes=1000) | changes))
+def structure_config(depth, grid=16, form="positions", **changes):
+    settings = dict(depth=depth, grid=grid, code_width=32, num_classes=1000)
+    return StructureConfig(**(settings | FORMS[form][1] | changes))
 
 
 def awake(model):
@@ -23,3 +32,15 @@ def awake(model):
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def content_at(content, stages, canvases, codes, labels, **inputs):
+    """x_hat - x_i and the alignments, a list of each: canvases (N, L, e), one for each of the stages."""
+    tables = [content.rotary(codes, stage) for stage in stages]
+    return content(canvases, codes, labels, torch.tensor(stages), tables, **inputs)
+
+
+def structure_at(structure, stages, noisy, times, canvases, codes, labels, **inputs):
+    """The velocities, one for each of the stages that are to be generated."""
+    tables = [structure.rotary(codes, stage) for stage in stages]
+    return structure(noisy, times, canvases, codes, labels, torch.tensor(stages), tables, **inputs)
