@@ -1,0 +1,183 @@
+"""Are cluster tokens as good as position tokens, at equal steps and at equal seconds? (docs/method.md, cluster tokens)
+
+    python -m experiments.cluster_tokens fashion_4x4 | fashion_8x8 | emoji_8x8 [--seeds 0 1] [--only NAME ...]
+
+First the tokenizer of the data set's configuration is trained (pipelines/run.py, on Ray) and the images are encoded.
+Then every form of a generator is trained in this process, on one thread, with the configuration's recipe:
+
+    equal steps     train.steps, whatever they take
+    equal seconds   as many steps as the form makes in the time of train.steps of `positions`; the rates are taken in
+                    turns before the first training, and kept
+
+Every training gives the loss on 2,000 held-out images stage by stage. On Fashion-MNIST the content generators also
+draw 5,000 pictures, all with the same structure generator, and these are measured as an evaluation does it. Guidance
+and top-p are tuned for each form, on other seeds. What is done is kept in the output folder, and an interrupted
+experiment goes on from there. --only: forms that contain a word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from experiments.cluster_tokens.data import Tokens, encode
+from experiments.cluster_tokens.drawing import Judge
+from experiments.cluster_tokens.training import FORMS, Form, held_out, train
+from nvg import config as configuration
+from nvg.artifacts.models import load_tokenizer
+from nvg.config import Config
+from nvg.generator import ContentGenerator, Sampler, StructureGenerator
+from pipelines import run
+from pipelines.steps import plan
+
+HERE = Path(__file__).parent
+RATE_STEPS, RATE_ROUNDS = 10, 3
+
+
+@dataclass
+class Bench:
+    """All that the trainings of a data set share."""
+
+    config: Config
+
+    @property
+    def work(self) -> Path:
+        """The folder of results."""
+        return Path(self.config.output)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The trained tokenizer."""
+        return load_tokenizer(plan(self.config)["tokenizer"].folder)
+
+    @cached_property
+    def tokens(self) -> dict[str, Tokens]:
+        """The images of both splits."""
+        path = self.work / "encoded"
+        return {
+            split: encode(self.tokenizer, self.config.data, split, path / f"{split}.safetensors")
+            for split in ("train", "test")
+        }
+
+    @cached_property
+    def steps_a_second(self) -> dict[str, float]:
+        """The rate of each form, measured in turns and kept."""
+        path = self.work / "rates.json"
+        if not path.exists():
+            seconds: dict[str, list[float]] = {name: [] for name in FORMS}
+            for _ in range(RATE_ROUNDS):
+                for name, form in FORMS.items():
+                    _, spent = train(form, self.config, self.tokenizer.quantizer, self.tokens["train"], RATE_STEPS, 0)
+                    seconds[name].append(spent)
+            rates = {name: RATE_STEPS / statistics.median(spent) for name, spent in seconds.items()}
+            path.write_text(json.dumps(rates))
+        rates = json.loads(path.read_text())
+        return rates
+
+    def steps(self, form: Form, budget: str) -> int:
+        """The steps of a form within a budget."""
+        first = "positions" if form.part == "content" else "structure: positions"
+        if budget == "equal steps" or form.name == first:
+            return self.config.train.steps or 0
+        return round((self.config.train.steps or 0) * self.steps_a_second[form.name] / self.steps_a_second[first])
+
+    def network(self, form: Form, steps: int, seed: int) -> ContentGenerator | StructureGenerator:
+        """A trained generator; trained once and kept, with its seconds and losses beside it."""
+        path = self.work / f"{name_of(form, steps, seed)}.safetensors"
+        if not path.exists():
+            network, seconds = train(form, self.config, self.tokenizer.quantizer, self.tokens["train"], steps, seed)
+            losses = held_out(form, network, self.tokenizer.quantizer, self.tokens["test"])
+            path.with_suffix(".json").write_text(json.dumps({"seconds": seconds, "losses": losses}))
+            save_file({key: value.clone() for key, value in network.state_dict().items()}, path)
+        network = form.build(self.config, seed)
+        network.load_state_dict(load_file(path))
+        return network.eval()
+
+    def row(self, form: Form, budget: str, seed: int) -> list[str]:
+        """The cells of a training."""
+        steps = self.steps(form, budget)
+        network = self.network(form, steps, seed)
+        name = name_of(form, steps, seed)
+        record = json.loads((self.work / f"{name}.json").read_text())
+        losses = record["losses"]
+        cells = [form.name, budget, str(seed), str(steps), f"{record['seconds']:.0f}"]
+        cells += [f"{statistics.mean(losses):.3f}", " ".join(f"{value:.3f}" for value in losses)]
+        if form.part == "content" and self.config.data.source == "idx":
+            cells += self.figures(name, form, network)
+        return cells
+
+    def figures(self, name: str, form: Form, content: Any) -> list[str]:
+        """The cells of drawn pictures; drawn once and kept."""
+        path = self.work / f"{name}-drawn.json"
+        if not path.exists():
+            structure = self.network(FORMS["structure: positions"], self.config.train.steps or 0, 0)
+            sampler = Sampler(self.tokenizer, content, structure, self.config.sampler, self.judge.class_names)  # type: ignore[arg-type]
+            tuned = self.work / f"{form.name.replace(' ', '_')}-tuned.json"
+            if not tuned.exists():
+                tuned.write_text(json.dumps(self.judge.tune(sampler)))
+            settings = json.loads(tuned.read_text())
+            told = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+            path.write_text(json.dumps([*self.judge.figures(sampler, **settings), told]))
+        cells: list[str] = json.loads(path.read_text())
+        return cells
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The networks and images by which drawn pictures are measured."""
+        return Judge.open(self.config)
+
+
+def name_of(form: Form, steps: int, seed: int) -> str:
+    """What the files of a training are called."""
+    return f"{form.name.replace(' ', '_')}-{steps}-{seed}"
+
+
+HEAD = ["form", "budget", "seed", "steps", "seconds", "mean loss", "loss at stages"]
+DRAWN = ["Fréchet distance", "accuracy", "recall", "sampler"]
+
+
+def line(cells: list[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", choices=["fashion_4x4", "fashion_8x8", "emoji_8x8"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", nargs="+", help="forms whose name contains one of these words")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    file = str(HERE / f"{arguments.data}.yaml")
+    run.main(["--config", file, "--until", "tokenizer", *arguments.settings])
+    torch.set_num_threads(1)
+    bench = Bench(configuration.load(file, arguments.settings))
+    start = time.perf_counter()
+    lines = [line(HEAD + DRAWN), "| --- " * len(HEAD + DRAWN) + "|"]
+    print("\n".join(lines), flush=True)
+    for form in FORMS.values():
+        if arguments.only and not any(word in form.name for word in arguments.only):
+            continue
+        for budget in ("equal steps", "equal seconds"):
+            if budget == "equal seconds" and bench.steps(form, budget) == bench.steps(form, "equal steps"):
+                continue  # the form that the others are compared with
+            for seed in arguments.seeds:
+                lines.append(line(bench.row(form, budget, seed)))
+                print(lines[-1], flush=True)
+    title = f"{arguments.data}, one thread, {date.today()}, {(time.perf_counter() - start) / 60:.0f} minutes"
+    (bench.work / "table.md").write_text(title + "\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""One generator of one form, trained in this process, and its losses on held-out images stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.cluster_tokens.data import Tokens
+from experiments.cluster_tokens.unpooled import unpooled_content_loss
+from nvg.autoencoder import GranularityQuantizer
+from nvg.config import Config, TrainConfig
+from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.training.ema import EMA
+from nvg.training.generator_loss import Generators, content_loss, draw_flow, structure_loss
+from nvg.training.generator_task import adamw
+from nvg.training.schedule import scaled_lr, warmup_stable_decay
+
+HELD_OUT = 2000  # images
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of a generator: what differs in its configuration, and how its canvas loss is taken."""
+
+    name: str
+    part: str  # content | structure
+    settings: dict[str, Any]
+    canvas_loss: str = "tokens"  # tokens | positions | none
+
+    def build(self, config: Config, seed: int) -> ContentGenerator | StructureGenerator:
+        """The generator before its first step."""
+        torch.manual_seed(seed)
+        if self.part == "content":
+            return ContentGenerator(replace(config.content, **self.settings))
+        return StructureGenerator(replace(config.structure, **self.settings))
+
+
+CLUSTERS = {"tokens": "clusters", "position_network": True}
+FORMS = {
+    form.name: form
+    for form in (
+        Form("positions", "content", {}),
+        Form("positions, position network", "content", {"position_network": True}),
+        Form("clusters", "content", CLUSTERS),
+        Form("clusters, canvas loss on positions", "content", CLUSTERS, "positions"),
+        Form("clusters, no canvas loss", "content", CLUSTERS, "none"),
+        Form("structure: positions", "structure", {}),
+        Form("structure: clusters", "structure", {"canvas_tokens": "clusters"}),
+    )
+}
+
+
+def alone(
+    network: ContentGenerator | StructureGenerator, quantizer: GranularityQuantizer, settings: TrainConfig
+) -> Generators:
+    """The loss of one generator."""
+    if isinstance(network, ContentGenerator):
+        return Generators(network, None, quantizer, settings)
+    return Generators(None, network, quantizer, settings)
+
+
+def loss_of(form: Form, network: Any, quantizer: GranularityQuantizer, config: Config) -> Callable[..., Tensor]:
+    """The loss of a form: (sequence, labels, rng) -> a scalar."""
+    train = replace(config.train, canvas_weight=0.0) if form.canvas_loss == "none" else config.train
+    both = alone(network, quantizer, train)
+    if form.canvas_loss != "positions":
+        return lambda sequence, labels, rng: both(sequence, labels, rng)[0]
+
+    def unpooled(sequence: Any, labels: Tensor, rng: torch.Generator) -> Tensor:
+        assert isinstance(network, ContentGenerator)
+        with torch.no_grad():
+            canvases = quantizer.canvases(sequence)
+        dropped = torch.rand(len(labels), generator=rng) < train.class_dropout
+        shown = torch.where(dropped, config.content.num_classes, labels)
+        stages = range(quantizer.last_stage + 1)
+        terms = unpooled_content_loss(network, canvases, shown, sequence, stages)
+        return terms["canvas"] + terms["cross_entropy"]
+
+    return unpooled
+
+
+def train(
+    form: Form, config: Config, quantizer: GranularityQuantizer, tokens: Tokens, steps: int, seed: int
+) -> tuple[ContentGenerator | StructureGenerator, float]:
+    """The averaged network after a number of steps, and the seconds that they took."""
+    network, settings = form.build(config, seed), config.train
+    first = torch.arange(min(256, len(tokens.labels)))
+    alone(network, quantizer, settings).begin(tokens.sequence[first])
+    loss, optimizer = loss_of(form, network, quantizer, config), adamw(network, settings)
+    average = EMA(network, settings.ema_decay)
+    rng = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # blocks that rows skip
+    network.train()
+    start = time.perf_counter()
+    for step in range(steps):
+        factor = warmup_stable_decay(
+            step, steps, warmup=settings.warmup_steps, decay_share=settings.decay_share, final=settings.final_lr
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = scaled_lr(settings.lr, settings.batch_size) * factor
+        sequence, labels = tokens.rows(torch.randint(len(tokens.labels), (settings.batch_size,), generator=rng))
+        optimizer.zero_grad(set_to_none=True)
+        loss(sequence, labels, rng).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+        optimizer.step()
+        average.update()
+    seconds = time.perf_counter() - start
+    network.load_state_dict(average.shadow)
+    return network.eval().requires_grad_(False), seconds
+
+
+@torch.no_grad()
+def held_out(
+    form: Form, network: ContentGenerator | StructureGenerator, quantizer: GranularityQuantizer, tokens: Tokens
+) -> list[float]:
+    """The loss of each stage on held-out images: of content the cross-entropy in nats, of structure the flow's."""
+    last, images = quantizer.last_stage, min(HELD_OUT, len(tokens.labels))
+    stages: Sequence[int] = range(last + 1) if form.part == "content" else range(1, last)
+    rng = torch.Generator().manual_seed(0)
+    totals = torch.zeros(len(stages))
+    for rows in torch.arange(images).split(BATCH):
+        sequence, labels = tokens.rows(rows)
+        canvases = quantizer.canvases(sequence)
+        noise, times = draw_flow(sequence.codes.shape, last, rng)
+        for index, stage in enumerate(stages):
+            if isinstance(network, ContentGenerator):
+                value = content_loss(network, canvases, labels, sequence, [stage])["cross_entropy"]
+            else:
+                some = times[:, index : index + 1]
+                value = structure_loss(network, canvases, labels, sequence.codes, [stage], noise, some)["flow"]
+            totals[index] += value * len(rows) / images
+    return [round(value, 4) for value in totals.tolist()]

@@ -1,0 +1,62 @@
+"""The canvas loss of cluster tokens on positions: the last block is queried by the L positions too, in training alone.
+
+A position's query is its cluster's hidden state and what the token is made of at one position: the embedded canvas and
+the position network. The product takes the canvas loss on cluster means, which needs none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nvg.generator import ContentGenerator
+from nvg.generator.block import modulate
+from nvg.granularity import GranularitySequence, assign, structure_embedding
+from nvg.training.generator_loss import content_loss
+
+
+def unpooled_content_loss(
+    content: ContentGenerator,
+    canvases: Sequence[Tensor],
+    labels: Tensor,
+    sequence: GranularitySequence,
+    stages: Sequence[int],
+) -> dict[str, Tensor]:
+    """As `content_loss`, with |x - x_hat|^2 a mean over positions."""
+    block, seen = content.backbone.blocks[-1], []
+    handle = block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    terms = content_loss(content, canvases, labels, sequence, stages)
+    handle.remove()
+    terms["canvas"] = squared_error(content, seen[0], canvases, sequence, stages)
+    return terms
+
+
+def squared_error(
+    content: ContentGenerator,
+    inputs: tuple[Any, ...],
+    canvases: Sequence[Tensor],
+    sequence: GranularitySequence,
+    stages: Sequence[int],
+) -> Tensor:
+    """|x - x_hat|^2 over positions, from what enters the last block: x (N, T, w), condition, table, lengths."""
+    x, condition, _, lengths, *_ = inputs
+    positions = sequence.codes.shape[1]
+    assert content.position_network is not None
+    parts, tables, longer = [], [], []
+    for stage, one in zip(stages, x.split(list(lengths), dim=1), strict=True):
+        scaled = canvases[stage] * content.input_scales[stage] if stage else content.start.expand_as(canvases[0])
+        query = content.embed(scaled) + content.position_network(scaled)
+        parts += [one, query + assign(one[:, 1:], sequence.structure_map(stage))]
+        known = structure_embedding(sequence.codes, stage)
+        tables += [content.rotary(sequence.codes, stage), content.rotary_table(known)[:, :, 1:]]
+        longer.append(one.shape[1] + positions)
+    out = content.backbone.blocks[-1](torch.cat(parts, dim=1), condition, torch.cat(tables, dim=2), longer, positions)
+    shift, scale = content.backbone.modulation(condition).chunk(2, dim=-1)
+    kept = [positions] * len(list(stages))
+    differences = content.difference(modulate(content.backbone.norm(out), shift, scale, kept)).split(kept, dim=1)
+    errors = [F.mse_loss(one, canvases[-1] - canvases[stage]) for stage, one in zip(stages, differences, strict=True)]
+    return torch.stack(errors).mean()
