@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from nvg.generator.block import by_rows
 from nvg.granularity import code_order, neighbour_means, take
 
-POSITIONS, CLUSTERS = "positions", "clusters"
-TOKENS = (CLUSTERS, POSITIONS)
+CLUSTERS = "clusters"  # content.tokens and structure.canvas_tokens; the other form is "positions"
 HIDDEN = 128  # width of the position network
 
 

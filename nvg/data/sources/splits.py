@@ -59,7 +59,7 @@ def _refuse_missing_shards(path: str, files: Iterable[str]) -> None:
     if missing:
         shown = ", ".join(shard.rpartition("/")[2] for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{path} lacks {len(missing)} of its numbered files ({shown}): fetch them, or name the files to do with by "
+            f"{path} lacks {len(missing)} of its numbered files ({shown}): fetch them, or name the files to use by "
             "a pattern such as train-0000[0-3]-of-*"
         )
 
