@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, token
     assert not (tmp_path / "generators" / "metadata.json").exists()
 
 
-def test_an_error_of_one_worker_that_would_come_again_is_not_tried_again(tmp_path):
+def test_an_error_of_one_worker_that_would_come_again_is_not_tried_again(ray_cluster, tmp_path):
     """The other one waits for it in a collective, and has an error of its own when it is ended."""
     from nvg.errors import DataError
     from nvg.training import ray_train
