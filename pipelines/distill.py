@@ -1,10 +1,11 @@
 """Distil the generators into ones of fewer passes: structure in one step, guidance folded into structure and content.
 
-    python pipelines/distill.py --config conf/fashion_mnist_hour.yaml distill.steps=6000 key=value ...
-    python pipelines/distill.py --config conf/fashion_mnist_hour.yaml distill.steps=6000 distill.teacher=fashion-mnist
+    python pipelines/distill.py --config conf/fashion_mnist_fast.yaml [distill.steps=6000 key=value ...]
+    python pipelines/distill.py --config conf/fashion_mnist_fast.yaml distill.teacher=null
 
 docs/fast_sampling.md says how and what it costs. The tokenizer, and a generator that is not in distill.parts, are taken
-over as they are. With distill.teacher the sampler of that name, folder or URL is distilled: only tokens are needed.
+over as they are. distill.teacher is a sampler's name, folder or URL, and needs tokens alone; without one the generators
+of the configuration are distilled.
 """
 
 from __future__ import annotations

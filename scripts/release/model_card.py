@@ -28,7 +28,7 @@ Draws 32x32 grey images of the ten classes of Fashion-MNIST, in five stages on 4
 | | |
 | --- | --- |
 | data | Fashion-MNIST, the 60,000 training images, centred as they are, no flips; MIT licence, Zalando SE |
-| command | `python pipelines/run.py --config conf/fashion_mnist_hour.yaml{settings}` |
+| command | `python pipelines/run.py --config conf/{command}` |
 | commit | {commit} |
 | machine | {machine} |
 {trainings}
@@ -68,11 +68,12 @@ def main() -> None:
     result["sampler"] = arguments.name  # not the path it had on the machine that measured it
     storage.write_json(str(folder / "evaluation.json"), result)
     metadata = storage.read_json(str(folder / "metadata.json"))
-    settings = ""
+    command = "fashion_mnist_hour.yaml"
     if "teacher" in metadata:
         distill = read(str(folder / "config.yaml"))["distill"]
         teacher = metadata["teacher"]["folder"]
-        settings = f" --until distilled distill.steps={distill['steps']} distill.teacher={teacher}"
+        command = "fashion_mnist_fast.yaml --until distilled"
+        command += f" distill.steps={distill['steps']} distill.teacher={teacher}"
         trainings = [_training(f"distillation of `{teacher}`, {' and '.join(distill['parts'])}", metadata)]
     else:
         tokenizer = storage.read_json(storage.join(arguments.tokenizer, "metadata.json"))
@@ -87,7 +88,7 @@ def main() -> None:
         name=arguments.name,
         commit=arguments.commit,
         machine=arguments.machine,
-        settings=settings,
+        command=command,
         trainings="\n".join(trainings),
         date=date.today(),
         megabytes=sum(path.stat().st_size for path in weights) / 1e6,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nvg.config import load, long_warmup, remarks
@@ -15,8 +17,9 @@ def said(*overrides: str) -> list[str]:
     return remarks(load(SMOKE, overrides))
 
 
-def test_a_plain_configuration_has_no_remarks() -> None:
-    assert said() == []
+@pytest.mark.parametrize("file", sorted(str(path) for path in Path("conf").glob("*.yaml")))
+def test_a_committed_configuration_has_no_remarks(file: str) -> None:
+    assert remarks(load(file)) == []
 
 
 @pytest.mark.parametrize(
