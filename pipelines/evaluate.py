@@ -27,7 +27,7 @@ from nvg.evaluation.evaluation import SAMPLES_FILE, Evaluated, Evaluation
 from nvg.evaluation.metrics import Figure
 from pipelines.command_line import job_parser, one_line_errors, placed, read_config, say, words
 from pipelines.job import already, make_artifact
-from pipelines.steps import Artifact, as_drawn, check_evaluation, claimed, reference_fingerprint
+from pipelines.steps import Artifact, as_drawn, check_evaluation, claimed, file_fingerprints, split_fingerprints
 
 RESULT = "evaluation.json"
 
@@ -110,16 +110,21 @@ def evaluate_trained(config: Config, sampler_folder: str, output_folder: str) ->
     return evaluate(as_drawn(config), sampler_folder, output_folder)
 
 
+def evaluation_of(config: Config, sampler_folder: str) -> Artifact:
+    """Where the evaluation of any sampler is kept: its key has the sampler, the settings and all that measures it."""
+    measured_by = [value for name, value in file_fingerprints(config).items() if name.startswith("evaluate.")]
+    inputs = (*split_fingerprints(config), *measured_by)
+    key = configuration.digest(read_metadata(sampler_folder), config.evaluate, config.sampler, config.data, *inputs)
+    return Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
+
+
 def evaluate_any(arguments: argparse.Namespace) -> None:
     """Measure the sampler of --sampler, unless that is done already. Raises the errors of `make_artifact`."""
     folder = sampler_folder(arguments.sampler)
     settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))
     config = placed(configuration.from_dict(settings, arguments.overrides, where=arguments.config))
     say(config)
-    reference = reference_fingerprint(config)
-    file = () if reference is None else (reference,)
-    key = configuration.digest(read_metadata(folder), config.evaluate, config.sampler, config.data, *file)
-    evaluation = Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
+    evaluation = evaluation_of(config, folder)
     if already(evaluation):
         return
     check_evaluation(config)

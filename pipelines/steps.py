@@ -109,8 +109,8 @@ def plan(config: Config) -> dict[str, Artifact]:
     """The artifact of every step, in order; `distilled` where the configuration asks for it.
 
     Reads the images' listings (of data.source=ilsvrc also the files with its labels), metadata.json and config.yaml of
-    distill.teacher, and the directory of an .npz of evaluate.reference. Raises ConfigError for a configuration that no
-    training can make.
+    distill.teacher, 64 KiB of every file of frozen weights, and the directory of an .npz of evaluate.reference.
+    Raises ConfigError for a configuration that no training can make.
     """
     if config.structure.few_step or config.content.guided:
         raise ConfigError(
@@ -121,22 +121,43 @@ def plan(config: Config) -> dict[str, Artifact]:
     train = open_source(config.data, "train")
     test_images = open_source(config.data, "test", train).fingerprint() if config.data.test else None
     given, teacher = _teacher(config.distill.teacher)
-    keys = artifact_keys(config, train.fingerprint(), test_images, teacher, reference_fingerprint(config))
+    keys = artifact_keys(config, train.fingerprint(), test_images, teacher, file_fingerprints(config))
     folders = {step: storage.join(config.output, f"{step}-{key}") for step, key in keys.items()} | given
     return {step: Artifact(step, key, folders[step], given=step in given) for step, key in keys.items()}
 
 
-def reference_fingerprint(config: Config) -> str | None:
-    """What tells the contents of the .npz of evaluate.reference; None where that is a split, or cannot be read, which
-    `check_evaluation` reports: training needs none."""
-    path = config.evaluate.reference
-    if not path.endswith(".npz") or not storage.exists(path):
-        return None
+def file_fingerprints(config: Config) -> dict[str, str]:
+    """What tells the contents of the files that a configuration names beside images, by setting: frozen weights, and
+    the .npz of evaluate.reference. What is missing or cannot be read is left out: the step that needs it reports it."""
+    found: dict[str, str] = {}
+    for name in ("tokenizer_train", "repa", "evaluate"):
+        section = getattr(config, name)
+        for item in dataclasses.fields(section):
+            path = getattr(section, item.name) if item.metadata.get("path") else None
+            if path in (None, "test", "train") or not storage.exists(path):
+                continue
+            with suppress(DataError, FileNotFoundError):
+                found[f"{name}.{item.name}"] = npz_fingerprint(path) if path.endswith(".npz") else storage.sample(path)
+    return found
+
+
+def split_fingerprints(config: Config) -> list[str | None]:
+    """What tells the images of both splits; None for those that are not here, which not every evaluation needs."""
+    from nvg.data import open_source
+
+    found: list[str | None] = [None, None]
+    for index, split in enumerate(("train", "test")):
+        with suppress(DataError, FileNotFoundError):
+            found[index] = open_source(config.data, split).fingerprint()
+    return found
+
+
+def npz_fingerprint(path: str) -> str:
+    """What tells the contents of an .npz: the checksums of its directory. Raises DataError for another file."""
     from nvg.evaluation.npz import read_header
 
-    with suppress(DataError), storage.open(path) as file:
+    with storage.open(path) as file:
         return read_header(file).fingerprint
-    return None
 
 
 def _teacher(name: str | None) -> tuple[dict[str, str], dict[str, Any] | None]:

@@ -21,14 +21,18 @@ def artifact_keys(
     train_images: str,
     test_images: str | None,
     teacher: Mapping[str, Any] | None = None,
-    reference: str | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The key of every step, in order; `distilled` where the configuration asks for it.
 
     train_images, test_images: fingerprints of the images (nvg/data), which tell them wherever they are. teacher:
-    metadata.json of distill.teacher, which stands for tokenizer and generators. reference: the fingerprint of the .npz
-    of evaluate.reference, None where that is a split.
+    metadata.json of distill.teacher, which stands for tokenizer and generators. files: by setting
+    (`repa.weights`), the fingerprints of the files that the configuration names and a step reads beside images.
     """
+
+    def read_by(*sections: str) -> list[str]:
+        return [value for name, value in sorted((files or {}).items()) if name.partition(".")[0] in sections]
+
     data, seed = to_dict(config.data), config.seed
     for name in ("train", "test", "views"):  # the tokenizer draws views of its own; those of the tokens come below
         del data[name]
@@ -36,11 +40,14 @@ def artifact_keys(
     images: tuple[Any, ...] = ()
     if teacher is None:
         training = without_operational(config.tokenizer_train)
-        keys["tokenizer"] = digest("tokenizer", FORMAT, train_images, data, config.tokenizer, training, seed)
+        weights = read_by("tokenizer_train")
+        keys["tokenizer"] = digest("tokenizer", FORMAT, train_images, data, config.tokenizer, training, seed, *weights)
     else:
         keys["tokenizer"] = digest(teacher)
         images = (train_images, data, seed)  # a tokenizer of our own has these in its key
-    keys["tokens"] = digest("tokens", keys["tokenizer"], config.data.views, config.repa.weights, *images)
+    keys["tokens"] = digest(
+        "tokens", keys["tokenizer"], config.data.views, config.repa.weights, *images, *read_by("repa")
+    )
     if teacher is None:
         networks, training = (config.content, config.structure), without_operational(config.train)
         keys["generators"] = digest("generators", keys["tokens"], *networks, training, config.repa, seed)
@@ -50,8 +57,8 @@ def artifact_keys(
     if config.distill.steps:
         inputs, training = (keys["tokens"], keys["generators"]), without_operational(config.distill)
         sampler = keys["distilled"] = digest("distilled", inputs, training, seed)
-    file = () if reference is None else (reference,)
-    keys["evaluation"] = digest("evaluation", sampler, test_images, config.evaluate, drawn_with(config), *file)
+    drawn = drawn_with(config)
+    keys["evaluation"] = digest("evaluation", sampler, test_images, config.evaluate, drawn, *read_by("evaluate"))
     return keys
 
 

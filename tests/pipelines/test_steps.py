@@ -1,11 +1,15 @@
 """The table of steps: what it says is there, and a plan follows it."""
 
+import contextlib
 import inspect
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nvg import config as configuration
+from nvg import storage
 from nvg.errors import ConfigError
 from pipelines import steps, verify
 from pipelines.steps import STEPS
@@ -99,6 +103,66 @@ def test_a_reference_that_is_replaced_is_evaluated_anew(settings, tmp_path):
     assert {step for step in made[0] if made[0][step] != made[1][step]} == {"evaluation"}
     path.write_bytes(b"no npz")
     assert planned(settings, asked) == missing  # the evaluation's check says what is wrong
+
+
+@pytest.mark.parametrize(
+    ("setting", "first"),
+    [
+        ("tokenizer_train.lpips_weights", "tokenizer"),
+        ("tokenizer_train.discriminator_weights", "tokenizer"),
+        ("repa.weights", "tokens"),
+        ("evaluate.inception_weights", "evaluation"),
+        ("evaluate.dinov2_weights", "evaluation"),
+    ],
+)
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_weights_that_are_replaced_change_what_is_made_with_them(settings, tmp_path, setting, first, is_folder):
+    asked = f"{setting}={tmp_path}/weights"
+    path = tmp_path / "weights" / "model.safetensors" if is_folder else tmp_path / "weights"
+    path.parent.mkdir(exist_ok=True)
+    made = []
+    for value in (b"0", b"1", b"0"):
+        path.write_bytes(value * 200_000)  # of one size
+        made.append(planned(settings, asked, *(["repa.block=1"] if first == "tokens" else [])))
+    assert made[0] == made[2]
+    changed = {step for step in made[0] if made[0][step] != made[1][step]}
+    steps = list(made[0])
+    assert changed == set(steps[steps.index(first) :])
+
+
+def test_a_sampler_is_evaluated_anew_on_other_images(tmp_path):
+    from nvg.artifacts.models import sampler_folder
+    from pipelines.evaluate import evaluation_of
+
+    found = []
+    for each in (2, 3, 2):
+        for split in ("train", "test"):
+            shutil.rmtree(tmp_path / split, ignore_errors=True)
+            write_images(tmp_path / split, each=each if split == "test" else 4)
+        config = configuration.load(
+            ROOT / "conf" / "smoke.yaml", [f"data.train={tmp_path}/train", f"data.test={tmp_path}/test"]
+        )
+        found.append(evaluation_of(config, sampler_folder("fashion-mnist")))
+    assert found[0] == found[2] != found[1]
+    shutil.rmtree(tmp_path / "train")  # of an evaluation that needs no images
+    evaluation_of(config, sampler_folder("fashion-mnist"))
+
+
+def test_a_listing_of_weights_reads_little_of_them(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(bytes(10_000_000))
+    read = []
+    opened = storage.open
+
+    @contextlib.contextmanager
+    def counting(name):
+        with opened(name) as file:
+            inner = file.read
+            yield SimpleNamespace(seek=file.seek, read=lambda size: read.append(size) or inner(size))
+
+    monkeypatch.setattr(storage, "open", counting)
+    storage.sample(str(path))
+    assert sum(read) == 16 * 4096
 
 
 @pytest.mark.parametrize("vary", [["train.lr=1e-4", "train.lr=0.0001"], ["cluster.encoders=1", "cluster.encoders=2"]])
