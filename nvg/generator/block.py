@@ -18,16 +18,29 @@ from nvg.generator.rope import HEAD_WIDTH, rotate
 
 
 def by_rows(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """layer(x) for x (..., w) with few rows, as many rows would have it, to the last bit.
+    """layer(x) for x (..., w) with few rows, on a CPU as many rows would have it, to the last bit.
 
     The CPU's matrix product of fewer than four rows runs another kernel, whose sums round differently. An image must
-    not depend on how many others are drawn with it, so fewer rows are filled up to four.
+    not depend on how many others are drawn with it, so there fewer rows are filled up to four.
     """
     rows = x.shape[:-1].numel()
-    if rows >= 4:
+    if rows >= 4 or x.device.type != "cpu":
         return layer(x)
     filled = layer(F.pad(x.reshape(rows, -1), (0, 0, 0, 4 - rows)))
     return filled[:rows].reshape(*x.shape[:-1], -1)
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMS norm of queries or keys: (..., 64) -> (..., 64), with the weight in the input's dtype.
+
+    torch has no fused kernel for a float32 weight beside bfloat16 numbers, as autocast brings them together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(HEAD_WIDTH, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Block(nn.Module):
@@ -43,8 +56,8 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 3 * width)
         self.project_in = nn.Linear(width, 7 * width)
         self.project_out = nn.Linear(5 * width, width)
-        self.query_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-6)
-        self.key_norm = nn.RMSNorm(HEAD_WIDTH, eps=1e-6)
+        self.query_norm = HeadNorm()
+        self.key_norm = HeadNorm()
         nn.init.zeros_(self.modulation.weight)  # gate 0: every block starts as the identity
         nn.init.zeros_(self.modulation.bias)
 

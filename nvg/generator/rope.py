@@ -72,9 +72,22 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate queries or keys: x (B, heads, T, 64), table of `rotary_table` -> (B, heads, T, 64)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, heads, T, 32), one kernel in place of six
-    return torch.view_as_real(pairs * torch.view_as_complex(table)).flatten(-2).to(x.dtype)
+    """Rotate queries or keys: x (B, heads, T, 64), table of `rotary_table` -> (B, heads, T, 64), in the dtype of x.
+
+    Eager on a CPU it is one complex product in float32, which is five times faster there. Elsewhere the numbers are
+    real and in the dtype of x: torch.compile fuses them with what stands before, and has no complex numbers.
+    """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, heads, T, 32)
+        return torch.view_as_real(pairs * torch.view_as_complex(table)).flatten(-2).to(x.dtype)
+    return rotate_in_real_numbers(x, table)
+
+
+def rotate_in_real_numbers(x: Tensor, table: Tensor) -> Tensor:
+    """As `rotate`, without complex numbers."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, heads, T, 32) each
+    cos, sin = table.to(x.dtype).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 def token_ids(kind: int, embedding: Tensor, grid: int) -> Tensor:

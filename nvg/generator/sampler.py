@@ -396,12 +396,14 @@ def nucleus_sample(logits: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
 
 
 def in_fours(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """A convolutional function of N images, (N, ...) each, in a batch filled up to a multiple of four.
+    """A convolutional function of N images, (N, ...) each, on a CPU in a batch filled up to a multiple of four.
 
-    Convolutions of one and of three images run other kernels, whose sums round differently, and an image must not
-    depend, to the last bit, on how many others are drawn with it.
+    The CPU's convolutions of one and of three images run other kernels, whose sums round differently, and an image must
+    not depend, to the last bit, on how many others are drawn with it.
     """
     count = tensors[0].shape[0]
+    if tensors[0].device.type != "cpu":
+        return function(*tensors)
     filled = (torch.cat((value, value[:1].expand(-count % 4, *value.shape[1:]))) for value in tensors)
     return function(*filled)[:count]
 

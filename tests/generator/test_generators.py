@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nvg.generator import ContentGenerator, StructureGenerator
-from nvg.generator.block import Block, TimeEmbedding, drop_rates
+from nvg.generator.block import Block, HeadNorm, TimeEmbedding, by_rows, drop_rates
 from nvg.generator.rope import (
     CONDITION,
     GENERATED,
@@ -15,6 +15,7 @@ from nvg.generator.rope import (
     class_token_ids,
     rotary_table,
     rotate,
+    rotate_in_real_numbers,
     token_ids,
 )
 from nvg.granularity import structure_codes, structure_embedding
@@ -84,6 +85,49 @@ def test_a_rotation_is_the_formula_pair_by_pair():
     torch.testing.assert_close(rotated[..., 0::2], even * angle.cos() - odd * angle.sin())
     torch.testing.assert_close(rotated[..., 1::2], even * angle.sin() + odd * angle.cos())
     assert rotate(x.bfloat16(), torch.stack((angle.cos(), angle.sin()), dim=-1)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-6)])
+def test_a_rotation_in_real_numbers_is_the_complex_one(dtype, tolerance):
+    """As CUDA and torch.compile have it. bfloat16: three roundings of 2^-9 each, of numbers up to 4."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, 64, generator=rng).clamp(-2, 2).to(dtype)
+    table = rotary_table(torch.randint(0, 16, (2, 5, 11), generator=rng), axis_widths(8))
+    found = rotate_in_real_numbers(x, table)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, rotate(x, table), rtol=0, atol=tolerance)
+
+
+def test_few_rows_are_filled_up_on_a_cpu_alone():
+    rows = []
+
+    def layer(x):
+        rows.append(x.shape[0])
+        return 2 * x
+
+    assert torch.equal(by_rows(layer, torch.ones(1, 3)), 2 * torch.ones(1, 3))
+    assert by_rows(layer, torch.ones(1, 3, device="meta")).shape == (1, 3)
+    assert rows == [4, 1]
+
+
+def test_under_autocast_queries_and_keys_stay_in_its_dtype_without_a_warning(monkeypatch, recwarn):
+    """torch warns of a norm's float32 weight beside bfloat16 numbers, and takes its slow path."""
+    seen = []
+    monkeypatch.setattr(
+        "nvg.generator.block.attention", lambda q, k, v, *_: seen.append({q.dtype, k.dtype, v.dtype}) or q
+    )
+    block = awake(Block(128))
+    table = rotary_table(torch.zeros(1, 3, 11), axis_widths(8))
+    torch.set_warn_always(True)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            block(torch.randn(1, 3, 128), torch.randn(1, 1, 128), table, [3])
+    finally:
+        torch.set_warn_always(False)
+    assert seen == [{torch.bfloat16}]
+    assert not [one for one in recwarn if "dtype" in str(one.message)]
+    x = torch.randn(5, 64)
+    assert torch.equal(HeadNorm()(x), torch.nn.RMSNorm(64, eps=1e-6)(x))
 
 
 @pytest.mark.parametrize("kinds", [(GENERATED,), (CONDITION, GENERATED)])
