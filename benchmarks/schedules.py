@@ -13,13 +13,12 @@ The generators of either form: a stage of L position tokens, as in the paper, or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 
 import torch
-from torch import Tensor
 
 from benchmarks.common import Target, counted, randomized, replaced
 from nvg import config as configuration
@@ -109,18 +108,7 @@ def draw(sampler: Sampler, schedule: str, images: int, flow_steps: int) -> None:
 def _twice_at_every_stage() -> Iterator[None]:
     """Within the block a sampler makes the second pass for guidance also where the scale is 1."""
 
-    def wrap(_: str, call: Callable) -> Callable:
-        def inner(
-            network: Callable, labels: Tensor, inputs: tuple[Tensor, ...], scale: Tensor, no_class: int
-        ) -> Tensor:
-            if (scale != 1.0).any():  # both passes are made
-                return call(network, labels, inputs, scale, no_class)
-            both = torch.cat((labels, torch.full_like(labels, no_class)))
-            return network(both, *(torch.cat((value, value)) for value in inputs))[: labels.shape[0]]
-
-        return inner
-
-    with replaced({"guidance": [(sampling, "guided")]}, wrap):
+    with replaced({"guidance": [(sampling, "one_pass")]}, lambda _part, _call: lambda scales, index: False):
         yield
 
 

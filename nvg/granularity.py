@@ -203,7 +203,7 @@ def structure_embedding(codes: Tensor, stage: int | Tensor) -> Tensor:
     last = last_stage(codes.shape[1])
     channel = torch.arange(last, device=codes.device)
     bits = (codes[..., None] >> (last - 1 - channel)) & 1  # (N, L, K)
-    known = channel < torch.as_tensor(stage, device=codes.device).reshape(-1, 1, 1)
+    known = channel < (stage.reshape(-1, 1, 1) if isinstance(stage, Tensor) else stage)
     return torch.where(known, 2.0 * bits, 1.0)
 
 

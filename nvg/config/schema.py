@@ -357,7 +357,7 @@ class ServeConfig:
     gpus_per_replica: float = number(0.0, least=0)  # above 0 the sampler runs on CUDA
     threads_per_replica: int = number(1, least=1)  # torch threads
     precision: str = "float32"  # float32 | bfloat16: of the transformers' blocks; slower on a CPU without it
-    compile: bool = False  # torch.compile, of each batch size on its first use: minutes at the start
+    compile: bool = False  # torch.compile before the first request: minutes at the first start, then from a cache
     max_batch: int = number(16, least=1)  # images that are drawn at once
     batch_wait_ms: float = number(2.0, least=0)  # how long a batch smaller than the one before it waits for more
     max_queue: int = number(256, least=1)  # images that may wait in a replica; a request beyond gets 429

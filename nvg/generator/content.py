@@ -85,12 +85,16 @@ class ContentGenerator(nn.Module):
         for stage in range(1, self.last_stage + 1):
             self.input_scales[stage] = 1 / canvases[stage].std().clamp_min(1e-6)
 
-    def rotary(self, codes: Tensor, stage: int) -> Tensor:
-        """The rotary table of a stage's tokens: codes (N, L) known up to it -> (N, 1, 1 + T, 32, 2)."""
+    def rotary(self, codes: Tensor, stage: int, order: Tensor | None = None) -> Tensor:
+        """The rotary table of a stage's tokens: codes (N, L) known up to it -> (N, 1, 1 + T, 32, 2).
+
+        order (N, L): `code_order` of the codes, where it is known already.
+        """
         if not self.of_clusters:
             return self.rotary_table(structure_embedding(codes, stage))
         first = class_token_ids(codes.shape[0], self.last_stage, codes.device)
-        ids = cluster_ids(GENERATED, stage, code_order(codes), self.config.grid)
+        order = code_order(codes) if order is None else order
+        ids = cluster_ids(GENERATED, stage, order, self.config.grid)
         return rotary_table(torch.cat((first, ids), dim=1), axis_widths(self.last_stage))
 
     def forward(
@@ -101,6 +105,7 @@ class ContentGenerator(nn.Module):
         stages: Tensor,
         tables: Sequence[Tensor],
         guidance: Tensor | None = None,
+        order: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """What N images lack at S stages: canvases x_i (N, L, e), one a stage; codes (N, L) known up to the last of
         them; labels (N,); the stages (S,); their tables, of `rotary`.
@@ -108,7 +113,7 @@ class ContentGenerator(nn.Module):
         Returns x_hat - x_i a stage, (N, L, e) or, of clusters, its means (N, 2^i, e); and the alignments, (N, L or
         2^i, repa_width) a stage, of a model that was built with a `repa_block` and is training. guidance (N,) in
         [1, max_guidance], of a guided generator alone: logits are then guided with this scale
-        (docs/fast_sampling.md).
+        (docs/fast_sampling.md). order (N, L): `code_order` of the codes, where it is known already.
         """
         tap = self.config.repa_block if self.training else None
         extra = None
@@ -123,8 +128,9 @@ class ContentGenerator(nn.Module):
         ]
         if self.of_clusters:
             assert self.position_network is not None
+            order = code_order(codes) if order is None else order
             sizes = [table.shape[2] - 1 for table in tables]
-            tokens = cluster_tokens(self.embed, self.position_network, seen, codes, sizes)
+            tokens = cluster_tokens(self.embed, self.position_network, seen, order, sizes)
             expanded = stages.expand(images, -1)
             out, hidden = self.backbone(tokens, tables, labels, expanded, extra=extra, tap=tap)
         else:  # all stages have L tokens: a row of the batch for each image and stage

@@ -11,12 +11,10 @@ from torch import Tensor
 def guided(
     network: Callable[..., Tensor], labels: Tensor, inputs: tuple[Tensor, ...], scale: Tensor, no_class: int
 ) -> Tensor:
-    """network(labels, *inputs) guided with scale w (N,), from one batch of 2N; one pass of N where all scales are 1.
+    """network(labels, *inputs) guided with scale w (N,), from one batch of 2N.
 
     labels (N,), inputs (N, ...) each; the network's output is (N, T, channels). no_class: the label of "no class".
     """
-    if (scale == 1.0).all():
-        return network(labels, *inputs)
     both = torch.cat((labels, torch.full_like(labels, no_class)))
     conditional, unconditional = network(both, *(torch.cat((value, value)) for value in inputs)).chunk(2)
     scale = scale[:, None, None]

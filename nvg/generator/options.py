@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ class Options:
     """SamplerConfig with a value per image: (N,) tensors, and one number of flow steps for all images."""
 
     flow_steps: int
+    scales: Mapping[str, Sequence[float]]  # both guidances, where the host reads them
     structure_guidance: Tensor
     content_guidance: Tensor
     top_p: Tensor
@@ -27,8 +28,9 @@ class Options:
     flow_shift: Tensor
 
     @staticmethod
-    def of(settings: SamplerConfig, changes: dict[str, Any], count: int, device: torch.device) -> Options:
-        """Settings with some fields changed. Raises ValueError naming an unknown field or an impossible value."""
+    def of(settings: SamplerConfig, changes: dict[str, Any], count: int, rows: int, device: torch.device) -> Options:
+        """Settings with some fields changed, of `count` images, the first one's again for up to `rows`. Raises
+        ValueError naming an unknown field or an impossible value."""
         known = {item.name for item in dataclasses.fields(settings)}
         for name in changes:
             if name not in known:
@@ -38,7 +40,7 @@ class Options:
         if (steps := whole_number(flow_steps)) is None:
             raise ValueError(f"flow_steps={flow_steps} must be a whole number, for all images alike")
         range_of(settings, "flow_steps").require("flow_steps", steps)
-        tensors = {}
+        columns = {}
         for name, value in values.items():
             each = list(value) if isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0 else [value] * count
             each = [one.item() if hasattr(one, "item") else one for one in each]  # numpy's and torch's numbers
@@ -48,10 +50,7 @@ class Options:
                 if not isinstance(one, int | float) or isinstance(one, bool):
                     raise ValueError(f"{name}={one!r} must be a number")
                 range_of(settings, name).require(name, one)
-            tensors[name] = torch.tensor(each, dtype=torch.float32, device=device)
-        return Options(steps, **tensors)
-
-    def rows(self, index: list[int]) -> Options:
-        """The options of some images."""
-        names = (item.name for item in dataclasses.fields(self) if item.name != "flow_steps")
-        return Options(self.flow_steps, **{name: getattr(self, name)[index] for name in names})
+            columns[name] = [float(one) for one in each + each[:1] * (rows - count)]
+        scales = {name: columns[name] for name in ("structure_guidance", "content_guidance")}
+        tensors = torch.tensor(list(columns.values()), dtype=torch.float32).to(device)  # one copy
+        return Options(steps, scales, **dict(zip(columns, tensors, strict=True)))

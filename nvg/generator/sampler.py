@@ -9,6 +9,7 @@ flows of all stages share one noise an image, as they do in training.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,14 +22,23 @@ from torch import Tensor
 
 from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig
+from nvg.generator.compiled import cache_folder, compiled
 from nvg.generator.content import ContentGenerator
 from nvg.generator.controls import Given, one_each
 from nvg.generator.guidance import guided
 from nvg.generator.options import Options
 from nvg.generator.seeds import image_seeds, whole_number
-from nvg.generator.state import SamplingState
+from nvg.generator.state import GivenRows, SamplingState
 from nvg.generator.structure import STEP_COUNTS, StructureGenerator, signed_bits
-from nvg.granularity import GranularitySequence, assign, cluster_means, split_codes, structure_map
+from nvg.granularity import (
+    GranularitySequence,
+    assign,
+    cluster_means,
+    code_order,
+    last_stage,
+    split_codes,
+    structure_map,
+)
 
 
 @dataclass(eq=False)
@@ -40,6 +50,7 @@ class Step:
     content: list[Tensor]  # stages 0 ... stage, (N, 2^i) each
     canvas: Tensor  # x_{stage + 1}, (N, L, e)
     tokenizer: Autoencoder = field(repr=False)
+    sizes: Sequence[int] = ()  # the batch sizes that the decoder is compiled for
 
     @property
     def structure_map(self) -> Tensor:
@@ -55,7 +66,9 @@ class Step:
     @torch.inference_mode()
     def images(self, index: list[int]) -> np.ndarray:
         """The previews of n of the images: uint8 (n, H, W, C). Costs one pass of the decoder, each time."""
-        return to_pixels(in_fours(self.tokenizer.decode_canvas, self.canvas[index]))
+        count = len(index)
+        index = index + index[:1] * (filled_up(len(index), self.sizes) - len(index))
+        return to_pixels(in_fours(self.tokenizer.decode_canvas, self.canvas[index]))[:count]
 
     @property
     def sequence(self) -> GranularitySequence:
@@ -85,6 +98,8 @@ class Sampler:
         self.settings = settings
         self.class_names = list(class_names)
         self.knows_no_class = knows_no_class
+        self.sizes: list[int] = []  # the batch sizes that are compiled
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._first_logits: dict[int, Tensor] = {}  # class -> logits of stage 0, (1, V)
 
     @property
@@ -114,17 +129,31 @@ class Sampler:
         self._first_logits.clear()
         return self
 
-    def compile(self, **options: Any) -> Sampler:
-        """torch.compile of both generators and the decoder; returns self. A shape is compiled on its first use: that of
-        a batch size, and of cluster tokens that of a stage too. options: of torch.compile; mode="reduce-overhead" makes
-        CUDA graphs.
+    def compile(self, sizes: Sequence[int] = (1,), **options: Any) -> Sampler:
+        """Compile all that is computed between random numbers and pixels, and draw a batch of each size, so that no
+        later one waits; returns self. It takes minutes, and seconds where the code is in `cache_folder()` already.
+
+        sizes: a batch is filled up to the next of these; a larger one is compiled on its first use. A function is
+        compiled for each shape: that of a size, of clusters that of a stage too. options: of torch.compile, by default
+        mode="reduce-overhead", which makes a CUDA graph of each.
         """
-        # torch gives up on a function after 8 shapes, and a batch size of cluster tokens has one a stage.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-        for module in (self.content, self.structure, self.tokenizer.decoder):
-            module.compile(dynamic=False, **options)
+        cache_folder()
+        if "backend" not in options:
+            options = {"mode": "reduce-overhead"} | options
+        content, structure = self.content, self.structure
+        functions: list[Callable[..., Any]] = [content, content.rotary, content.logits, structure, structure.rotary]
+        functions += [flow_start, euler_step, halve, pick, self.tokenizer.quantizer.increment]
+        self._compiled = {function: compiled(function, **options) for function in functions}
+        self.tokenizer.decoder.compile(dynamic=False, **options)
+        self.sizes = sorted(sizes)
         self._first_logits.clear()
+        for size in self.sizes:
+            self.generate([index % len(self.class_names) for index in range(size)])
         return self
+
+    def _run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """function(...), by its compiled code where there is one."""
+        return self._compiled.get(function, function)(*arguments, **named)
 
     def class_index(self, label: str | int) -> int:
         """The index of a class: a number is an index, a text a name and, where no class has that name, an index.
@@ -191,17 +220,23 @@ class Sampler:
         one per image. Raises ValueError for an unknown class or setting, a seed out of range, or a `given` of another
         size.
         """
-        state, positions = self._start(classes, seed, given, settings), self.tokenizer.config.positions
-        content: list[Tensor] = []
+        count, content = len(classes), list[Tensor]()
+        state = self._start(classes, seed, given, settings)
         for stage in range(self.last_stage + 1):
-            if stage > 0:  # stage 0 is one cluster
-                given_codes = [one.codes_of(stage) for one in state.given]
-                state.codes = state.fill(given_codes, positions, partial(self._sample_structure, stage))
-            given_tokens = [one.tokens_of(stage) for one in state.given]
-            content.append(state.fill(given_tokens, 2**stage, partial(self._sample_content, stage)))
-            increment = partial(self.tokenizer.quantizer.increment, stage)
-            state.canvas = state.canvas + in_fours(increment, content[stage], structure_map(state.codes, stage))
-            yield Step(stage, state.codes, list(content), state.canvas, self.tokenizer)
+            content.append(self._draw_stage(stage, state))
+            # What a batch was filled up with is left out.
+            drawn = [tokens[:count] for tokens in content]
+            yield Step(stage, state.codes[:count], drawn, state.canvas[:count], self.tokenizer, self.sizes)
+
+    def _draw_stage(self, stage: int, state: SamplingState) -> Tensor:
+        """Draw one stage: its content tokens (N, 2^i). Nothing here waits for the device, or moves numbers to it."""
+        if stage > 0:  # stage 0 is one cluster
+            state.codes = state.fill(state.given_codes[stage], partial(self._sample_structure, stage))
+            state.order = code_order(state.codes) if state.order is not None else None
+        tokens = state.fill(state.given_tokens[stage], partial(self._sample_content, stage))
+        increment = partial(self._run, self.tokenizer.quantizer.increment, stage)
+        state.canvas = state.canvas + in_fours(increment, tokens, structure_map(state.codes, stage))
+        return tokens
 
     def _start(
         self,
@@ -210,24 +245,49 @@ class Sampler:
         given: Given | Sequence[Given | None] | None,
         settings: dict[str, Any],
     ) -> SamplingState:
-        """The state of a call of `stages` before stage 0, from checked arguments. Raises ValueError."""
+        """The state of a call of `stages` before stage 0, from checked arguments, with all random numbers and all that
+        is given on the device. Raises ValueError."""
         if isinstance(classes, str):  # else its letters would be the classes
             raise ValueError(f"classes={classes!r}: give a list of names or indices, such as [{classes!r}]")
         count, positions = len(classes), self.tokenizer.config.positions
-        options = Options.of(self.settings, settings, count, self.device)
-        for name in ("structure_guidance", "content_guidance"):
-            for scale in getattr(options, name).tolist():
+        rows = filled_up(count, self.sizes)
+        options = Options.of(self.settings, settings, count, rows, self.device)
+        for name, scales in options.scales.items():
+            for scale in scales:
                 self.check_guidance(name, scale)
-        labels = [self.class_index(name) for name in classes]
-        seeds = image_seeds(seed, count)
-        return SamplingState(
+        index = [*range(count), *[0] * (rows - count)]  # of the images, filled up with the first one
+        each = one_each(given, count, positions)
+        labels, seeds = [self.class_index(name) for name in classes], image_seeds(seed, count)
+        labels, seeds, each = [labels[j] for j in index], [seeds[j] for j in index], [each[j] for j in index]
+        noise, halving, picking = draw_all(seeds, positions, self.device)
+        # A few-step generator was taught equal steps.
+        shift = torch.zeros_like(options.flow_shift) if self.structure.config.few_step else options.flow_shift
+        codes = torch.zeros(rows, positions, dtype=torch.int64, device=self.device)
+        state = SamplingState(
             torch.tensor(labels, device=self.device),
-            seeds,
+            labels,
             options,
-            [one.to(self.device) for one in one_each(given, count, positions)],
-            codes=torch.zeros(count, positions, dtype=torch.int64, device=self.device),
-            canvas=torch.zeros(count, positions, self.tokenizer.config.code_width, device=self.device),
-            noise=draw(seeds, 0, FLOW, (positions, self.last_stage), torch.randn).to(self.device),
+            *self._given_rows(each),
+            noise,
+            halving,
+            picking,
+            times=flow_times(options.flow_steps, shift, positions),
+            codes=codes,
+            canvas=torch.zeros(rows, positions, self.tokenizer.config.code_width, device=self.device),
+            order=code_order(codes) if self.content.of_clusters or self.structure.of_clusters else None,
+        )
+        self._learn_first_logits(state)
+        return state
+
+    def _given_rows(self, each: list[Given]) -> tuple[list[GivenRows | None], list[GivenRows | None]]:
+        """Given codes and tokens of stages 0 ... K, of one Given an image."""
+        stages, positions = range(self.last_stage + 1), self.tokenizer.config.positions
+        if each and not any(one.structure_stages or one.content for one in each):
+            return [None for _ in stages], [None for _ in stages]
+        each = [one.to(self.device) for one in each]
+        return (
+            [GivenRows.of([one.codes_of(stage) for one in each], positions) for stage in stages],
+            [GivenRows.of([one.tokens_of(stage) for one in each], 2**stage) for stage in stages],
         )
 
     # ---- structure ----
@@ -238,38 +298,45 @@ class Sampler:
         codes = state.codes
         if stage == self.last_stage:  # pairs: the first of two gets bit 0, by convention, so nothing is left to choose
             return split_codes(codes, stage, torch.arange(codes.shape[1], device=self.device).float().expand_as(codes))
-        flow_end = self._integrate(stage, state)[..., stage - 1]
-        uniform = draw(state.seeds, stage, HALVING, (codes.shape[1],), torch.rand).to(self.device)
-        parents, temperature = structure_map(codes, stage - 1), state.options.structure_temperature
-        preference = halving_preference(flow_end, parents, 2 ** (stage - 1), temperature, uniform)
-        return split_codes(codes, stage, preference, rename=self.tokenizer.config.child_order == "raster")
+        flow_end, temperature = self._integrate(stage, state)[..., stage - 1], state.options.structure_temperature
+        rename = self.tokenizer.config.child_order == "raster"
+        return self._run(halve, stage, codes, flow_end, temperature, state.halving[stage], rename)
 
     def _integrate(self, stage: int, state: SamplingState) -> Tensor:
         """z(0) of the structure flow that makes `stage`, (N, L, K): Euler steps from t = 1 to t = 0."""
         labels, options, known = state.labels, state.options, stage - 1
-        z = torch.cat((signed_bits(state.codes, known)[..., :known], state.noise[..., known:]), dim=-1)
-        guidance = ramp(options.structure_guidance, stage - 1, self.last_stage)
+        z = self._run(flow_start, state.codes, state.noise, known)
+        guidance = ramp(options.structure_guidance, known, self.last_stage)
         stages = labels.new_full((1,), stage)
-        inputs = (state.canvas, state.codes, self.structure.rotary(state.codes, stage))  # the same in all steps
+        table = self._run(self.structure.rotary, state.codes, stage, state.order)
+        inputs = (state.canvas, state.codes, table, *state.known_order())  # the same in all steps
 
         def velocity(
-            labels: Tensor, z: Tensor, time: Tensor, canvas: Tensor, codes: Tensor, table: Tensor, **few_step: Tensor
+            labels: Tensor,
+            z: Tensor,
+            time: Tensor,
+            canvas: Tensor,
+            codes: Tensor,
+            table: Tensor,
+            order: Tensor | None = None,
+            **few_step: Tensor,
         ) -> Tensor:
-            (flow,) = self.structure([z], time[:, None], [canvas], codes, labels, stages, [table], **few_step)
+            tensors = ([z], time[:, None], [canvas], codes, labels, stages, [table])
+            (flow,) = self._run(self.structure, *tensors, order=order, **few_step)
             return flow
 
-        few_step = self.structure.config.few_step
-        shift = torch.zeros_like(options.flow_shift) if few_step else options.flow_shift  # it was taught equal steps
         step = {
             "steps": torch.full_like(guidance, step_size(options.flow_steps))[:, None],
             "guidance": guidance[:, None],
         }
-        for time, next_time in pairwise(flow_times(options.flow_steps, shift, state.codes.shape[1])):
-            if few_step:  # one pass: it has learned the guided flow, and its mean over a step
+        for time, next_time in pairwise(state.times):
+            if self.structure.config.few_step:  # it has learned the guided flow, and its mean over a step
                 flow = velocity(labels, z, time, *inputs, **step)
+            elif one_pass(options.scales["structure_guidance"], known):
+                flow = velocity(labels, z, time, *inputs)
             else:
                 flow = guided(velocity, labels, (z, time, *inputs), guidance, self.no_class)
-            z[..., known:] += (next_time - time)[:, None, None] * flow[..., known:]  # known channels stay clean
+            z = self._run(euler_step, z, flow, next_time - time, known)
         return z
 
     # ---- content ----
@@ -278,37 +345,47 @@ class Sampler:
         """Content tokens c_i of `stage`, (N, 2^i)."""
         options = state.options
         if stage == 0:  # an empty canvas, no structure, scale 1: a function of the class alone
-            logits = self._logits_of_classes(state)
+            logits = torch.stack([self._first_logits[label] for label in state.classes])
         else:
             logits = self._logits(stage, state, ramp(options.content_guidance, stage, self.last_stage))
-        logits = logits / options.content_temperature[:, None, None]
-        # One uniform number per token, and the inverse of the cumulative distribution over the sorted entries.
-        uniform = draw(state.seeds, stage, CONTENT, (2**stage,), torch.rand).to(self.device)
-        return nucleus_sample(logits, falling_top_p(options.top_p, stage, self.last_stage), uniform)
+        top_p = falling_top_p(options.top_p, stage, self.last_stage)
+        return self._run(pick, logits, options.content_temperature, top_p, state.picking[stage])
 
     def _logits(self, stage: int, state: SamplingState, guidance: Tensor) -> Tensor:
         """Guided logits of c_i, (N, 2^i, V); guidance (N,)."""
 
         stages = state.labels.new_full((1,), stage)
 
-        def network(labels: Tensor, canvas: Tensor, codes: Tensor, table: Tensor, **inputs: Tensor) -> Tensor:
-            (difference,), _ = self.content([canvas], codes, labels, stages, [table], **inputs)
-            return self.content.logits(difference, codes, stage).float()
+        def network(
+            labels: Tensor, canvas: Tensor, codes: Tensor, table: Tensor, order: Tensor | None = None, **inputs: Tensor
+        ) -> Tensor:
+            tensors = ([canvas], codes, labels, stages, [table])
+            (difference,), _ = self._run(self.content, *tensors, order=order, **inputs)
+            return self._run(self.content.logits, difference, codes, stage).float()
 
-        inputs = (state.canvas, state.codes, self.content.rotary(state.codes, stage))
+        table = self._run(self.content.rotary, state.codes, stage, state.order)
+        inputs = (state.canvas, state.codes, table, *state.known_order())
         if self.content.config.guided:  # one pass: guidance is learned
             return network(state.labels, *inputs, guidance=guidance)
+        if one_pass(state.options.scales["content_guidance"], stage):
+            return network(state.labels, *inputs)
         return guided(network, state.labels, inputs, guidance, self.no_class)
 
-    def _logits_of_classes(self, state: SamplingState) -> Tensor:
-        """Logits of stage 0, (N, 1, V): computed once per class."""
-        labels = state.labels.tolist()
-        missing = [labels.index(label) for label in dict.fromkeys(labels) if label not in self._first_logits]
-        if missing:
-            logits = self._logits(0, state.rows(missing), state.canvas.new_ones(len(missing)))
-            for j, row in zip(missing, logits, strict=True):
-                self._first_logits[labels[j]] = row
-        return torch.stack([self._first_logits[label] for label in labels])
+    def _learn_first_logits(self, state: SamplingState) -> None:
+        """Keep the logits of stage 0, (1, V), of the classes that had none: they are computed once a class."""
+        new = [label for label in dict.fromkeys(state.classes) if label not in self._first_logits]
+        if not new:
+            return
+        rows = filled_up(len(new), self.sizes)
+        empty = dataclasses.replace(
+            state,
+            labels=torch.tensor(new + new[:1] * (rows - len(new)), device=self.device),
+            codes=state.codes.new_zeros(rows, state.codes.shape[1]),
+            canvas=state.canvas.new_zeros(rows, *state.canvas.shape[1:]),
+            order=None if state.order is None else state.order[:1].expand(rows, -1),
+        )
+        logits = self._logits(0, empty, state.canvas.new_ones(rows))
+        self._first_logits |= dict(zip(new, logits, strict=False))  # the rest is what it was filled up with
 
 
 # ---- the pieces, as functions ----
@@ -328,6 +405,45 @@ def draw(
         rng = torch.Generator().manual_seed((seed * 1_000_003 + stage * 31 + purpose) % 2**63)
         row.copy_(distribution(tuple(shape), generator=rng))
     return result
+
+
+def draw_all(
+    seeds: Sequence[int], positions: int, device: torch.device
+) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
+    """All random numbers of N images, moved to the device in one copy: the flow's noise (N, L, K), and the uniform
+    numbers by stage, (N, L) of the halvings 1 ... K - 1, (N, 2^i) of the content 0 ... K."""
+    last = last_stage(positions)
+    halvings, contents = range(1, last), range(last + 1)
+    each = [draw(seeds, 0, FLOW, (positions, last), torch.randn)]
+    each += [draw(seeds, stage, HALVING, (positions,), torch.rand) for stage in halvings]
+    each += [draw(seeds, stage, CONTENT, (2**stage,), torch.rand) for stage in contents]
+    together = torch.cat([one.flatten() for one in each])
+    if device.type == "cuda":  # from pinned memory the copy goes on while the host does
+        together = together.pin_memory()
+    moved = together.to(device, non_blocking=True).split([one.numel() for one in each])
+    noise, *uniform = (one.view(like.shape) for one, like in zip(moved, each, strict=True))
+    return noise, dict(zip(halvings, uniform, strict=False)), dict(zip(contents, uniform[len(halvings) :], strict=True))
+
+
+def filled_up(count: int, sizes: Sequence[int]) -> int:
+    """The least of the sizes, in rising order, that `count` images fit in; their number where none is so large."""
+    return next((size for size in sizes if size >= count > 0), count)
+
+
+def one_pass(scales: Sequence[float], index: int) -> bool:
+    """Whether guidance asks for nothing at this index of the ramp: all scales are 1 there."""
+    return index == 0 or all(scale == 1.0 for scale in scales)
+
+
+def flow_start(codes: Tensor, noise: Tensor, known: int) -> Tensor:
+    """z(1), (N, L, K): the bits of stages 1 ... known of the codes (N, L), and of later ones the noise (N, L, K)."""
+    return torch.cat((signed_bits(codes, known)[..., :known], noise[..., known:]), dim=-1)
+
+
+def euler_step(z: Tensor, flow: Tensor, time: Tensor, known: int) -> Tensor:
+    """z after a step of the flow, both (N, L, K), over a time (N,). Channels that are known stay clean."""
+    moved = z[..., known:] + time[:, None, None] * flow[..., known:]
+    return torch.cat((z[..., :known], moved), dim=-1)
 
 
 def flow_times(steps: int, shift: Tensor, positions: int) -> Tensor:
@@ -361,6 +477,13 @@ def halving_preference(
     return torch.where(temperature[:, None] > 0, noisy, flow_end)
 
 
+def halve(stage: int, codes: Tensor, flow_end: Tensor, temperature: Tensor, uniform: Tensor, rename: bool) -> Tensor:
+    """The codes (N, L) of `stage` from those before it, by the preferences of `halving_preference`."""
+    parents = structure_map(codes, stage - 1)
+    preference = halving_preference(flow_end, parents, 2 ** (stage - 1), temperature, uniform)
+    return split_codes(codes, stage, preference, rename=rename)
+
+
 def step_size(flow_steps: int) -> float:
     """The size of a step as a few-step generator takes it: 1 / flow_steps where it has learned that size, else 0."""
     return 1 / flow_steps if flow_steps in STEP_COUNTS else 0.0
@@ -381,6 +504,11 @@ def falling_top_p(final: Tensor, stage: int, last_stage: int) -> Tensor:
     """
     left = (last_stage - last_stage ** (stage / last_stage)) / (last_stage - 1) if last_stage > 1 else 0.0
     return final + (1.0 - final) * left
+
+
+def pick(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+    """Content tokens (N, T) of logits (N, T, V): temperature and top_p (N,), one uniform number a token, (N, T)."""
+    return nucleus_sample(logits / temperature[:, None, None], top_p, uniform)
 
 
 def nucleus_sample(logits: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:

@@ -70,15 +70,16 @@ class StructureGenerator(nn.Module):
         if self.position_network is not None:
             self.position_network.canvas.weight.div_(scale)
 
-    def rotary(self, codes: Tensor, stage: int) -> Tensor:
+    def rotary(self, codes: Tensor, stage: int, order: Tensor | None = None) -> Tensor:
         """The rotary table when `stage` is to be generated: its bits and later ones count as unknown. Codes (N, L) ->
-        (N, 1, 1 + canvas tokens + L, 32, 2)."""
+        (N, 1, 1 + canvas tokens + L, 32, 2). order (N, L): `code_order` of the codes, where it is known already."""
         known = structure_embedding(codes, stage - 1)
         if not self.of_clusters:
             return self.rotary_table(known)
+        order = code_order(codes) if order is None else order
         ids = (
             class_token_ids(codes.shape[0], self.last_stage, codes.device),
-            cluster_ids(CONDITION, stage - 1, code_order(codes), self.config.grid),
+            cluster_ids(CONDITION, stage - 1, order, self.config.grid),
             token_ids(GENERATED, known, self.config.grid),
         )
         return rotary_table(torch.cat(ids, dim=1), axis_widths(self.last_stage))
@@ -94,6 +95,7 @@ class StructureGenerator(nn.Module):
         tables: Sequence[Tensor],
         steps: Tensor | None = None,
         guidance: Tensor | None = None,
+        order: Tensor | None = None,
     ) -> list[Tensor]:
         """The velocities of N images at S stages that are to be generated: at z(t) (N, L, K), one a stage; times
         (N, S) in [0, 1]; canvases x_i (N, L, e), one a stage; codes (N, L) known up to the stage before the last of
@@ -101,7 +103,7 @@ class StructureGenerator(nn.Module):
 
         Of a few-step generator alone: the mean velocity over [time - step, time] of the flow that is guided with scale
         `guidance` (docs/fast_sampling.md); steps (N, S) in [0, 1], 0 = at the point itself, guidance (N, S) in
-        [1, max_guidance].
+        [1, max_guidance]. order (N, L): `code_order` of the codes, where it is known already.
         """
         count, images, positions = len(noisy), labels.shape[0], noisy[0].shape[1]
         extra = None
@@ -111,8 +113,9 @@ class StructureGenerator(nn.Module):
             extra = self.step_condition(steps) + self.guidance_condition(scale)  # (N, S, w)
         if self.of_clusters:
             assert self.position_network is not None
+            order = code_order(codes) if order is None else order
             sizes = [table.shape[2] - 1 - positions for table in tables]
-            known = cluster_tokens(self.embed_canvas, self.position_network, canvases, codes, sizes)
+            known = cluster_tokens(self.embed_canvas, self.position_network, canvases, order, sizes)
             tokens = [torch.cat((one, self.embed_structure(z)), dim=1) for one, z in zip(known, noisy, strict=True)]
             expanded = stages.expand(images, -1)
             out, _ = self.backbone(tokens, tables, labels, expanded, times, extra=extra, keep_last=positions)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvg.generator.block import by_rows
-from nvg.granularity import code_order, neighbour_means, take
+from nvg.granularity import neighbour_means, take
 
 CLUSTERS = "clusters"  # content.tokens and structure.canvas_tokens; the other form is "positions"
 HIDDEN = 128  # width of the position network
@@ -51,12 +51,11 @@ def cluster_tokens(
     embed: nn.Linear,
     network: PositionNetwork,
     canvases: Sequence[Tensor],
-    codes: Tensor,
+    order: Tensor,
     clusters: Sequence[int],
 ) -> list[Tensor]:
-    """The tokens of all clusters at S stages: canvases (N, L, e) each, codes (N, L) known up to these stages, and how
-    many clusters these have -> (N, clusters, w) each."""
-    order = code_order(codes)
+    """The tokens of all clusters at S stages: canvases (N, L, e) each, the order (N, L) of codes that are known up to
+    these stages, and how many clusters these have -> (N, clusters, w) each."""
     ordered = [take(canvas, order) for canvas in canvases]
     means = [neighbour_means(canvas, count) for canvas, count in zip(ordered, clusters, strict=True)]
     embedded = by_rows(embed, torch.cat(means, dim=1)).split(list(clusters), dim=1)

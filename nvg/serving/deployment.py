@@ -24,6 +24,7 @@ from nvg import tracking
 from nvg.artifacts.models import fingerprint, licence_of, load_sampler, sampler_folder, whole_name
 from nvg.config import ServeConfig
 from nvg.generator import Sampler
+from nvg.generator.compiled import cache_folder
 from nvg.serving.api import create_app
 from nvg.serving.engine import Engine, Served
 from nvg.serving.guard import api_key_hashes, log_to_stderr
@@ -49,9 +50,25 @@ def load_model(config: ServeConfig, model: str) -> Served:
     folder = sampler_folder(model)
     sampler = load_sampler(folder).to(device, dtype=getattr(torch, config.precision))
     if config.compile:
-        sampler.compile()
+        compile_sampler(sampler, config.max_batch)
     name = config.name or default_name(config.model)
     return Served(name, sampler, weights_fingerprint(sampler), int(time.time()), licence_of(folder))
+
+
+def compile_sampler(sampler: Sampler, max_batch: int) -> None:
+    """Compile a sampler for batches up to max_batch, and say what is waited for, and for how long it was."""
+    log, start, sizes = logging.getLogger("ray.serve"), time.perf_counter(), batch_sizes(max_batch)
+    log.info(
+        f"compiling the sampler for batches of {', '.join(map(str, sizes))} images: this takes minutes at the first "
+        f"start, seconds where {cache_folder()} has the code; requests are answered afterwards"
+    )
+    sampler.compile(sizes)
+    log.info(f"compiled in {time.perf_counter() - start:.0f} s")
+
+
+def batch_sizes(most: int) -> list[int]:
+    """The batch sizes that are compiled: 1, 2, 4, ... and the largest. A batch is filled up to the next of them."""
+    return sorted({2**power for power in range(most.bit_length())} | {most})
 
 
 def default_name(model: str) -> str:

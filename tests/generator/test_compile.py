@@ -1,5 +1,8 @@
-"""torch.compile takes the networks whole: no graph breaks and no complex numbers, forward and backward."""
+"""torch.compile takes all that is sampled and trained whole: no graph breaks and no complex numbers."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -8,8 +11,9 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 from nvg.generator import ContentGenerator, StructureGenerator
-from nvg.granularity import structure_codes
-from tests.support.generators import awake, content_at, content_config, structure_at, structure_config
+from nvg.generator.sampler import euler_step, flow_start, halve, pick
+from nvg.granularity import GranularitySequence, codes_from_map, structure_codes, structure_map
+from tests.support.generators import awake, content_at, content_config, sampler_of, structure_at, structure_config
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +83,58 @@ def test_a_generator_is_one_graph_without_complex_numbers_forward_and_backward(p
     found = training_step(model, call)
     assert torch.float32 in seen and not any(dtype.is_complex for dtype in seen)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+SCRIPT = """
+import torch
+from torch._dynamo.utils import counters
+from nvg.generator.compiled import cache_folder, compiled
+from nvg.generator.sampler import pick
+
+print(cache_folder())
+logits = torch.arange(16.0).view(1, 2, 8).sin()
+with torch.inference_mode():
+    tokens = compiled(pick, mode="reduce-overhead")(logits, torch.ones(1), torch.ones(1), torch.full((1, 2), 0.5))
+assert torch.equal(tokens, pick(logits, torch.ones(1), torch.ones(1), torch.full((1, 2), 0.5)))
+print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_finds_compiled_code_at_home(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    environment["HOME"] = str(tmp_path)
+    for expected in ("1 0", "0 1"):
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.split("\n")[:2] == [str(tmp_path / ".cache" / "nvg" / "compiled"), expected]
+    assert any((tmp_path / ".cache" / "nvg" / "compiled").iterdir())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3, 4])
+def test_the_steps_of_a_stage_are_one_graph_each(stage):
+    """The quantizer's, the halving and the choice of tokens: traced whole, and the eager results to the last bit."""
+    rng = torch.Generator().manual_seed(0)
+    quantizer = sampler_of("positions").tokenizer.quantizer
+    whole = structure_codes(torch.randn(2, 16, 8, generator=rng))
+    codes = codes_from_map(structure_map(whole, stage), stage)
+    uniform, ones = torch.rand(2, 16, generator=rng), torch.ones(2)
+    tokens = torch.randint(64, (2, 2**stage), generator=rng)
+    logits = torch.randn(2, 2**stage, 64, generator=rng)
+    noise = torch.randn(2, 16, 4, generator=rng)
+    calls = [
+        (quantizer.increment, stage, tokens, structure_map(codes, stage)),
+        (quantizer.tokenize, torch.randn(2, 16, 32, generator=rng), whole),
+        (pick, logits, 0.8 * ones, 0.9 * ones, uniform[:, : 2**stage]),
+    ]
+    if stage < 4:
+        calls += [(flow_start, codes, noise, stage), (euler_step, noise, noise + 1, ones, stage)]
+        calls += [(halve, stage + 1, codes, noise[..., 0], ones, uniform, rename) for rename in (False, True)]
+    for function, *arguments in calls:
+        whole_graph = torch.compile(function, dynamic=False, fullgraph=True, backend="eager")
+        with torch.inference_mode():
+            found, expected = whole_graph(*arguments), function(*arguments)
+        if isinstance(found, GranularitySequence):
+            found, expected = found.flat_content(), expected.flat_content()
+        assert torch.equal(found, expected)

@@ -14,19 +14,16 @@ from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.generator.controls import given_from_drawing, given_from_sequence
 from nvg.generator.sampler import falling_top_p, flow_times, nucleus_sample, ramp
 from nvg.granularity import structure_map
-from tests.support.generators import FORMS, awake, content_at, content_config, every_form, structure_config
-
-NAMES = ["cat", "dog", "owl"]
-
-
-def sampler_of(form):
-    torch.manual_seed(0)
-    tokenizer = Autoencoder(
-        TokenizerConfig(image_size=16, channels=3, patch=2, widths=[16, 16], blocks=1, code_width=32, codebook_size=64)
-    )
-    content = awake(ContentGenerator(content_config(1, 4, form, codebook_size=64, num_classes=3)))
-    structure = awake(StructureGenerator(structure_config(2, 4, form, num_classes=3)))
-    return Sampler(tokenizer, content, structure, SamplerConfig(flow_steps=3), NAMES)
+from tests.support.generators import (
+    FORMS,
+    NAMES,
+    awake,
+    content_at,
+    content_config,
+    every_form,
+    sampler_of,
+    structure_config,
+)
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -177,32 +174,50 @@ def test_blocks_in_bfloat16_leave_pictures_much_the_same_and_heads_as_they_were(
     assert half.generate([0, 1], seed=0).shape == whole.generate([0, 1], seed=0).shape
 
 
-@pytest.mark.slow
-@every_form
-def test_a_sampler_compiles_whole_with_one_graph_a_shape(form):
-    """A batch size is a shape of its own, and of clusters a stage too: of position tokens a graph serves all stages."""
-    sampler, graphs = sampler_of(form), []
-    torch._dynamo.reset()  # graphs of another form
+# ---- compiled ----
 
-    def backend(module, inputs):  # the code that torch.compile would go on to translate, run as it is
+
+def counting(graphs):
+    """A backend: the code that torch.compile would go on to translate, run as it is. graphs: is filled with it."""
+
+    def backend(module, inputs):
         graphs.append(module)
         return module.forward
 
-    compiled = copy.deepcopy(sampler).compile(backend=backend, fullgraph=True)
-    expected = tokens(sampler, [0, 1], seed=0)
-    found = tokens(compiled, [0, 1], seed=0)
-    assert torch.equal(found.codes, expected.codes)
-    assert torch.equal(found.flat_content(), expected.flat_content())
-    # Position tokens: both generators, with 2 rows and, guided, with 4. Of clusters: five stages of content, the first
-    # with 2 rows, and three of structure, the first with 2 rows.
-    assert len(graphs) == (8 if form == "clusters" else 4)
-    tokens(compiled, [2, 1], seed=3)
-    assert len(graphs) == (9 if form == "clusters" else 5)  # one class is new to stage 0: a batch of one
+    return backend
+
+
+def networks_of(graphs):
+    """The graphs of generators, which alone have attention here."""
+    return [one for one in graphs if any("dot_product_attention" in str(node.target) for node in one.graph.nodes)]
 
 
 @pytest.mark.slow
-def test_of_clusters_every_stage_is_compiled_for_every_batch_size_at_k_8():
-    """Nine stages and several batch sizes are more shapes than torch compiles of a function by itself."""
+@every_form
+def test_a_sampler_is_compiled_whole_before_its_first_picture(form):
+    """Without a graph break, and draws what it draws without: batches of another size are filled up to a size that is
+    compiled, so that no later one waits."""
+    sampler, graphs = sampler_of(form), []
+    torch._dynamo.reset()  # graphs of another form
+    compiled = copy.deepcopy(sampler).compile(sizes=(2,), backend=counting(graphs), fullgraph=True)
+    count = len(graphs)
+    # A graph for each of 5 contents and 3 structures, with 4 rows for guidance, or 1 for all of position tokens; the
+    # first content and the first structure have 2 rows.
+    assert len(networks_of(graphs)) == (8 if form == "clusters" else 4)
+    for classes, seed in (([0, 1], 0), ([2], 3)):
+        expected, found = (tokens(one, classes, seed=seed) for one in (sampler, compiled))
+        assert torch.equal(found.codes, expected.codes)
+        assert torch.equal(found.flat_content(), expected.flat_content())
+        pixels = [one.generate(classes, seed=seed).astype(int) for one in (sampler, compiled)]
+        assert pixels[0].shape == pixels[1].shape and abs(pixels[0] - pixels[1]).max() <= 1
+    part = given_from_sequence(found, structure_stages=2, content_stages=1)
+    compiled.generate([0, 1], given=[None, part])
+    assert len(graphs) == count
+
+
+@pytest.mark.slow
+def test_of_clusters_every_stage_is_compiled_at_k_8():
+    """Nine stages are more shapes than torch compiles of a function by itself."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     tokenizer = Autoencoder(
@@ -211,13 +226,11 @@ def test_of_clusters_every_stage_is_compiled_for_every_batch_size_at_k_8():
     content = awake(ContentGenerator(content_config(1, 16, "clusters", codebook_size=64, num_classes=3, guided=True)))
     structure = awake(StructureGenerator(structure_config(2, 16, "clusters", num_classes=3, few_step=True)))
     graphs = []
-    compiled = Sampler(tokenizer, content, structure, SamplerConfig(flow_steps=1), NAMES).compile(
-        backend=lambda module, inputs: graphs.append(module) or module.forward
-    )
-    for count, images in enumerate((1, 2), start=1):
-        tokens(compiled, [0, 1, 2][:images], seed=0)
-        compiled._first_logits.clear()
-        assert len(graphs) == count * (9 + 7)
+    compiled = Sampler(tokenizer, content, structure, SamplerConfig(flow_steps=1), NAMES)
+    compiled.compile(backend=counting(graphs), fullgraph=True)
+    count = len(graphs)
+    compiled.generate([1])
+    assert len(graphs) == count and len(networks_of(graphs)) == 9 + 7
 
 
 def test_a_few_step_structure_takes_one_pass_a_step_and_none_twice(sampler):

@@ -89,7 +89,7 @@ def test_tokens_are_the_mean_canvas_embedded_and_the_mean_network_of_its_positio
     embed, network = nn.Linear(CODE_WIDTH, WIDTH), PositionNetwork(POSITIONS, CODE_WIDTH, WIDTH)
     stages = [0, 1, 3, 4]
     canvases = list(torch.randn(len(stages), IMAGES, POSITIONS, CODE_WIDTH, generator=rng))
-    found = cluster_tokens(embed, network, canvases, codes, [2**stage for stage in stages])
+    found = cluster_tokens(embed, network, canvases, code_order(codes), [2**stage for stage in stages])
     order = code_order(codes)
     ordered = [torch.stack([one[index] for one, index in zip(canvas, order, strict=True)]) for canvas in canvases]
     means = network.means(ordered, order, [2**stage for stage in stages])
@@ -152,7 +152,9 @@ def test_other_names_of_the_clusters_name_the_same_tokens(stage, codes, rng):
     canvas = torch.randn(IMAGES, POSITIONS, CODE_WIDTH, generator=rng)
     names = torch.randperm(2**stage, generator=rng)
     renamed = names[structure_map(codes, stage)] << (LAST - stage)
-    (before,), (after,) = (cluster_tokens(embed, network, [canvas], some, [2**stage]) for some in (codes, renamed))
+    (before,), (after,) = (
+        cluster_tokens(embed, network, [canvas], code_order(some), [2**stage]) for some in (codes, renamed)
+    )
     torch.testing.assert_close(after[:, names], before)
 
 

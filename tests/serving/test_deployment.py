@@ -5,7 +5,8 @@ import torch
 
 from nvg.config import ServeConfig, serve_config
 from nvg.errors import ConfigError
-from nvg.serving.deployment import ALLOCATOR, default_name, load_model
+from nvg.generator import Sampler
+from nvg.serving.deployment import ALLOCATOR, batch_sizes, default_name, load_model
 from nvg.serving.guard import hash_key
 from pipelines.serve import build
 
@@ -31,6 +32,18 @@ def test_a_model_is_served_in_the_precision_that_is_asked_for():
     assert sampler.generate(["Bag"], seed=0).shape == (1, 32, 32, 1)
     with pytest.raises(ConfigError, match="precision='float16'"):
         serve_config({}, ["precision=float16"])
+
+
+def test_compiling_says_what_it_waits_for_and_covers_every_batch(monkeypatch, caplog):
+    assert [batch_sizes(most) for most in (1, 6, 16)] == [[1], [1, 2, 4, 6], [1, 2, 4, 8, 16]]
+    sizes = []
+    monkeypatch.setattr(Sampler, "compile", lambda sampler, some: sizes.extend(some))  # tests/generator compiles
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/some/folder")
+    with caplog.at_level("INFO", "ray.serve"):
+        load_model(ServeConfig(compile=True, max_batch=3), "fashion-mnist")
+    assert sizes == [1, 2, 3]
+    first, last = (record.message for record in caplog.records)
+    assert "batches of 1, 2, 3 images" in first and "/some/folder" in first and last.startswith("compiled in")
 
 
 @pytest.mark.parametrize(

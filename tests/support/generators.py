@@ -3,13 +3,16 @@
 import pytest
 import torch
 
-from nvg.config import ContentConfig, StructureConfig
+from nvg.autoencoder import Autoencoder
+from nvg.config import ContentConfig, SamplerConfig, StructureConfig, TokenizerConfig
+from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 
 FORMS = {  # what a stage is made of: settings of the content, of the structure
     "positions": ({}, {}),
     "position network": ({"position_network": True}, {}),
     "clusters": ({"tokens": "clusters", "position_network": True}, {"canvas_tokens": "clusters"}),
 }
+NAMES = ["cat", "dog", "owl"]
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -44,3 +47,14 @@ def structure_at(structure, stages, noisy, times, canvases, codes, labels, **inp
     """The velocities, one for each of the stages that are to be generated."""
     tables = [structure.rotary(codes, stage) for stage in stages]
     return structure(noisy, times, canvases, codes, labels, torch.tensor(stages), tables, **inputs)
+
+
+def sampler_of(form):
+    """A sampler of 16 x 16 pixels on a grid of 4 x 4, with guidance by two passes and three flow steps."""
+    torch.manual_seed(0)
+    tokenizer = Autoencoder(
+        TokenizerConfig(image_size=16, channels=3, patch=2, widths=[16, 16], blocks=1, code_width=32, codebook_size=64)
+    )
+    content = awake(ContentGenerator(content_config(1, 4, form, codebook_size=64, num_classes=3)))
+    structure = awake(StructureGenerator(structure_config(2, 4, form, num_classes=3)))
+    return Sampler(tokenizer, content, structure, SamplerConfig(flow_steps=3), NAMES)

@@ -1,0 +1,35 @@
+"""torch.compile for the sampler: static shapes, CUDA graphs on a GPU, and code that the next process finds on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own variable
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept, for this process and later ones: $TORCHINDUCTOR_CACHE_DIR, or ~/.cache/nvg/compiled,
+    since torch's own choice below /tmp ends with a container."""
+    return Path(os.environ.setdefault(CACHE, str(Path.home() / ".cache" / "nvg" / "compiled")))
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """The function under torch.compile, with code of its own for every shape. options: of torch.compile.
+
+    A CUDA graph writes each run's outputs into the same memory, so what is returned are copies.
+    """
+    # torch gives up on a function after 8 shapes, and a batch size has one a stage.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    inner = torch.compile(function, dynamic=False, **options)
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        result = inner(*arguments, **named)
+        return torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, result)
+
+    return run
