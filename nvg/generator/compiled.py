@@ -15,7 +15,12 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own variable
 def cache_folder() -> Path:
     """Where compiled code is kept, for this process and later ones: $TORCHINDUCTOR_CACHE_DIR, or ~/.cache/nvg/compiled,
     since torch's own choice below /tmp ends with a container."""
-    return Path(os.environ.setdefault(CACHE, str(Path.home() / ".cache" / "nvg" / "compiled")))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    own = str(Path.home() / ".cache" / "nvg" / "compiled")
+    if os.environ.get(CACHE, default_cache_dir()) == default_cache_dir():  # which torch writes there as it is imported
+        os.environ[CACHE] = own
+    return Path(os.environ[CACHE])
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
