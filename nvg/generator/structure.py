@@ -100,7 +100,7 @@ class StructureGenerator(nn.Module):
         them; labels (N,); the stages (S,); their tables, of `rotary` -> (N, L, K) a stage.
 
         Of a few-step generator alone: the mean velocity over [time - step, time] of the flow that is guided with scale
-        `guidance` (docs/fast_sampling.md); steps (N, S) in [0, 1], 0 = at the point itself, guidance (N, S) in
+        `guidance` (docs/reference/few_step.md); steps (N, S) in [0, 1], 0 = at the point itself, guidance (N, S) in
         [1, max_guidance].
         """
         count, images, positions = len(noisy), labels.shape[0], noisy[0].shape[1]
