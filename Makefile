@@ -47,7 +47,7 @@ lint: setup  ## lint, format and types alone
 	@exec scripts/test.sh lint
 
 docs: setup  ## write the pages that follow from the code, and build the site of docs/ into site/
-	@.venv/bin/python -m scripts.docs && NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@.venv/bin/python -m scripts.docs && NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 hooks: setup  ## have git check lint, format and types before each commit
 	@.venv/bin/pre-commit install

@@ -24,7 +24,7 @@ lint() {
   step lint .venv/bin/ruff check .
   step format .venv/bin/ruff format --check .
   step types .venv/bin/mypy
-  step docs env NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+  step docs env NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 }
 
 beside() {  # command ...: run it beside what comes next; `join` prints its output and takes its verdict

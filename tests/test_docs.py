@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +136,34 @@ def test_every_section_of_the_benchmarks_has_one_place() -> None:
 
 
 # ---- the site ----
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """build(text): the site of one page, by the command of scripts/test.sh and the checks of mkdocs.yml."""
+    pytest.importorskip("mkdocs")
+    found = re.search(r"bin/mkdocs (build .*)$", (ROOT / "scripts" / "test.sh").read_text(), re.MULTILINE)
+    assert found
+    config = {"site_name": "a", "nav": [{"A": "a.md"}], "plugins": [], "validation": SITE["validation"]}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(config))
+    (tmp_path / "docs").mkdir()
+
+    def run(text: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "docs" / "a.md").write_text(text)
+        command = [sys.executable, "-m", "mkdocs", *found[1].split()]
+        environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_strict_build_stops_at_every_broken_link(build: Callable[[str], subprocess.CompletedProcess[str]]) -> None:
+    done = build("# A\n\n[a](a.md#a), [b](https://arxiv.org)\n")
+    assert done.returncode == 0, done.stderr
+    for link in ("[a](b.md)", "[a](a.md#b)", "[a](#b)", "![a](b.png)", "[a](/a.md)", "[a](b)"):
+        done = build(f"# A\n\n{link}\n")
+        assert done.returncode == 1 and "a.md' contains" in done.stderr, f"{link}: {done.stderr}"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ train:
   steps: 4000
 ```
 
-`key=value` on the command line goes over the file: `nvg run --config mine.yaml train.lr=2e-4`.
+`key=value` on the command line goes over the file: `nvg run --config conf/fashion_mnist.yaml train.lr=2e-4`.
 
 - A value is read as its setting takes it: `name: no` is a name, `lr: 1e-3` a number. `null` stands for nothing.
 - An unknown key, a number that is not finite or a number outside of its range ends the command before anything starts.

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 1120, 560
-BOX, GAP = 180, 30  # width of a column, and between two of them
-LEFT = 40
-JOBS, ROOMS, ARTIFACTS, BASE = 120, 220, 350, 470  # tops of the rows
+BOX, GAP, LEFT = 190, 26, 20  # width of a column, between two of them, beside them all
+WIDTH, HEIGHT = 2 * LEFT + 5 * BOX + 4 * GAP, 515
+JOBS, ROOMS, ARTIFACTS, BASE = 100, 200, 310, 440  # tops of the rows
 INK, PAPER = "#1d2433", "#fbfbfd"
 COLOURS = {"job": "#dbe7ff", "room": "#ffffff", "artifact": "#d9f2e3", "base": "#eceef3", "images": "#fde9c8"}
 
@@ -26,12 +25,12 @@ COLUMNS = (
     Column(
         ("train_tokenizer.py", "Ray Train"),
         ("nvg/training", "nvg/autoencoder"),
-        ("tokenizer-<key>/", "encoder, codebook, decoder"),
+        ("tokenizer-<key>/", "encoder and decoder"),
     ),
     Column(
         ("build_tokens.py", "Ray Data"),
         ("nvg/data", "nvg/granularity.py"),
-        ("tokens-<key>/", "Parquet, one row per view"),
+        ("tokens-<key>/", "Parquet, a row per view"),
     ),
     Column(
         ("train.py, distill.py", "Ray Train"),
@@ -41,7 +40,7 @@ COLUMNS = (
     Column(
         ("evaluate.py", "Ray Data"),
         ("nvg/evaluation", "nvg/frozen"),
-        ("evaluation-<key>/", "figures, intervals, grids"),
+        ("evaluation-<key>/", "figures, intervals"),
     ),
     Column(("serve.py", "Ray Serve"), ("nvg/serving", "engine, routes, studio"), ("http://...:8000", "API and studio")),
 )
@@ -59,7 +58,7 @@ def picture() -> str:
     """The SVG's text."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="14">',
+        'font-family="system-ui, sans-serif" font-size="16">',
         "<title>Images become tokenizer, tokens, generators; the sampler is evaluated and served</title>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
         f'<path d="M0 0 L8 4 L0 8 z" fill="{INK}"/></marker></defs>',
@@ -84,12 +83,12 @@ def box(x: int, y: int, width: int, height: int, kind: str, lines: tuple[str, ..
         f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="{COLOURS[kind]}" '
         f'stroke="{INK}" stroke-width="1"/>'
     )
-    first = y + height / 2 - 9 * (len(lines) - 1) + 5
+    first = y + height / 2 - 10 * (len(lines) - 1) + 6
     for number, line in enumerate(lines):
         weight = "600" if number == 0 else "400"
-        size = 14 if number == 0 else 12
+        size = 16 if number == 0 else 14
         yield (
-            f'<text x="{x + width / 2:g}" y="{first + 18 * number:g}" text-anchor="middle" fill="{INK}" '
+            f'<text x="{x + width / 2:g}" y="{first + 20 * number:g}" text-anchor="middle" fill="{INK}" '
             f'font-weight="{weight}" font-size="{size}">{escape(line)}</text>'
         )
 
@@ -104,10 +103,10 @@ def line(*points: tuple[int, int], tip: bool = True) -> str:
 def _images() -> Iterator[str]:
     """The images on top, and the jobs that read them."""
     centre = [left(column) + BOX // 2 for column in range(len(COLUMNS))]
-    yield line((LEFT + BOX, 52), (centre[READS_IMAGES[-1]], 52), tip=False)
+    yield line((LEFT + BOX, 40), (centre[READS_IMAGES[-1]], 40), tip=False)
     for column in READS_IMAGES:
-        yield line((centre[column], 72 if column == 0 else 52), (centre[column], JOBS))
-    yield from box(LEFT, 32, BOX, 40, "images", ("images, a path or URL",))
+        yield line((centre[column], 60 if column == 0 else 40), (centre[column], JOBS))
+    yield from box(LEFT, 20, BOX, 40, "images", ("images",))
 
 
 def _columns() -> Iterator[str]:
@@ -127,7 +126,7 @@ def _between() -> Iterator[str]:
         gutter = left(number) + BOX + GAP // 2
         out, into = (left(number) + BOX, ARTIFACTS + 30), (left(number + 1), JOBS + 30)
         yield line(out, (gutter, ARTIFACTS + 30), (gutter, JOBS + 30), into)
-    bottom, gutter = ARTIFACTS + 80, left(3) + BOX + GAP // 2
+    bottom, gutter = ARTIFACTS + 85, left(3) + BOX + GAP // 2
     sampler = left(2) + BOX // 2
     out, into = (sampler, ARTIFACTS + 60), (left(4), JOBS + 30)
     yield line(out, (sampler, bottom), (gutter, bottom), (gutter, JOBS + 30), into)

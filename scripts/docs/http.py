@@ -96,8 +96,8 @@ def kind(field: dict[str, Any]) -> str:
         return f"list of {plural(kind(field['items']))}"
     if field.get("format") == "binary":
         return "file"
-    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
-    return words.get(field["type"], field["type"]) + range_of(field)
+    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
+    return names.get(field["type"], field["type"]) + range_of(field)
 
 
 def plural(words: str) -> str:

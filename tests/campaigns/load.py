@@ -8,7 +8,8 @@ SIGKILL; the seed draws the moments and the victims. In the first half the oldes
 memory is seen for that long. At the end every request must have been answered, and every picture must be bit-equal to
 the one that this process draws from its seed. Every killed replica must have been replaced by one that answers, no
 process may go on growing, and the job must end by SIGTERM. Ends with exit code 1 otherwise.
-tests/cluster/test_serving.py is the short form, with one kill."""
+tests/cluster/test_serving.py is the short form, with one kill.
+"""
 
 from __future__ import annotations
 
