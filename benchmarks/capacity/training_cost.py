@@ -29,9 +29,8 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from benchmarks.common import Counter
 from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config
@@ -90,22 +89,6 @@ class Assumptions:
 
 
 # ---- what is counted ----
-
-
-class Counter(TorchDispatchMode):
-    """Counts operations within its block: floating-point ones (a multiply-add being two), and those that the host
-    starts. torch's FlopCounterMode gives the same flops in three times the time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.ops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.ops += 1
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 @dataclass(frozen=True)

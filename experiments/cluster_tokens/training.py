@@ -41,16 +41,17 @@ class Form:
         return StructureGenerator(replace(config.structure, **self.settings))
 
 
+POSITIONS = {"tokens": "positions", "position_network": False}
 CLUSTERS = {"tokens": "clusters", "position_network": True}
 FORMS = {
     form.name: form
     for form in (
-        Form("positions", "content", {}),
-        Form("positions, position network", "content", {"position_network": True}),
+        Form("positions", "content", POSITIONS),
+        Form("positions, position network", "content", POSITIONS | {"position_network": True}),
         Form("clusters", "content", CLUSTERS),
         Form("clusters, canvas loss on positions", "content", CLUSTERS, "positions"),
         Form("clusters, no canvas loss", "content", CLUSTERS, "none"),
-        Form("structure: positions", "structure", {}),
+        Form("structure: positions", "structure", {"canvas_tokens": "positions"}),
         Form("structure: clusters", "structure", {"canvas_tokens": "clusters"}),
     )
 }

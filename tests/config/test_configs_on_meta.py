@@ -23,15 +23,25 @@ CONF = sorted((ROOT / "conf").glob("*.yaml"))
 IMAGES = 2
 
 
+ALIGNED = {False: ("repa.weights=null",), True: ("repa.weights=dinov2", "repa.block=1")}
+CASES: list[tuple[Path, tuple[str, ...]]] = [
+    (path, ()) for path in CONF
+]  # as they are, and the smallest and a large one in every form
+CASES += [
+    (ROOT / "conf" / name, (*weights, *form))
+    for name in ("smoke.yaml", "imagenet_d16.yaml")
+    for weights in ALIGNED.values()
+    for form in FORMS.values()
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("aligned", [False, True], ids=["plain", "aligned"])
-@pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
-def test_parts_fit_together(path: Path, aligned: bool, form: str) -> None:
-    block = min(8, load(path).content.depth)
-    weights = ["repa.weights=dinov2", f"repa.block={block}"] if aligned else ["repa.weights=null"]
-    config = load(path, [*weights, *FORMS[form]])
-    tokenizer = config.tokenizer
+@pytest.mark.parametrize(
+    ("path", "settings"), CASES, ids=lambda part: part.stem if isinstance(part, Path) else " ".join(part)
+)
+def test_parts_fit_together(path: Path, settings: tuple[str, ...]) -> None:
+    config = load(path, settings)
+    tokenizer, form, aligned = config.tokenizer, config.content.tokens, config.repa.weights is not None
     positions, width, last = tokenizer.positions, tokenizer.code_width, tokenizer.last_stage
     with torch.device("meta"):
         autoencoder = Autoencoder(tokenizer)

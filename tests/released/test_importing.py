@@ -66,7 +66,7 @@ class LastSplitByNoise(Sampler):
 
 
 def drawn(folder, monkeypatch):
-    """The stages of the golden run `argmax`: the likeliest code of the guided logits."""
+    """The stages of the golden run `argmax`, one by one: the likeliest code of the guided logits."""
     numbers = {sampling.FLOW: golden("sampler")["noise"], sampling.HALVING: torch.full((2, 256), 0.5)}
 
     def draw(seeds, stage, purpose, shape, distribution):
@@ -75,11 +75,11 @@ def drawn(folder, monkeypatch):
     monkeypatch.setattr(sampling, "draw", draw)
     sampler = nvg.load(str(folder))
     sampler.__class__ = LastSplitByNoise
-    return list(sampler.stages(golden("sampler")["labels"].tolist()))
+    return sampler.stages(golden("sampler")["labels"].tolist())
 
 
 def agree(steps):
-    """Whether maps and tokens are the golden ones at every stage."""
+    """Whether maps and tokens are the golden ones at every stage; after the first that differs none is drawn."""
     numbers = golden("sampler")
     return all(
         torch.equal(structure_map(step.sequence_codes, stage), numbers["argmax.maps"][:, stage].long())
@@ -90,7 +90,7 @@ def agree(steps):
 
 @torch.no_grad()
 def test_the_imported_sampler_draws_what_the_released_one_draws(folder, monkeypatch):
-    steps, numbers = drawn(folder, monkeypatch), golden("sampler")
+    steps, numbers = list(drawn(folder, monkeypatch)), golden("sampler")
     assert agree(steps)
     torch.testing.assert_close(steps[-1].canvas, numbers["argmax.final"], rtol=0, atol=2e-6)
     image = steps[-1].tokenizer.decode_canvas(steps[-1].canvas).clamp(-1, 1)

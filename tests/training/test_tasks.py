@@ -81,13 +81,14 @@ MAKERS = {
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_resumed_training_is_the_unbroken_one(kind, tmp_path):
     make, sections = MAKERS[kind]
-    unbroken = make(toy_config(**sections))
-    run(unbroken, tmp_path / "unbroken", slices=2)
+    length = {"total_steps": 8, "slices": 2}
+    unbroken = make(toy_config(**sections), total=8)
+    run(unbroken, tmp_path / "unbroken", **length)
     with pytest.raises(InterruptedError):
-        run(make(toy_config(**sections), stop_at=7), tmp_path / "broken", slices=2)
+        run(make(toy_config(**sections), stop_at=6, total=8), tmp_path / "broken", **length)
     torch.manual_seed(1234)
-    resumed = make(toy_config(**sections))
-    figures, _ = run(resumed, tmp_path / "broken", slices=2)
+    resumed = make(toy_config(**sections), total=8)
+    figures, _ = run(resumed, tmp_path / "broken", **length)
     assert figures["resumed_from"] == 4
     expected = state(unbroken)
     for name, value in state(resumed).items():
@@ -138,19 +139,20 @@ def test_both_generators_learn_and_make_a_sampler(form, tmp_path):
         assert torch.equal(value, task.averages["content"].shadow[name])
 
 
-@pytest.mark.parametrize("form", ["positions", "clusters"])
-def test_both_generators_are_distilled_and_make_a_sampler(form, tmp_path):
+@pytest.mark.parametrize(("form", "total"), [("positions", 60), ("clusters", 100)])
+def test_both_generators_are_distilled_and_make_a_sampler(form, total, tmp_path):
     distill = {**QUICK, "parts": ["content", "structure"], "max_guidance": 3.0}
     sampler = {"flow_steps": 25, "content_guidance": 3.0}
     config = toy_config(distill=distill, sampler=sampler, **sections_of(form))
-    task = distill_task(config, total=100)
+    task = distill_task(config, total=total)
     teacher = {name: value.clone() for name, value in task.teacher.structure.state_dict().items()}
-    _, recorder = run(task, tmp_path / "run", total_steps=100, checkpoint_every=100, log_every=20)
+    _, recorder = run(task, tmp_path / "run", total_steps=total, checkpoint_every=total, log_every=total // 5)
+    first, *middle, last = (recorder.points[step] for step in range(total // 5, total + 1, total // 5))
     for term in ("flow", "divergence", "estimate"):
-        assert recorder.points[100][term] < recorder.points[20][term], term
+        assert last[term] < first[term], term
     # What larger steps are to learn moves with the flow, while that takes guidance in: their error rises first.
-    assert recorder.points[100]["shortcut"] < max(recorder.points[step]["shortcut"] for step in (40, 60, 80))
-    assert recorder.images == ["previews/00000100-samples.png"]
+    assert last["shortcut"] < max(point["shortcut"] for point in middle)
+    assert recorder.images == [f"previews/{total:08d}-samples.png"]
     assert all(torch.equal(value, teacher[name]) for name, value in task.teacher.structure.state_dict().items())
     assert all(parameter.requires_grad for module in task.modules.values() for parameter in module.parameters())
     export_sampler(
