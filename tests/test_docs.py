@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks import __main__ as benchmarks
 from benchmarks import report
-from benchmarks.__main__ import SECTIONS
 from scripts.docs import hooks, http
 from scripts.docs.__main__ import HTTP, ROOT, made
 
@@ -131,8 +131,18 @@ def test_a_field_is_described_in_words(field: dict[str, Any], words: str) -> Non
 
 def test_every_section_of_the_benchmarks_has_one_place() -> None:
     reports = [DOCS / "reports" / file for file in ("benchmarks.md", "benchmarks_parts.md")]
-    for section in SECTIONS:
+    for section in benchmarks.SECTIONS:
         assert sum(report.has_place(page.read_text(), section) for page in reports) == 1, section
+
+
+def test_benchmarks_refuse_a_page_without_a_place_before_they_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Benchmarks\n")
+    with pytest.raises(SystemExit):
+        benchmarks.main(["--only", "reading", "--doc", str(page)])
+    assert f"{page} has no place for reading: choose its sections with --only" in capsys.readouterr().err
 
 
 # ---- the site ----

@@ -44,7 +44,7 @@ train:
   that is given twice is refused, with both lines.
 - `~` at the start of a path is your home folder. `$NAME` is refused: write `${{oc.env:NAME}}`. A relative path starts
   at the working directory.
-- *Derived* settings follow from others: leave them out.
+- Settings with the default *derived* follow from others: leave them out.
 - An *operational* setting changes no result, so you may change it between a stop and the next start
   ([artifacts](../artifacts.md#operational-settings)).
 """
@@ -87,11 +87,12 @@ def _table(title: str, section: Any, prefix: str) -> Iterator[str]:
             continue
         allowed = str(range_of(section, item.name)) if has_range(section, item.name) else _kind(item)
         note = _linked(notes.get(item.name, ""))
-        if prefix + item.name in schema.DERIVED:
-            note = "*Derived.*"
-        elif item.metadata.get("operational"):
+        if item.metadata.get("operational"):
             note = f"{note} *Operational.*".strip()
-        cells = [f"`{prefix}{item.name}`", _default(item), allowed, note]
+        default = _default(item)
+        if prefix + item.name in schema.DERIVED:
+            default, note = "*derived*", note.removeprefix("derived").lstrip(": ")
+        cells = [f"`{prefix}{item.name}`", default, allowed, note]
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
