@@ -43,7 +43,7 @@ campaign: setup  ## run one of the long tests of tests/campaigns: make campaign 
 format: setup  ## format the code and mend what ruff can mend
 	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
 
-lint: setup  ## lint, format and types alone
+lint: setup  ## lint, format, types and docs alone
 	@exec scripts/test.sh lint
 
 docs: setup  ## write the pages that follow from the code, and build the site of docs/ into site/
