@@ -8,7 +8,7 @@ export PYTHON
 # Where bytecode is not kept (container images often say so) each of Ray's processes compiles torch anew: 3 s of a core.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo serve bench unit test campaign format lint hooks setup data browser postgres lock
+.PHONY: help demo serve bench unit test campaign format lint docs hooks setup data browser postgres lock
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -43,8 +43,11 @@ campaign: setup  ## run one of the long tests of tests/campaigns: make campaign 
 format: setup  ## format the code and mend what ruff can mend
 	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
 
-lint: setup  ## lint, format and types alone
+lint: setup  ## lint, format, types and docs alone
 	@exec scripts/test.sh lint
+
+docs: setup  ## write the pages that follow from the code, and build the site of docs/ into site/
+	@.venv/bin/python -m scripts.docs && NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 hooks: setup  ## have git check lint, format and types before each commit
 	@.venv/bin/pre-commit install

@@ -1,7 +1,9 @@
 """The benchmark suite: every section in one run; JSON, Markdown tables and plots.
 
     python -m benchmarks [--size smoke|full] [--only sampler,peers] [--threads 2] [--output runs/benchmarks] \\
-        [--doc docs/benchmarks.md]
+        [--doc docs/reports/benchmarks.md]
+
+docs/reports/benchmarks_parts.md has the places of the other sections.
 
 A section is one file in this folder: its docstring says what is measured, run(size) gives rows, and plot(rows, path)
 draws them where there is something to see. full takes 40 minutes on two cores, smoke one or two.
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", help="sections, separated by commas; default: all", default=",".join(SECTIONS))
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--doc", type=Path, help="replace the tables of this page, and its plots in figures/")
+    parser.add_argument("--doc", type=Path, help="replace the tables of this page, and its plots in ../figures/")
     arguments = parser.parse_args(argv)
     names = arguments.only.split(",")
     if unknown := sorted(set(names) - set(SECTIONS)):
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from benchmarks import report
 
+    if arguments.doc and (missing := [name for name in names if not report.has_place(arguments.doc.read_text(), name)]):
+        parser.error(f"{arguments.doc} has no place for {', '.join(missing)}: choose its sections with --only")
     machine = report.machine(arguments.size, arguments.threads)  # now: the commit may change meanwhile
     results = []
     for name in names:

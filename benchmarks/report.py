@@ -114,17 +114,30 @@ def draw_plot(result: Result, path: Path) -> None:
     result.section.plot(result.rows, path)
 
 
+def markers(name: str) -> tuple[str, str]:
+    """The lines of a page between which the table of a section stands."""
+    return f"<!-- {name}: written by python -m benchmarks -->", f"<!-- end of {name} -->"
+
+
+def has_place(content: str, name: str) -> bool:
+    """Whether a page has a place for a section's table."""
+    return all(marker in content for marker in markers(name))
+
+
 def write_page(results: Sequence[Result], output: Path, page: Path) -> None:
-    """Put tables and plots between a page's markers. Raises ValueError when a section has none there."""
+    """Put tables between a page's markers and plots into figures/ next to its folder.
+
+    Raises ValueError when a section has no markers there.
+    """
     content = page.read_text()
     for result in results:
-        begin, end = f"<!-- {result.name}: written by python -m benchmarks -->", f"<!-- end of {result.name} -->"
-        if begin not in content or end not in content:
+        begin, end = markers(result.name)
+        if not has_place(content, result.name):
             raise ValueError(f"{page} has no lines {begin!r} and {end!r} around the place of its table")
         before, _, rest = content.partition(begin)
-        content = f"{before}{begin}\n{markdown(result, 'figures/')}\n{end}{rest.partition(end)[2]}"
+        content = f"{before}{begin}\n{markdown(result, '../figures/')}\n{end}{rest.partition(end)[2]}"
         if result.figure:
-            figures = page.parent / "figures"
+            figures = page.parent.parent / "figures"
             figures.mkdir(exist_ok=True)
             shutil.copyfile(output / result.figure, figures / result.figure)
     page.write_text(content)

@@ -3,7 +3,7 @@
 The measurement is `benchmarks/load_test.py`, one torch thread on either side whatever `--threads` says: everything once
 per round, so that changes of the machine's speed meet all. of in-process: the median over the rounds of images per
 second against those drawn in process in that round, of one image for the single client and of whole batches for the
-others. docs/serving.md has a longer run.
+others. docs/reports/serving.md has a longer run.
 """
 
 from __future__ import annotations

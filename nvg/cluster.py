@@ -70,7 +70,7 @@ def keep_workers(cpus: int) -> None:
 
     By default Ray keeps one per CPU and ends the others after a second. More tasks than CPUs run at once where each
     takes a part of a CPU, so processes come and go, and each needs seconds of a core to import torch: on two nodes of
-    two CPUs, tokens took half as long again (docs/scale.md). A running cluster decides for itself, by the same
+    two CPUs, tokens took half as long again (docs/reports/scale.md). A running cluster decides for itself, by the same
     variable where it was started.
     """
     os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * cpus))

@@ -3,8 +3,8 @@
     python pipelines/distill.py --config conf/fashion_mnist_fast.yaml [distill.steps=6000 key=value ...]
     python pipelines/distill.py --config conf/fashion_mnist_fast.yaml distill.teacher=null
 
-docs/fast_sampling.md says how and what it costs. The tokenizer, and a generator that is not in distill.parts, are taken
-over as they are. distill.teacher is a sampler's name, folder or URL, and needs tokens alone; without one the generators
+docs/guides/fast_sampling.md says how. The tokenizer, and a generator that is not in distill.parts, are taken over as
+they are. distill.teacher is a sampler's name, folder or URL, and needs tokens alone; without one the generators
 of the configuration are distilled.
 """
 

@@ -6,7 +6,7 @@
 
 The first form measures the sampler that train.py made with this configuration. With --sampler it is any other one, by
 name, folder or URL: the configuration then only changes the settings that the sampler was trained with. --given KIND is
-evaluate.given=KIND: the samples' structure is given, in part or whole, and not generated (docs/evaluation.md).
+evaluate.given=KIND: the samples' structure is given, in part or whole, and not generated (docs/guides/evaluate.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     nvg import-release --tokenizer ae.ckpt --generators d16.ckpt --output runs/nvg-d16
 
-docs/published_weights.md says where the files come from and under which licence. Nothing in them is run.
+docs/guides/published_weights.md says where the files come from and under which licence. Nothing in them is run.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def deploy(config: ServeConfig) -> None:
 
 def use_haproxy() -> None:
     """Have the Ray that this process starts put HAProxy before the replicas, in place of Ray Serve's Python proxy: a
-    request's way is then a quarter as long (docs/serving.md). Linux alone: elsewhere Ray has none.
+    request's way is then a quarter as long (docs/guides/serve.md). Linux alone: elsewhere Ray has none.
 
     A running cluster decides for itself, by these variables where it was started. Call before Ray Serve is imported.
     """

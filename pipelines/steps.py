@@ -34,17 +34,18 @@ def check_evaluation(config: Config) -> None:
     if config.data.num_classes < 2 and config.evaluate.inception_weights is None:
         raise ConfigError(
             "data.num_classes=1: evaluation measures on features of a classifier of the data set's classes, and one "
-            "class gives none: set evaluate.inception_weights (docs/evaluation.md), or stop before, --until generators"
+            "class gives none: set evaluate.inception_weights (docs/guides/evaluate.md), or stop before: "
+            "--until generators"
         )
     for name in ("reference", "inception_weights"):
         path = getattr(config.evaluate, name)
         if path not in (None, "test", "train") and not storage.exists(path):
-            raise ConfigError(f"evaluate.{name}={path}: no such file. docs/evaluation.md says where it comes from")
+            raise ConfigError(f"evaluate.{name}={path}: no such file. docs/guides/evaluate.md says where it comes from")
     dinov2 = config.evaluate.dinov2_weights
     if dinov2 is not None and not storage.exists(storage.join(dinov2, "config.json")):
         raise ConfigError(
-            f"evaluate.dinov2_weights={dinov2}: no such folder with a config.json. docs/evaluation.md says where it "
-            "comes from"
+            f"evaluate.dinov2_weights={dinov2}: no such folder with a config.json. docs/guides/evaluate.md says "
+            "where it comes from"
         )
     if config.evaluate.reference.endswith(".npz"):
         from nvg.evaluation.evaluation import npz_reference

@@ -80,7 +80,7 @@ def _check_different(planned: Mapping[str, Mapping[str, Artifact]]) -> None:
         if same != name:
             raise ConfigError(
                 f"--vary: {same!r} and {name!r} make the same artifacts, so they would be one result twice: vary "
-                "settings on which the result depends (docs/artifacts.md lists the others), each value once"
+                "settings on which the result depends (docs/reference/artifacts.md lists the others), each value once"
             )
 
 

@@ -8,8 +8,8 @@
 #
 # How, and why so: torch comes by pip, because pip knows where a machine keeps its own torch (find-links, mirrors, a
 # CUDA index), and without byte-compiling, which is half of its time. The rest comes by uv, which takes seconds where
-# pip takes minutes (measured in docs/recipe.md). uv finds torch already there and leaves it. Where uv cannot do it
-# (it does not read pip's configuration) pip does it; where the pins do not fit, pyproject.toml's ranges do.
+# pip takes minutes (docs/reports/recipe_first_runs.md). uv finds torch already there and leaves it. Where uv cannot do
+# it (it does not read pip's configuration) pip does it; where the pins do not fit, pyproject.toml's ranges do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

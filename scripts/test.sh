@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Lint, types and tests, each with its time; every one runs, whatever the others say. Arguments go to pytest.
+# Lint, types, docs and tests, each with its time; every one runs, whatever the others say. Arguments go to pytest.
 #
-#   scripts/test.sh lint         ruff, its format, mypy
+#   scripts/test.sh lint         ruff, its format, mypy, the site of docs/ with all links
 #   scripts/test.sh unit [...]   lint, and the quick tests that need neither Ray nor programs from outside Python
 #   scripts/test.sh all [...]    lint, and all tests
 #
@@ -24,6 +24,7 @@ lint() {
   step lint .venv/bin/ruff check .
   step format .venv/bin/ruff format --check .
   step types .venv/bin/mypy
+  step docs env NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 }
 
 beside() {  # command ...: run it beside what comes next; `join` prints its output and takes its verdict

@@ -24,7 +24,7 @@ Problems = dict[tuple[str, str, str], str]  # by kind, name and arguments
 QUOTED = list({item.text: item for item in quoted()}.values())
 STARTED = ("module", "script", "entry", "click")
 OWN = re.compile(rf"(?:{'|'.join((*TREES, 'conf', 'docs', 'infra'))})/[^\s:]*")
-FOREIGN = ("evaluator.py",)  # of ADM's evaluation suite, which docs/evaluation.md says how to use
+FOREIGN = ("evaluator.py",)  # of ADM's evaluation suite, which docs/guides/evaluate.md says how to use
 
 
 @cache
@@ -61,7 +61,7 @@ def problems() -> Problems:
 
 def test_commands_are_found_wherever_they_are_quoted() -> None:
     places = {item.place.split(":")[0] for item in quoted()}
-    assert {"README.md", "docs/scale.md", "conf/fashion_mnist.yaml", "benchmarks/load_test.py"} <= places
+    assert {"README.md", "docs/reports/scale.md", "conf/fashion_mnist.yaml", "benchmarks/load_test.py"} <= places
     assert len(QUOTED) > 100
     names = {call.name for item in QUOTED for call in programs(item.text)}
     assert {"pipelines/run.py", "benchmarks", "ray", "mlflow", "make", "pytest"} <= names

@@ -36,7 +36,7 @@ def test_campaigns_are_listed_and_an_unknown_one_is_refused():
 
 
 def test_the_load_tries_again_as_often_as_the_documentation_tells_clients_to():
-    assert f"`OpenAI(max_retries={RETRIES})`" in (ROOT / "docs" / "serving.md").read_text()
+    assert f"`OpenAI(max_retries={RETRIES})`" in (ROOT / "docs" / "guides" / "serve.md").read_text()
 
 
 def test_the_version_stands_in_one_place():
@@ -49,7 +49,7 @@ def test_the_number_of_pinned_packages_is_that_of_the_lock():
     pins = sum(
         "==" in line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")
     )
-    assert f"`requirements.lock` pins all {pins} packages" in (ROOT / "docs" / "trust.md").read_text()
+    assert f"`requirements.lock` pins all {pins} packages" in (ROOT / "docs" / "reference" / "trust.md").read_text()
 
 
 def test_functions_that_contributing_names_stand_in_the_file_that_it_names():

@@ -27,7 +27,7 @@ from tests.support import kustomize
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
 OVERLAYS = ("cpu", "gpu")
-HISTORY = "components: [../../components/history]"  # the line that docs/infra.md has an operator add
+HISTORY = "components: [../../components/history]"  # the line that docs/guides/infrastructure.md has an operator add
 CRDS = os.environ.get("NVG_KUBERAY_CRDS")
 RAY_KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayservices"}
 
@@ -98,7 +98,7 @@ def test_ray_up_takes_the_cluster_files(cloud):
 
 
 def with_history(overlay, folder):
-    """An overlay in whose kustomization.yaml somebody has added the line of docs/infra.md."""
+    """An overlay in whose kustomization.yaml somebody has added the line of docs/guides/infrastructure.md."""
     shutil.copytree(INFRA / "kubernetes", folder, dirs_exist_ok=True)
     with (folder / "overlays" / overlay / "kustomization.yaml").open("a") as file:
         file.write(HISTORY + "\n")
@@ -357,7 +357,7 @@ def test_the_history_server_sees_the_clusters_of_its_namespace_and_no_secret(kep
 
 
 def test_the_page_and_the_component_name_the_line_that_adds_it():
-    for path in ("docs/infra.md", "infra/kubernetes/components/history/kustomization.yaml"):
+    for path in ("docs/guides/infrastructure.md", "infra/kubernetes/components/history/kustomization.yaml"):
         assert HISTORY in (ROOT / path).read_text(), path
 
 

@@ -7,7 +7,7 @@ CPUs of each node feed its encoders through an object store, and wait while that
 the generators as nvg/training/ray_train.py does: it starts with min_workers, looks every cluster.resize_interval
 seconds whether there are more, and goes on from the newest checkpoint when its group starts anew. The seconds of a
 step, of a checkpoint and of a restart are those of benchmarks/capacity/training_cost.py. Prints the tables of
-docs/scale.md and draws the workers over time. No cluster was run for it.
+docs/reports/training_cost.md and draws the workers over time. No cluster was run for it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cost of ImageNet's tokens: bytes, GPU hours, cores and requests, from measured figures (docs/scale.md).
+"""The cost of ImageNet's tokens: bytes, GPU hours, cores and requests, from measured figures (docs/reports/scale.md).
 
     python -m benchmarks.capacity.scale_estimate [--images 1281167] [--views 10] [--gpu-tflops 156] ...
 

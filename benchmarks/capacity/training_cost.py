@@ -5,7 +5,7 @@
 Counted, on torch's meta device: operations of a training step (the real losses, forward and backward) and how
 many the host starts for it, parameters, bytes of a token row. Everything else is a field of `Assumptions`: an option,
 with its default and where that comes from in --help and in the table that is printed. Prints the tables of
-docs/scale.md; --measure prints what this machine can measure of the assumptions.
+docs/reports/training_cost.md; --measure prints what this machine can measure of the assumptions.
 
 A step: busy = max(compute + update, launches); total = max(busy + exposed all-reduce, reading). Functions give seconds,
 bytes or dollars, as their docstrings say; a GB is 10^9 bytes.
@@ -71,7 +71,9 @@ class Assumptions:
     network_gb_s: float = assumed(30, "bus bandwidth of all-reduce over 4 nodes: nccl-tests on p4d, NVIDIA/nccl#527")
     overlap: float = assumed(0.8, "share of the backward pass that hides all-reduce: assumed")
     storage_gb_s: float = assumed(12.5, "of a node from the object store: assumed, 100 Gbit/s")
-    stream_rows_s: float = assumed(51285, "token rows a second of a worker's stream: measured, docs/benchmarks.md")
+    stream_rows_s: float = assumed(
+        51285, "token rows a second of a worker's stream: measured, docs/reports/benchmarks_parts.md"
+    )
     stream_gb_s: float = assumed(1.1, "wide token rows that a worker's stream mixes: measured, --measure")
     decode_ms: float = assumed(
         4.06, "a core's time for an antialiased view of a JPEG: measured, benchmarks/capacity/scale_estimate.py"

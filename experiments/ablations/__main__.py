@@ -4,8 +4,8 @@
 
 A file of experiments/ablations holds the keys that differ, under a comment with its question; baseline.yaml holds the
 changes that all share. Steps that a change does not touch are shared (artifacts have keys), and a stopped run goes on.
-Writes ablations.json into the output folder, the table between the two markers of --doc, and the plot into the page's
-figures/.
+Writes ablations.json into the output folder, the table between the two markers of --doc, and the plot into figures/
+next to the page's folder.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def write_table(doc: Path, text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and evaluate all variants. argv: the command line without the program."""
     parser = job_parser(__doc__.split("\n")[0])
-    parser.add_argument("--doc", default="docs/ablations.md", help="the Markdown page whose table is replaced")
+    parser.add_argument("--doc", default="docs/reports/ablations.md", help="the Markdown page whose table is replaced")
     arguments = parser.parse_intermixed_args(argv)
     files = [item for item in arguments.overrides if "=" not in item]
     overrides = [item for item in arguments.overrides if "=" in item]
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results[name] = result | {"question": question(file)}
         output = variants[BASELINE][1].output
         storage.write_json(storage.join(output, "ablations.json"), results)
-        plot(results, Path(arguments.doc).parent / "figures" / "ablations.png")
+        plot(results, Path(arguments.doc).parents[1] / "figures" / "ablations.png")
         write_table(Path(arguments.doc), table(results))
     print(table(results))
 

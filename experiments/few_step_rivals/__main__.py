@@ -1,4 +1,4 @@
-"""Which way to a structure of few passes is best? All that were tried, in one table (docs/fast_sampling_rivals.md).
+"""Which way to a structure of few passes is best? All that were tried, in one table (docs/reports/few_step_rivals.md).
 
     python -m experiments.few_step_rivals [--steps 2500] [--samples 2500] [--threads 1] [--only euler bits ...]
 

@@ -1,7 +1,7 @@
 """Fields of the configuration that say more than their type: a number's range, that a text is a path.
 
 The range stands where the setting is declared and nowhere else. The check of a configuration, the settings of a
-sampler's call, the fields of an HTTP request and docs/configuration.md all read it there.
+sampler's call, the fields of an HTTP request and docs/reference/configuration all read it there.
 """
 
 from __future__ import annotations

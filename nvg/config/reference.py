@@ -1,17 +1,15 @@
-"""docs/configuration.md, made of the schema: every setting with its default, its range and the comment behind it.
+"""docs/reference/configuration, made of the schema: every setting with its default, its range and its comment.
 
-python -m nvg.config.reference > docs/configuration.md
+`python -m scripts.docs` writes the pages.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import dataclasses
 import inspect
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from nvg.config import schema
@@ -20,52 +18,87 @@ from nvg.config.schema import Config, ServeConfig
 
 WORDS = {"None": "null", "True": "true", "False": "false"}  # Python's in YAML
 YAML_WORDS = re.compile("|".join(rf"\b{word}\b" for word in WORDS))
-HEAD = """\
+MADE = "<!-- Made by python -m scripts.docs of nvg/config/schema.py. -->"
+HEAD = f"""\
 # Configuration
 
-Every setting, its default, its range, and what it does. This page is what `python -m nvg.config.reference` prints,
-made of `nvg/config/schema.py`; a test compares the two.
+{MADE}
 
-An experiment is a YAML file over these defaults, and `key=value` on the command line goes over the file. Where a key
-is given twice on the command line, the last one counts, so that you can append a setting to a command. In a file a key
-that is given twice is refused, with both lines.
+Every setting, with its default, its range and its meaning.
 
-- A value is what its setting takes it for: `name: no` is a name, `lr: 1e-3` a number. `null` stands for nothing.
-- A number that is not finite or not in its range is refused before anything starts.
-- In a path, `~` at the start is your home folder. `$NAME` is refused: write `${oc.env:NAME}`. A relative path starts at
-  the working directory.
-- `base: other.yaml` in a file takes that file's keys, and the file's own go over them.
-- *Derived* settings follow from others: leave them out.
-- A setting marked *operational* changes no result, so it may change between a stop and going on.
+An experiment is a YAML file over these defaults. Write what differs into it, and name the file that yours is based on:
+
+```yaml
+base: fashion_mnist.yaml  # a URL, or a path from the folder of this file
+name: mine
+output: runs/mine
+train:
+  steps: 4000
+```
+
+`key=value` on the command line goes over the file: `nvg run --config conf/fashion_mnist.yaml train.lr=2e-4`.
+
+- A value is read as its setting takes it: `name: no` is a name, `lr: 1e-3` a number. `null` stands for nothing.
+- An unknown key, a number that is not finite or a number outside of its range ends the command before anything starts.
+- The last one of two equal keys on the command line counts, so you can append a setting to a command. In a file a key
+  that is given twice is refused, with both lines.
+- `~` at the start of a path is your home folder. `$NAME` is refused: write `${{oc.env:NAME}}`. A relative path starts
+  at the working directory.
+- Settings with the default *derived* follow from others: leave them out.
+- An *operational* setting changes no result, so you may change it between a stop and the next start
+  ([artifacts](../artifacts.md#operational-settings)).
 """
+PAGES = {  # file name -> title, and the sections on it
+    "data.md": ("Images", ("data",)),
+    "tokenizer.md": ("Tokenizer", ("tokenizer", "tokenizer_train")),
+    "generators.md": ("Generators", ("repa", "content", "structure", "train")),
+    "distillation.md": ("Distillation", ("distill",)),
+    "sampling.md": ("Sampling and evaluation", ("sampler", "evaluate")),
+    "cluster.md": ("Cluster and tracking", ("cluster", "tracking")),
+}
+SERVING = "serving.md"
 
 
-def page() -> str:
-    """The text of docs/configuration.md."""
-    parts = [HEAD, *_table("The experiment", Config, "")]
-    for section in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(section.default_factory):
-            parts += _table(f"`{section.name}`", section.default_factory, f"{section.name}.")
-    parts += _table("Serving", ServeConfig, "")
-    return "\n".join(parts)
+def pages() -> dict[str, str]:
+    """The pages of docs/reference/configuration by file name."""
+    sections = {item.name: item.default_factory for item in dataclasses.fields(Config)}
+    listed = [
+        f"| [{title}]({name}) | {', '.join(f'`{each}`' for each in names)} |" for name, (title, names) in PAGES.items()
+    ]
+    listed.append(f"| [Serving]({SERVING}) | a configuration of its own, for `nvg serve` |")
+    index = [HEAD, "| page | sections |", "| --- | --- |", *listed, *_table("The experiment", Config, "")]
+    result = {"index.md": "\n".join(index) + "\n"}
+    for name, (title, names) in PAGES.items():
+        tables = [part for each in names for part in _table(f"`{each}`", sections[each], f"{each}.")]
+        result[name] = "\n".join((f"# Configuration: {title.lower()}", "", MADE, *tables)) + "\n"
+    result[SERVING] = (
+        "\n".join(("# Configuration: serving", "", MADE, *_table("The deployment", ServeConfig, ""))) + "\n"
+    )
+    return result
 
 
 def _table(title: str, section: Any, prefix: str) -> Iterator[str]:
     """The heading of a section and the table of its settings."""
     notes, hidden = comments(section), " *Operational.*" if prefix and _whole(prefix[:-1]) else ""
-    yield f"\n## {title}\n\n{section.__doc__}{hidden}\n"
+    yield f"\n## {title}\n\n{_linked(inspect.cleandoc(section.__doc__))}{hidden}\n"
     yield "| key | default | range | |\n| --- | --- | --- | --- |"
     for item in dataclasses.fields(section):
         if dataclasses.is_dataclass(item.default_factory):
             continue
         allowed = str(range_of(section, item.name)) if has_range(section, item.name) else _kind(item)
-        note = notes.get(item.name, "")
-        if prefix + item.name in schema.DERIVED:
-            note = "*Derived.*"
-        elif item.metadata.get("operational"):
+        note = _linked(notes.get(item.name, ""))
+        if item.metadata.get("operational"):
             note = f"{note} *Operational.*".strip()
-        cells = [f"`{prefix}{item.name}`", _default(item), allowed, note]
+        default = _default(item)
+        if prefix + item.name in schema.DERIVED:
+            default, note = "*derived*", note.removeprefix("derived").lstrip(": ")
+        cells = [f"`{prefix}{item.name}`", default, allowed, note]
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+
+def _linked(text: str) -> str:
+    """Pages that a comment names, as links from docs/reference/configuration."""
+    return re.sub(r"docs/([\w/]+)\.md", lambda found: f"[{found[1].split('/')[-1]}](../../{found[1]}.md)", text)
 
 
 def _whole(name: str) -> bool:
@@ -116,13 +149,3 @@ def _comments(kind: Any) -> dict[str, str]:
         if text:
             result[node.target.id] = YAML_WORDS.sub(lambda match: WORDS[match[0]], text)
     return result
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the page. argv: the command line without the program."""
-    argparse.ArgumentParser(description="Print docs/configuration.md, made of the schema.").parse_args(argv)
-    sys.stdout.write(page())
-
-
-if __name__ == "__main__":
-    main()

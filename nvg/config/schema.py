@@ -4,7 +4,7 @@ The dataclasses import nothing, so that the science (granularity, autoencoder, g
 arguments; OmegaConf is imported by `load` alone. An unknown key or a wrong type stops with the key's name.
 
 Every number has its range here, `number(default, least=..., ...)`, and every path says that it is one (`path`,
-nvg/config/fields.py). docs/configuration.md is made of this file: `python -m nvg.config.reference`.
+nvg/config/fields.py). docs/reference/configuration is made of this file: `python -m scripts.docs`.
 
 Fields that follow from others (`content.code_width` is the tokenizer's) are listed in `DERIVED` and filled by `load`.
 Fields marked OPERATIONAL say how a result is computed, not which result: how often a checkpoint is written, in how many
@@ -213,7 +213,7 @@ class TrainConfig(GeneratorTrainingConfig):
 
 @dataclass
 class DistillConfig(GeneratorTrainingConfig):
-    """Distillation of the generators into ones of fewer passes (docs/fast_sampling.md)."""
+    """Distillation of the generators into ones of fewer passes (docs/guides/fast_sampling.md)."""
 
     steps: int = number(0, least=0)  # optimizer steps; 0 = no distillation
     parts: list[str] = field(default_factory=lambda: ["structure"])  # structure: few steps; both: guidance folded in
@@ -245,7 +245,7 @@ class SamplerConfig:
 
 @dataclass
 class EvaluateConfig:
-    """What is measured of a trained sampler (docs/evaluation.md)."""
+    """What is measured of a trained sampler (docs/guides/evaluate.md)."""
 
     samples_per_class: int = number(100, least=1)  # images to draw per class
     batch_size: int = number(100, least=1)  # images that an actor draws at once
@@ -338,7 +338,7 @@ class Config:
 
 @dataclass
 class ServeConfig:
-    """A deployment of the sampler over HTTP (docs/serving.md)."""
+    """A deployment of the sampler over HTTP (docs/guides/serve.md)."""
 
     model: str = path("fashion-mnist")  # as nvg.load takes it: shipped name, folder or URL, models:/NAME@alias
     name: str | None = None  # the model's id in the API; None = the last part of `model`

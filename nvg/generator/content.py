@@ -7,7 +7,7 @@ difference x_hat - x_i, averaged over each cluster of s_i, gives the logits of c
 Its tokens are the L positions (content.tokens=positions, the source's form) or, ours, the 2^i clusters of the stage
 (clusters), of which it estimates the mean difference at once.
 
-Three choices make it learn from the first step (docs/recipe.md has what they are worth):
+Three choices make it learn from the first step (docs/reports/recipe_first_runs.md has what they are worth):
 - The network's output is the difference itself, x_hat = x_i + output: late stages correct little and need not copy x_i.
   With content.residual=false it is x_hat, as in the released system.
 - The map from difference to logits starts as the quantizer's own rule, softened: -|r - c|^2 / T for an entry c. Entries
@@ -113,7 +113,7 @@ class ContentGenerator(nn.Module):
         Returns x_hat - x_i a stage, (N, L, e) or, of clusters, its means (N, 2^i, e); and the alignments, (N, L or
         2^i, repa_width) a stage, of a model that was built with a `repa_block` and is training. guidance (N,) in
         [1, max_guidance], of a guided generator alone: logits are then guided with this scale
-        (docs/fast_sampling.md). order (N, L): `code_order` of the codes, where it is known already.
+        (docs/reference/few_step.md). order (N, L): `code_order` of the codes, where it is known already.
         """
         tap = self.config.repa_block if self.training else None
         extra = None

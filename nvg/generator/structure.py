@@ -102,7 +102,7 @@ class StructureGenerator(nn.Module):
         them; labels (N,); the stages (S,); their tables, of `rotary` -> (N, L, K) a stage.
 
         Of a few-step generator alone: the mean velocity over [time - step, time] of the flow that is guided with scale
-        `guidance` (docs/fast_sampling.md); steps (N, S) in [0, 1], 0 = at the point itself, guidance (N, S) in
+        `guidance` (docs/reference/few_step.md); steps (N, S) in [0, 1], 0 = at the point itself, guidance (N, S) in
         [1, max_guidance]. order (N, L): `code_order` of the codes, where it is known already.
         """
         count, images, positions = len(noisy), labels.shape[0], noisy[0].shape[1]

@@ -1,1 +1,1 @@
-"""The weights that the method's authors published, as a sampler of this project (docs/published_weights.md)."""
+"""The weights that the method's authors published, as a sampler of this project (docs/guides/published_weights.md)."""

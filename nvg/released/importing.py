@@ -1,4 +1,4 @@
-"""The published tokenizer and generators as a sampler's folder (docs/published_weights.md)."""
+"""The published tokenizer and generators as a sampler's folder (docs/guides/published_weights.md)."""
 
 from __future__ import annotations
 

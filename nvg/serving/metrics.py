@@ -1,5 +1,5 @@
 """Prometheus metrics of a replica. Ray exports them, with replica and deployment as labels, on every node's metrics
-port (`ray metrics launch-prometheus`, docs/serving.md); names there begin with `ray_`."""
+port (`ray metrics launch-prometheus`, docs/guides/serve.md); names there begin with `ray_`."""
 
 from __future__ import annotations
 

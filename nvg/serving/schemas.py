@@ -42,7 +42,7 @@ class Settings(BaseModel):
             raise ValueError(f"{str(value).lower()} is no value of it")
         return value
 
-    flow_steps: int | None = _setting("flow_steps", "Euler steps of the structure flow, a stage.")
+    flow_steps: int | None = _setting("flow_steps", "Euler steps of the structure flow per stage.")
     flow_shift: float | None = _setting("flow_shift", "Shorter flow steps at the noise; 0 = equal ones.")
     structure_guidance: float | None = _setting("structure_guidance", "Guidance of the structure, last stage.")
     content_guidance: float | None = _setting("content_guidance", "Guidance of the content, last stage.")
@@ -60,7 +60,7 @@ class Common(Settings):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Prompt | None = Field(None, description="The served model's id, as GET /v1/models tells; may be left out.")
+    model: Prompt | None = Field(None, description="The served model's id, as GET /v1/models has it; may be left out.")
     n: int = Field(1, ge=1, le=64, description="Images of each prompt.")
     seed: Seed | None = Field(
         None, description="Extension. Image j of the answer has seed + j; drawn at random when left out."
@@ -76,7 +76,7 @@ class Common(Settings):
         None,
         ge=0,
         le=16,
-        description="With stream: so many previews an image, spread over the stages; left out: one a stage.",
+        description="With stream: the number of previews per image, spread over the stages; left out: one per stage.",
     )
     output_format: Format = Field("png", description="png alone holds the request that makes the same bytes again.")
     output_compression: int = Field(100, ge=0, le=100, description="Quality of jpeg and webp, in percent.")
@@ -160,7 +160,10 @@ class EditRequest(Common):
         description="Extension. Structure maps of stages 1 ... keep_stages of the image are kept; all when left out.",
     )
     keep_content: int = Field(
-        0, ge=0, le=11, description="Extension. Content of so many first stages is kept, at most keep_stages + 1."
+        0,
+        ge=0,
+        le=11,
+        description="Extension. The number of first stages whose content is kept, at most keep_stages + 1.",
     )
     input_fidelity: Literal["low", "high"] | None = _unused()
 

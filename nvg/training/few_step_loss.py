@@ -1,4 +1,4 @@
-"""The loss of a few-step structure generator: a shortcut model of the guided flow (docs/fast_sampling.md).
+"""The loss of a few-step structure generator: a shortcut model of the guided flow (docs/reference/few_step.md).
 
 After Frans et al., "One Step Diffusion via Shortcut Models" (arXiv 2410.12557), with a frozen teacher for the flow
 itself. With s(z, t, d, w) the network, t from 1 (noise) to 0, and w the guidance scale:

@@ -1,4 +1,4 @@
-"""The loss of a content generator with its guidance folded in (docs/fast_sampling.md, content).
+"""The loss of a content generator with its guidance folded in (docs/reference/few_step.md, content).
 
 After Meng et al., "On Distillation of Guided Diffusion Models" (arXiv 2210.03142). With g(x_i, w) the student and f the
 teacher, the guided logits of stage i are those of a guided estimate, since logits are linear in x_hat - x_i:

@@ -17,7 +17,7 @@ from benchmarks.capacity.training_cost import Assumptions, Counts
 from benchmarks.schedules import FORMS, operations
 from nvg import config as configuration
 
-DOC = Path(__file__).parents[2] / "docs" / "scale.md"
+DOC = Path(__file__).parents[2] / "docs" / "reports" / "training_cost.md"
 A = Assumptions()
 COUNTS = Counts(flops=1.248e12, backward=0.75, ops=10_000, parameters=10**9, item_bytes=1000)
 INFINITE = dataclasses.replace(
@@ -208,7 +208,7 @@ def test_the_document_has_what_the_scripts_print():
     printed += simulation.report(outcomes, Scenario()).splitlines()
     document = DOC.read_text().splitlines()
     missing = [line for line in printed if line not in document]
-    assert not missing, "run the commands of docs/scale.md again and paste what they print"
+    assert not missing, "run the commands of docs/reports/training_cost.md again and paste what they print"
 
 
 # ---- the simulation ----

@@ -66,6 +66,6 @@ def test_the_documents_estimate_follows_from_its_measured_figures() -> None:
         files=100_000,
         encoded=4,
     )
-    document = (ROOT / "docs" / "scale.md").read_text().splitlines()
+    document = (ROOT / "docs" / "reports" / "scale.md").read_text().splitlines()
     for line in Estimate(options, config, measured).lines():
         assert "| " + " | ".join(line) + " |" in document

@@ -3,12 +3,12 @@
     python -m tests.campaigns.load [--minutes 30] [--seed 0] [--clients 8]
 
 `pipelines/serve.py` serves the shipped Fashion-MNIST sampler with two replicas and short queues. Clients ask one
-request after another and try again as docs/serving.md tells them to. Every 30 to 90 seconds a replica gets SIGKILL; the
-seed draws the moments and the victims. In the first half the oldest replica is spared, so that its memory is seen for
-that long. At the end every request must have been answered, and every picture must be bit-equal to the one that this
-process draws from its seed. Every killed replica must have been replaced by one that answers, no process may go on
-growing, and the job must end by SIGTERM. Ends with exit code 1 otherwise. tests/cluster/test_serving.py is the short
-form, with one kill.
+request after another and try again as docs/guides/serve.md tells them to. Every 30 to 90 seconds a replica gets
+SIGKILL; the seed draws the moments and the victims. In the first half the oldest replica is spared, so that its
+memory is seen for that long. At the end every request must have been answered, and every picture must be bit-equal to
+the one that this process draws from its seed. Every killed replica must have been replaced by one that answers, no
+process may go on growing, and the job must end by SIGTERM. Ends with exit code 1 otherwise.
+tests/cluster/test_serving.py is the short form, with one kill.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def test_the_heads_of_imagenet_s_configurations_count_with_what_describe_prints(
         assert words in head, f"{path.name}: its head is to say {words}"
 
 
-@pytest.mark.parametrize("page", ["conf/base/imagenet.yaml", "docs/artifacts.md", "docs/bring_your_own.md"])
+@pytest.mark.parametrize("page", ["conf/base/imagenet.yaml", "docs/reference/artifacts.md", "docs/guides/imagenet.md"])
 def test_pages_agree_on_the_size_of_a_view_of_imagenet(page: str) -> None:
     plain = load(ROOT / "conf" / "imagenet_d16.yaml", ["repa.weights=null"])
     assert f"{describe.row_bytes(plain) * 1_281_167 / 1e9:.1f} GB" in (ROOT / page).read_text()

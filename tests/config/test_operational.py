@@ -9,13 +9,13 @@ from nvg.config import Config, operational, operational_settings, without_operat
 from nvg.config.schema import DistillConfig, TokenizerTrainConfig, TrainConfig, TrainingConfig
 from tests.support.toy_config import toy_config
 
-PAGE = Path(__file__).parents[2] / "docs" / "artifacts.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "artifacts.md"
 BEGIN = "<!-- operational settings: compared by tests/config/test_operational.py -->"
 END = "<!-- end of operational settings -->"
 
 
 def table() -> str:
-    """The table of docs/artifacts.md, from the marks."""
+    """The table of docs/reference/artifacts.md, from the marks."""
     rows = ["| section | operational settings |", "| --- | --- |"]
     for section, names in operational_settings().items():
         title = f"`{section}`" if section else "none (whole sections, single values)"

@@ -1,4 +1,4 @@
-"""Every number's range: declared with the number, enforced on both sides, and written into docs/configuration.md."""
+"""Every number's range: declared with the number, enforced on both sides, and written into its page of the docs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from nvg import config as configuration
 from nvg.config import Config, ServeConfig, from_dict, range_of, serve_config
 from nvg.config.fields import Range, check_ranges, has_range
 from nvg.config.fields import number as number_field
-from nvg.config.reference import comments, page
+from nvg.config.reference import comments, pages
 from nvg.config.schema import DERIVED
 from nvg.errors import ConfigError
 from pipelines import run
 from tests.support.toy_config import CONFIG
 
-PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+FOLDER = Path(__file__).parents[2] / "docs" / "reference" / "configuration"
 NUMBERS = ("int", "float", "list[int]", "list[float]", "dict[str, float]")
 
 
@@ -183,12 +183,12 @@ def test_a_command_ends_with_one_line_before_ray_starts(setting: str, range_: st
     assert ray is None or not ray.is_initialized()
 
 
-# ---- the page ----
+# ---- the pages ----
 
 
-def test_the_page_of_the_settings_is_what_the_schema_says() -> None:
-    command = "python -m nvg.config.reference > docs/configuration.md"
-    assert PAGE.read_text() == page(), f"the schema has changed: {command}"
+def test_the_pages_of_the_settings_are_what_the_schema_says() -> None:
+    written = {path.name: path.read_text() for path in FOLDER.glob("*.md")}
+    assert written == pages(), "the schema has changed: run python -m scripts.docs"
 
 
 @pytest.mark.parametrize("key", SETTINGS)
@@ -197,8 +197,8 @@ def test_every_setting_has_a_comment(key: str) -> None:
     assert comments(section).get(item.name), f"say behind {key} what it does"
 
 
-def test_the_page_has_every_setting_once() -> None:
-    text = page()
+def test_the_pages_have_every_setting_once() -> None:
+    text = "".join(pages().values())
     for key in SETTINGS:
         name = f"| `{key.removeprefix('serve.')}` |"
         assert text.count(name) == (2 if name in ("| `name` |",) else 1), key

@@ -1,4 +1,4 @@
-"""Clients that ask a served model without end, as docs/serving.md tells them to, and what became of their requests."""
+"""Clients that ask a served model without end, as docs/guides/serve.md says, and what became of their requests."""
 
 import base64
 import io
