@@ -266,6 +266,7 @@ class Sampler:
         state = SamplingState(
             torch.tensor(labels, device=self.device),
             labels,
+            seeds,
             options,
             *self._given_rows(each),
             noise,

@@ -40,6 +40,7 @@ class SamplingState:
 
     labels: Tensor  # (N,) int64, indices of classes
     classes: list[int]  # the same, where the host reads them
+    seeds: list[int]
     options: Options
     given_codes: list[GivenRows | None]  # of stages 0 ... K: structure codes up to that stage
     given_tokens: list[GivenRows | None]  # of stages 0 ... K
