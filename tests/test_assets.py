@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 
 import nvg
@@ -98,14 +97,12 @@ def test_the_fast_one_is_the_other_ones_student_and_takes_one_pass_a_stage_and_g
 
 
 @pytest.mark.slow
-def test_the_readmes_first_example_draws_ten_images_in_20_seconds(tmp_path):
+def test_the_readmes_first_example_draws_its_images_in_15_seconds(tmp_path):
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     assert len([line for line in example.splitlines() if line.strip()]) <= 5
+    check = "assert images.shape == (2, 32, 32, 1) and images.dtype.name == 'uint8' and images.std() > 30"
     begun = resource.getrusage(resource.RUSAGE_CHILDREN)  # of processors: other tests run beside this one
-    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", example + check], cwd=tmp_path, check=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = used.ru_utime + used.ru_stime - begun.ru_utime - begun.ru_stime
-    (picture,) = tmp_path.glob("*.png")
-    image = np.asarray(Image.open(picture))
-    assert image.shape == (32, 320) and image.std() > 30
-    assert seconds < 20, seconds
+    assert seconds < 15, seconds

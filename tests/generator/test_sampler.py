@@ -192,7 +192,7 @@ def counting(graphs):
 
 
 def networks_of(graphs):
-    """The graphs of generators, which alone have attention here."""
+    """The graphs of generators and of the decoder, which alone have attention."""
     return [one for one in graphs if any("dot_product_attention" in str(node.target) for node in one.graph.nodes)]
 
 
@@ -207,8 +207,8 @@ def test_a_sampler_is_compiled_whole_before_its_first_picture(form, two_shapes):
     compiled = copy.deepcopy(sampler).compile(sizes=(2,), backend=counting(graphs), fullgraph=True)
     count = len(graphs)
     # A graph for each of 5 contents and 3 structures, with 4 rows for guidance, or 1 for all of position tokens; the
-    # first content and the first structure have 2 rows.
-    assert len(networks_of(graphs)) == (8 if form == "clusters" else 4)
+    # first content and the first structure have 2 rows. And the decoder's.
+    assert len(networks_of(graphs)) == (9 if form == "clusters" else 5)
     for classes, seed in (([0, 1], 0), ([2], 3)):
         expected, found = (tokens(one, classes, seed=seed) for one in (sampler, compiled))
         assert torch.equal(found.codes, expected.codes)
