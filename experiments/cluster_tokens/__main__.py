@@ -10,9 +10,9 @@ Then every form of a generator is trained in this process, on one thread, with t
                     turns before the first training, and kept
 
 Every training gives the loss on 2,000 held-out images stage by stage. On Fashion-MNIST the content generators also
-draw 5,000 pictures, all with the same structure generator, and these are measured as an evaluation does it. Guidance
-and top-p are tuned for each form, on other seeds. What is done is kept in the output folder, and an interrupted
-experiment goes on from there. --only NAME ...: some forms, so that two processes share two cores; run it without
+draw 5,000 pictures, all with the same structure generator, and these are measured as an evaluation does it. Guidance,
+top-p and temperature of the content are tuned for each form, on other seeds. What is done is kept in the output
+folder, and an interrupted experiment goes on from there. --only NAME ...: some forms, so that two processes share two cores; run it without
 afterwards for the whole table.
 """
 
@@ -93,12 +93,12 @@ class Bench:
         return round((self.config.train.steps or 0) * self.steps_a_second[form.name] / self.steps_a_second[first])
 
     def network(self, form: Form, steps: int, seed: int) -> ContentGenerator | StructureGenerator:
-        """A trained generator; trained once and kept, with its seconds and losses beside it."""
+        """A trained generator; trained once and kept, with its losses beside it."""
         path = self.work / f"{name_of(form, steps, seed)}.safetensors"
         if not path.exists():
-            network, seconds = train(form, self.config, self.tokenizer.quantizer, self.tokens["train"], steps, seed)
+            network, _ = train(form, self.config, self.tokenizer.quantizer, self.tokens["train"], steps, seed)
             losses = held_out(form, network, self.tokenizer.quantizer, self.tokens["test"])
-            path.with_suffix(".json").write_text(json.dumps({"seconds": seconds, "losses": losses}))
+            path.with_suffix(".json").write_text(json.dumps({"losses": losses}))
             save_file({key: value.clone() for key, value in network.state_dict().items()}, path)
         network = form.build(self.config, seed)
         network.load_state_dict(load_file(path))
@@ -111,7 +111,7 @@ class Bench:
         name = name_of(form, steps, seed)
         record = json.loads((self.work / f"{name}.json").read_text())
         losses = record["losses"]
-        cells = [form.name, budget, str(seed), str(steps), f"{record['seconds']:.0f}"]
+        cells = [form.name, budget, str(seed), str(steps), f"{self.steps_a_second[form.name]:.2f}"]
         cells += [f"{statistics.mean(losses):.3f}", " ".join(f"{value:.3f}" for value in losses)]
         if form.part == "content" and self.config.data.source == "idx":
             cells += self.figures(name, form, network)
@@ -143,7 +143,7 @@ def name_of(form: Form, steps: int, seed: int) -> str:
     return f"{form.name.replace(' ', '_')}-{steps}-{seed}"
 
 
-HEAD = ["form", "budget", "seed", "steps", "seconds", "mean loss", "loss at stages"]
+HEAD = ["form", "budget", "seed", "steps", "steps a second", "mean loss", "loss at stages"]
 DRAWN = ["Fréchet distance", "accuracy", "recall", "sampler"]
 
 

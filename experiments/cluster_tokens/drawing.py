@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,11 @@ from nvg.generator import Sampler
 
 SAMPLES, TUNING_SAMPLES, AT_ONCE = 5000, 1000, 50
 TUNING_SEED = 1_000_000
-GUIDANCE = (1.5, 2.5, 3.5)
-TOP_P = (0.5, 0.75, 1.0)
+GRID = {
+    "content_guidance": (1.5, 2.5, 3.5, 5.0, 7.0),
+    "top_p": (0.25, 0.5, 0.75, 1.0),
+    "content_temperature": (0.8, 1.0, 1.25),
+}
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,24 @@ class Judge:
         return torch.cat(found), torch.cat(right)
 
     def tune(self, sampler: Sampler) -> dict[str, float]:
-        """The content guidance and top-p of the least Fréchet distance."""
-        moments, results = metrics.moments(self.real), {}
-        for guidance, top_p in itertools.product(GUIDANCE, TOP_P):
-            some = {"content_guidance": guidance, "top_p": top_p}
-            features, _ = self.measured(sampler, TUNING_SAMPLES, TUNING_SEED, **some)
-            results[guidance, top_p] = metrics.frechet_distance(metrics.moments(features), moments)
-        guidance, top_p = min(results, key=lambda key: results[key])
-        return {"content_guidance": guidance, "top_p": top_p}
+        """The settings of the least Fréchet distance: from the sampler's own, one setting after the other, until a
+        round changes none."""
+        moments, seen = metrics.moments(self.real), dict[tuple[float, ...], float]()
+
+        def distance(settings: dict[str, float]) -> float:
+            key = tuple(settings.values())
+            if key not in seen:
+                features, _ = self.measured(sampler, TUNING_SAMPLES, TUNING_SEED, **settings)
+                seen[key] = metrics.frechet_distance(metrics.moments(features), moments)
+            return seen[key]
+
+        best = {name: float(getattr(sampler.settings, name)) for name in GRID}
+        before = None
+        while best != before:
+            before = dict(best)
+            for name, values in GRID.items():
+                best = min(({**best, name: value} for value in (best[name], *values)), key=distance)
+        return best
 
     def figures(self, sampler: Sampler, **settings: float) -> list[str]:
         """Fréchet distance, accuracy and recall with their intervals, as cells."""
