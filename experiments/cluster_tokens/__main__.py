@@ -12,8 +12,8 @@ Then every form of a generator is trained in this process, on one thread, with t
 Every training gives the loss on 2,000 held-out images stage by stage. On Fashion-MNIST the content generators also
 draw 5,000 pictures, all with the same structure generator, and these are measured as an evaluation does it. Guidance,
 top-p and temperature of the content are tuned for each form, on other seeds. What is done is kept in the output
-folder, and an interrupted experiment goes on from there. --only NAME ...: some forms, so that two processes share two cores; run it without
-afterwards for the whole table.
+folder, and an interrupted experiment goes on from there. --only NAME ...: some forms, so that two processes share two
+cores; run it without afterwards for the whole table.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from nvg.generator import Sampler
 SAMPLES, TUNING_SAMPLES, AT_ONCE = 5000, 1000, 50
 TUNING_SEED = 1_000_000
 GRID = {
-    "content_guidance": (1.5, 2.5, 3.5, 5.0, 7.0),
+    "content_guidance": (1.5, 2.5, 3.5, 5.0, 7.0, 10.0, 14.0),
     "top_p": (0.25, 0.5, 0.75, 1.0),
     "content_temperature": (0.8, 1.0, 1.25),
 }

@@ -106,7 +106,6 @@ RELEASED: dict[str, dict[str, Any]] = {  # what the released system's three trai
         "discriminator_weight_decay": 0.0005,
         "lecam_weight": 0.001,
     },
-    "content": {"residual": False},
     "repa": {"block": 8, "weight": 0.5, "feature_width": 768},
     "train": {
         "lr": 1e-4,
@@ -133,20 +132,38 @@ PROTOCOL: dict[str, dict[str, Any]] = {  # of the published figures
 }
 
 
+FORMS: dict[str, dict[str, dict[str, Any]]] = {  # of the generators' tokens
+    "released": {
+        "content": {"tokens": "positions", "position_network": False, "residual": False},
+        "structure": {"canvas_tokens": "positions"},
+    },
+    "clusters": {
+        "content": {"tokens": "clusters", "position_network": True, "residual": True},
+        "structure": {"canvas_tokens": "clusters"},
+    },
+}
+
+
 def settings_of(config: Any, sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The same keys of a configuration."""
     return {name: {key: getattr(getattr(config, name), key) for key in part} for name, part in sections.items()}
 
 
 @pytest.mark.parametrize(
-    ("depth", "epochs", "batch", "decay_epochs", "final"),
-    [(16, 200, 768, 40, 0.1), (20, 250, 720, 50, 0.1), (24, 350, 864, 150, 0.01)],
+    ("name", "depth", "epochs", "batch", "decay_epochs", "final", "form"),
+    [
+        ("d16", 16, 200, 768, 40, 0.1, "clusters"),
+        ("d20", 20, 250, 720, 50, 0.1, "clusters"),
+        ("d24", 24, 350, 864, 150, 0.01, "clusters"),
+        ("d16_released", 16, 200, 768, 40, 0.1, "released"),
+    ],
 )
-def test_imagenet_has_the_settings_of_the_released_system(
-    depth: int, epochs: int, batch: int, decay_epochs: int, final: float
+def test_imagenet_has_the_settings_of_the_released_system_and_tokens_of_its_form(
+    name: str, depth: int, epochs: int, batch: int, decay_epochs: int, final: float, form: str
 ) -> None:
-    config = load(f"conf/imagenet_d{depth}.yaml")
+    config = load(f"conf/imagenet_{name}.yaml")
     assert settings_of(config, RELEASED) == RELEASED
+    assert settings_of(config, FORMS[form]) == FORMS[form]
     assert settings_of(config, PROTOCOL) == PROTOCOL
     assert (config.content.depth, config.structure.depth) == (depth, depth)
     assert (config.train.epochs, config.train.batch_size, config.train.final_lr) == (epochs, batch, final)
