@@ -1,6 +1,7 @@
-"""All that this project knows about Ray: start, pools, threads, devices, bars, warnings.
+"""All that this project knows about Ray: start, pools, threads, devices, warnings.
 
-Ray Train stands in nvg/training/ray_train.py and Ray Serve in nvg/serving/deployment.py, each with its own edge.
+Lines and bars stand in nvg/console.py, Ray Train in nvg/training/ray_train.py and Ray Serve in
+nvg/serving/deployment.py, each with its own edge.
 Importing this module imports neither Ray nor torch: the functions import what they use.
 """
 
@@ -8,19 +9,17 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
-import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from nvg import tracking
 from nvg.config import ClusterConfig, Config, ServeConfig
+from nvg.console import TERMINAL, listen, on_terminal, say, verbose
 
 if TYPE_CHECKING:
     import torch
 
-TERMINAL = "NVG_TERMINAL"  # in the environment of Ray's processes: 1 where the driver's output is a terminal, else 0
 OWN_RAY = "nvg_own_ray"  # a resource of a Ray that one of our commands started: it ends with it, and does not grow
 
 
@@ -28,27 +27,38 @@ OWN_RAY = "nvg_own_ray"  # a resource of a Ray that one of our commands started:
 
 
 def start_ray(config: ClusterConfig | ServeConfig) -> None:
-    """Connect to the cluster that RAY_ADDRESS or a submitted job names, else start a Ray on this machine."""
+    """Connect to the cluster that RAY_ADDRESS or a submitted job names, else start a Ray on this machine.
+
+    A job shows what nvg/console.py says; a server shows all that its processes write.
+    """
     import ray
 
     if ray.is_initialized():
         return
-    environment = {"env_vars": environment_variables()}
+    job = isinstance(config, ClusterConfig)
+    shown = {"runtime_env": {"env_vars": environment_variables()}, "log_to_driver": True}
+    if job and not verbose():
+        shown["logging_level"] = logging.ERROR
     if not on_terminal():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # escape codes before each line of a worker
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=environment, log_to_driver=True)
-        return
-    keep_workers(config.local_cpus or os.cpu_count() or 1)
-    store = config.object_store_gb
-    ray.init(
-        address="local",
-        num_cpus=config.local_cpus,
-        object_store_memory=int(store * 1e9) if store else None,
-        resources={OWN_RAY: 1},
-        include_dashboard=True,
-        runtime_env=environment,
-    )
+        context = ray.init(**shown)
+    else:
+        keep_workers(config.local_cpus or os.cpu_count() or 1)
+        store = config.object_store_gb
+        context = ray.init(
+            address="local",
+            num_cpus=config.local_cpus,
+            object_store_memory=int(store * 1e9) if store else None,
+            resources={OWN_RAY: 1},
+            include_dashboard=True,
+            **shown,
+        )
+    if job:
+        listen()
+        cpus, where = ray.cluster_resources().get("CPU", 0), os.environ.get("RAY_ADDRESS", "this machine")
+        dashboard = f", dashboard at http://{context.dashboard_url}" if context.dashboard_url else ""
+        say(f"Ray on {where}: {cpus:g} CPUs{dashboard}")
 
 
 def environment_variables() -> dict[str, str]:
@@ -100,7 +110,7 @@ def is_own_ray() -> bool:
     return OWN_RAY in ray.cluster_resources()
 
 
-# ---- threads, devices, bars ----
+# ---- threads, devices, memory ----
 
 
 def set_threads(cluster: ClusterConfig) -> None:
@@ -115,77 +125,6 @@ def device_of(cluster: ClusterConfig) -> torch.device:
     import torch
 
     return torch.device("cuda" if cluster.use_gpu else "cpu")
-
-
-class Bar(Protocol):
-    """The part of tqdm's interface that this project uses."""
-
-    def update(self, n: int = 1) -> Any: ...
-    def set_description(self, desc: str) -> Any: ...
-    def close(self) -> Any: ...
-
-
-class ProgressLines:
-    """Progress for a file or a log, on standard error: a line every tenth of the way, or every 30 s."""
-
-    SECONDS = 30.0
-
-    def __init__(self, total: int, description: str, unit: str) -> None:
-        self.total, self.description, self.unit = total, description, unit
-        self.done, self.said = 0, 0
-        self.start = self.time = time.monotonic()
-
-    def update(self, n: int = 1) -> None:
-        """So many more are done."""
-        self.done += n
-        tenths = [10 * count // max(self.total, 1) for count in (self.said, self.done)]
-        if tenths[0] != tenths[1] or time.monotonic() - self.time > self.SECONDS:
-            self._say()
-
-    def set_description(self, desc: str) -> None:
-        """What the next line begins with."""
-        self.description = desc
-
-    def close(self) -> None:
-        """Say how far it came, where the last line did not."""
-        if self.done > self.said:
-            self._say()
-
-    def _say(self) -> None:
-        self.said, self.time = self.done, time.monotonic()
-        line = f"{self.description}: {self.done:,} of {self.total:,} {self.unit}s"
-        if self.done:
-            rate = self.done / max(self.time - self.start, 1e-9)
-            left = max(self.total - self.done, 0) / rate
-            share = 100 * self.done // max(self.total, 1)
-            rate_text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-            line += f" ({share}%), {rate_text} a second, {left:,.0f} s left"
-        print(line, file=sys.stderr, flush=True)
-
-
-def on_terminal() -> bool:
-    """Whether a person's terminal shows this job's output: the driver tells its Ray's processes."""
-    said = os.environ.get(TERMINAL)
-    return sys.stderr.isatty() if said is None else said == "1"
-
-
-def progress(total: int, description: str, unit: str = "step") -> Bar:
-    """A progress bar with rate and time left: the driver draws it, wherever the job's code runs. Where its output is no
-    terminal, a line now and then.
-
-    Without a running Ray the bar is on this process's standard error.
-    """
-    if not on_terminal():
-        return ProgressLines(total, description, unit)
-    ray = sys.modules.get("ray")  # a process that never imported Ray is on no cluster
-    if ray is None or not ray.is_initialized():
-        from tqdm import tqdm
-
-        return tqdm(total=total, desc=description, unit=unit, dynamic_ncols=True, file=sys.stderr)
-    from ray.experimental import tqdm_ray
-
-    bar: Bar = tqdm_ray.tqdm(total=total, desc=description, unit=unit)
-    return bar
 
 
 class PeakMemory:
@@ -259,9 +198,9 @@ def actors(cluster: ClusterConfig) -> Any:
         rest = f"leave none of {cpus:g} CPUs to a reader with cluster.cpus_per_reader={cluster.cpus_per_reader:g}"
         if OWN_RAY in resources and room:
             size = room
-            print(f"{actors_asked} {rest}: {size} instead", flush=True)
+            say(f"{actors_asked} {rest}: {size} instead")
         else:
-            print(f"{actors_asked} {rest}: unless the cluster grows, nothing will run; make them less", flush=True)
+            say(f"{actors_asked} {rest}: unless the cluster grows, nothing will run; make them less")
     return ray.data.ActorPoolStrategy(size=size)
 
 
@@ -275,11 +214,10 @@ def warn_of_too_few_cpus(cpus: float, cluster: ClusterConfig) -> None:
     """
     needed = (cluster.min_workers or cluster.num_workers) * cluster.cpus_per_worker + cluster.cpus_per_reader
     if needed > cpus:
-        print(
+        say(
             f"waiting: {cluster.num_workers} workers with cluster.cpus_per_worker={cluster.cpus_per_worker:g} and a "
             f"reader with cluster.cpus_per_reader={cluster.cpus_per_reader:g} need {needed:g} CPUs, the cluster has "
             f"{cpus:g}. Unless more nodes come, set them lower (parts of a CPU are fine)",
-            flush=True,
         )
 
 
@@ -293,11 +231,10 @@ def warn_of_no_room_beside(resources: Mapping[str, float], cluster: ClusterConfi
         beside = cluster.encoders * amount + (2 * cluster.cpus_per_reader if name == "CPU" else 0)  # one reads already
         needed = cluster.num_workers * amount + beside
         if needed > (there := resources.get(name, 0.0)):
-            print(
+            say(
                 f"waiting: {cluster.num_workers} training workers and cluster.encoders={cluster.encoders} for the "
                 f"evaluations beside them need {needed:g} {name}, the cluster has {there:g}: unless nodes come, the "
                 "figures come after the training",
-                flush=True,
             )
 
 
@@ -313,10 +250,9 @@ def warn_of_small_store(config: Config, piece_bytes: int) -> None:
     readers = max(1, int((cpus - cluster.encoders * cluster.cpus_per_worker) // cluster.cpus_per_reader))
     images, needed = config.data.unit_images, piece_bytes * (readers + cluster.encoders)
     if needed > store:
-        print(
+        say(
             f"warning: {readers} readers and {cluster.encoders} encoders with two pieces each of data.unit_images="
             f"{images} images are {needed / 1e9:.1f} GB, and Ray's object store has {store / 1e9:.1f} GB: readers will "
             f"wait, or images go to disk; set data.unit_images={max(1, int(images * store / needed))}, or give a Ray "
             "that is started here a larger cluster.object_store_gb",
-            flush=True,
         )

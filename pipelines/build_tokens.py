@@ -21,8 +21,9 @@ import pyarrow as pa
 import torch
 
 from nvg import config as configuration
-from nvg.cluster import actors, blocks, device_of, progress, set_threads, warn_of_small_store
+from nvg.cluster import actors, blocks, device_of, set_threads, warn_of_small_store
 from nvg.config import Config
+from nvg.console import progress, say
 from nvg.data import BrokenImage, ImageSource, open_source
 from nvg.data.images import to_float
 from nvg.data.stream import read_pieces
@@ -50,7 +51,7 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
     expected = {(unit, view) for unit in range(len(source.units)) for view in range(config.data.views)}
     missing = sorted(expected - set(existing), key=lambda unit_view: (unit_view[1], unit_view[0]))
     if existing:
-        print(f"tokens: {len(existing)} units are there, {len(missing)} to make", flush=True)
+        say(f"tokens: {len(existing)} units are there, {len(missing)} to make")
     totals = Totals()
     if missing:
         bar = progress(len(missing), "tokens", "part")
@@ -64,7 +65,7 @@ def build_tokens(config: Config, tokenizer_folder: str, output_folder: str) -> d
         expected,
         {"views": config.data.views, "data_fingerprint": source.fingerprint()} | totals.metadata(time.time() - start),
     )
-    print(summary(metadata, output_folder), flush=True)
+    say(summary(metadata, output_folder))
     return metadata
 
 
@@ -278,9 +279,10 @@ def summary(metadata: dict[str, Any], folder: str) -> str:
     """One line on a finished token set."""
     total = sum(metadata["seconds_by_part"].values()) or 1.0
     shares = ", ".join(f"{name} {value / total:.1%}" for name, value in metadata["seconds_by_part"].items())
-    quarantine = "0 broken images"
-    if metadata["quarantined"]:
-        quarantine = f"{metadata['quarantined']} broken images in {folder}/quarantine.parquet"
+    broken = metadata["quarantined"]
+    quarantine = f"{broken} broken image{'' if broken == 1 else 's'}"
+    if broken:
+        quarantine += f" in {folder}/quarantine.parquet"
     nodes = f" on {len(metadata['images_by_node'])} nodes" if len(metadata["images_by_node"]) > 1 else ""
     return (
         f"tokens: {metadata['images']} images x {metadata['views']} views in {metadata['parts']} parts, "

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from nvg import config as configuration
 from nvg import storage, tracking
 from nvg.config import Config
+from nvg.console import VERBOSE
 from nvg.errors import ConfigError, NvgError
 
 
@@ -22,6 +23,7 @@ def job_parser(docstring: str | None) -> argparse.ArgumentParser:
     result.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings over the file, such as train.lr=2e-4"
     )
+    result.add_argument("--verbose", action="store_true", help="show all that Ray's processes write")
     return result
 
 
@@ -32,12 +34,14 @@ def first_line(docstring: str | None) -> str:
 
 def read_config(arguments: argparse.Namespace) -> Config:
     """The configuration that a command line names. Raises ConfigError where it cannot be used."""
+    if arguments.verbose:
+        os.environ[VERBOSE] = "1"
     config = placed(configuration.load(arguments.config, arguments.overrides))
-    say(config)
+    remark(config)
     return config
 
 
-def say(config: Config) -> None:
+def remark(config: Config) -> None:
     """Print what a command line says of its configuration before it begins: settings that probably mean another thing,
     and a tracking server that is not used."""
     for line in (*configuration.remarks(config), tracking.ignored_server(config)):

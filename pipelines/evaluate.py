@@ -23,9 +23,10 @@ from nvg import storage, tracking
 from nvg.artifacts.models import is_shipped, model_settings, read_metadata, sampler_folder
 from nvg.cluster import start_ray
 from nvg.config import Config
+from nvg.console import say
 from nvg.evaluation.evaluation import SAMPLES_FILE, Evaluated, Evaluation
 from nvg.evaluation.metrics import Figure
-from pipelines.command_line import job_parser, one_line_errors, placed, read_config, say, words
+from pipelines.command_line import job_parser, one_line_errors, placed, read_config, remark, words
 from pipelines.job import already, make_artifact
 from pipelines.steps import Artifact, as_drawn, check_evaluation, claimed, file_fingerprints, split_fingerprints
 
@@ -51,8 +52,8 @@ def evaluate(config: Config, sampler_folder: str, output_folder: str) -> dict[st
         try:
             storage.write_json(storage.join(sampler_folder, RESULT), result)
         except OSError as error:  # a sampler that others own, for reading alone
-            print(f"evaluation: not written beside the sampler: {error}", flush=True)
-    print(summary(result, output_folder), flush=True)
+            say(f"evaluation: not written beside the sampler: {error}")
+    say(summary(result, output_folder))
     return result
 
 
@@ -123,7 +124,7 @@ def evaluate_any(arguments: argparse.Namespace) -> None:
     folder = sampler_folder(arguments.sampler)
     settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))
     config = placed(configuration.from_dict(settings, arguments.overrides, where=arguments.config))
-    say(config)
+    remark(config)
     evaluation = evaluation_of(config, folder)
     if already(evaluation):
         return

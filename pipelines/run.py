@@ -10,6 +10,7 @@ result to the next.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,9 @@ from typing import Any
 from nvg import storage
 from nvg.cluster import PeakMemory, start_ray
 from nvg.config import Config
+from nvg.console import duration, end, wait_for_end
 from nvg.errors import StepFailed, final_error
+from nvg.evaluation.meaning import MEANINGS, bars
 from nvg.training.jobs import tidy
 from pipelines.command_line import job_parser, one_line_errors, read_config
 from pipelines.steps import STEPS, Artifact, claimed, fetched, make, plan, planned, tidy_up
@@ -96,11 +99,15 @@ def run_steps(
         start_ray(config.cluster)
         readable = {step: fetched(artifact) for step, artifact in artifacts.items()}
         for step, outcome in _submit(config, readable, steps).items():
+            start = time.monotonic()
+            print(f"\n{step}: {STEPS[step].makes}", flush=True)
             cause = _cause(outcome)
             if cause is not None:
                 raise StepFailed(
                     f"step {step} failed: {cause}\nWhat it finished is kept; the same command goes on from there."
                 )
+            wait_for_end(step)
+            print(f"{step}: done in {duration(time.monotonic() - start)}", flush=True)
 
 
 def _submit(config: Config, artifacts: Mapping[str, Artifact], steps: Sequence[str]) -> dict[str, Any]:
@@ -121,12 +128,13 @@ def _submit(config: Config, artifacts: Mapping[str, Artifact], steps: Sequence[s
 
 
 def _cause(outcome: Any) -> Exception | None:
-    """Why a step failed for good, None where it did not; waits for it."""
+    """Why a step failed for good, None where it did not; waits for it. Prints the traceback of what nobody foresaw."""
     import ray
 
     try:
         return ray.get(outcome)
     except ray.exceptions.RayError as error:
+        print(error, file=sys.stderr, flush=True)
         return getattr(error, "cause", None) or error
 
 
@@ -141,6 +149,7 @@ def try_step(
         return before
     try:
         run_step(step, config, artifacts)
+        end(step)
     except Exception as error:
         final = final_error(error)
         if final is None:
@@ -179,13 +188,20 @@ def report(config: Config, artifacts: Mapping[str, Artifact], steps: Sequence[st
 
 
 def _figures(folder: str) -> list[str]:
-    """Lines on an evaluation: every figure with its interval, and the files that are worth a look."""
+    """Lines on an evaluation: every figure with its interval and meaning, and the files that are worth a look."""
     result = storage.read_json(storage.join(folder, "evaluation.json"))
-    lines = ["", f"{'figure':<40}{'value':>12}  95% interval; {result['protocol']['network']}"]
+    reached = bars(result["figures"])
+    lines = [
+        "",
+        f"{'figure':<33}{'value':>10}  {'95% interval':<22}{'good':<15}meaning; {result['protocol']['network']}",
+    ]
     for name, value in result["figures"].items():
         low, high = result["intervals"].get(name, (None, None))
-        interval = f"  {_number(low)} ... {_number(high)}" if low is not None else ""
-        lines.append(f"{name:<40}{_number(value):>12}{interval}")
+        interval = f"{_number(low)} ... {_number(high)}" if low is not None else ""
+        good, bar = reached.get(name, (None, ""))
+        verdict = "" if good is None else f"{'yes' if good else 'no'}, {bar}"
+        line = f"{name:<33}{_number(value):>10}  {interval:<22}{verdict:<15}{MEANINGS.get(name, '')}"
+        lines.append(line.rstrip())
     names = ["samples.png", "stages.png", "reconstruction.png", "samples.npz", "evaluation.json"]
     return [*lines, "", *(path for name in names if storage.exists(path := storage.join(folder, name)))]
 

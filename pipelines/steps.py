@@ -58,6 +58,7 @@ class Step:
     """A step of the pipeline, which makes one artifact of those of other steps."""
 
     name: str
+    makes: str  # for a reader of the job's output
     script: str  # the file that runs it as a job of its own
     needs: tuple[str, ...]  # the steps whose artifacts it reads, in the order in which its maker takes their folders
     maker: str  # "module:function", called with the configuration, the folders of its needs and its own
@@ -73,12 +74,37 @@ class Step:
 STEPS = {
     step.name: step
     for step in (
-        Step("tokenizer", "pipelines/train_tokenizer.py", (), "pipelines.train_tokenizer:train_tokenizer"),
-        Step("tokens", "pipelines/build_tokens.py", ("tokenizer",), "pipelines.build_tokens:build_tokens"),
-        Step("generators", "pipelines/train.py", ("tokenizer", "tokens"), "pipelines.train:train_generators"),
-        Step("distilled", "pipelines/distill.py", ("generators", "tokens"), "pipelines.distill:distill_generators"),
+        Step(
+            "tokenizer",
+            "train the autoencoder and its codebook",
+            "pipelines/train_tokenizer.py",
+            (),
+            "pipelines.train_tokenizer:train_tokenizer",
+        ),
+        Step(
+            "tokens",
+            "turn every training image into granularity tokens",
+            "pipelines/build_tokens.py",
+            ("tokenizer",),
+            "pipelines.build_tokens:build_tokens",
+        ),
+        Step(
+            "generators",
+            "train the content and structure generators on the tokens",
+            "pipelines/train.py",
+            ("tokenizer", "tokens"),
+            "pipelines.train:train_generators",
+        ),
+        Step(
+            "distilled",
+            "teach the generators to draw in fewer passes",
+            "pipelines/distill.py",
+            ("generators", "tokens"),
+            "pipelines.distill:distill_generators",
+        ),
         Step(
             "evaluation",
+            "draw samples and measure them against real images",
             "pipelines/evaluate.py",
             ("distilled",),  # the generators themselves where nothing is distilled
             "pipelines.evaluate:evaluate_trained",

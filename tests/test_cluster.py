@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -11,7 +10,6 @@ import torch
 from nvg.cluster import (
     device_of,
     environment_variables,
-    progress,
     set_threads,
     warn_of_no_room_beside,
     warn_of_too_few_cpus,
@@ -43,59 +41,6 @@ def test_threads_are_as_many_as_asked_for_or_as_cpus():
 
 def test_the_device_follows_use_gpu():
     assert [device_of(ClusterConfig(use_gpu=gpu)).type for gpu in (False, True)] == ["cpu", "cuda"]
-
-
-def test_a_bar_without_ray_is_on_standard_error():
-    lines = ["from nvg.cluster import progress", "bar = progress(2, 'a job')", "bar.update()"]
-    lines += ["bar.set_description('loss 1')", "bar.close()"]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)],
-        cwd=ROOT,
-        env=os.environ | {"NVG_TERMINAL": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "" and "loss 1" in done.stderr and "1/2" in done.stderr
-
-
-def test_where_no_terminal_is_there_is_a_line_a_tenth_or_half_a_minute(monkeypatch, capsys):
-    monkeypatch.setenv("NVG_TERMINAL", "0")
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    bar = progress(1000, "a job")
-    for step in range(1000):
-        now[0] += 1.0 if step < 50 else 0.1
-        if step == 40:
-            bar.set_description("a job  loss 2.5")
-        bar.update()
-    bar.close()
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "a job: 31 of 1,000 steps (3%), 1 a second, 969 s left"  # 30 s are over before a tenth is done
-    assert said[1].startswith("a job  loss 2.5: 100 of 1,000 steps (10%), ")
-    assert len(said) == 11 and "(100%)" in said[-1] and not any("\r" in line or "\x1b" in line for line in said)
-
-
-def test_a_job_that_has_done_nothing_yet_says_so_after_half_a_minute(monkeypatch, capsys):
-    monkeypatch.setenv("NVG_TERMINAL", "0")
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for total in (5, 0):
-        bar = progress(total, "a job", "part")
-        now[0] += 31.0
-        bar.update(0)
-        bar.close()
-        assert capsys.readouterr().err == f"a job: 0 of {total} parts\n"
-
-
-def test_a_job_that_ends_early_says_how_far_it_came(monkeypatch, capsys):
-    monkeypatch.setenv("NVG_TERMINAL", "0")
-    bar = progress(100, "a job", "image")
-    bar.update(4)
-    bar.close()
-    bar.close()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("a job: 4 of 100 images (4%), ")
 
 
 def test_workers_that_leave_no_cpu_to_read_are_announced(capsys):

@@ -26,6 +26,7 @@ FLOORS = (
     "nvg.storage",
     "nvg.frozen",
     "nvg.tracking",
+    "nvg.console",
     "nvg.cluster",
     "nvg.data",
     "nvg.artifacts",

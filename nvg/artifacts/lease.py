@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -23,6 +22,7 @@ from typing import Any
 import psutil
 
 from nvg import storage
+from nvg.console import say
 from nvg.errors import OutputBusy
 
 BEAT = 5.0  # seconds between renewals
@@ -85,7 +85,7 @@ def _alive(path: str, other: dict[str, Any]) -> bool:
             return psutil.Process(other["pid"]).create_time() == other["born"]
         except psutil.NoSuchProcess:
             return False
-    print(f"waiting up to {SILENCE:.0f} s: does the job on {other['host']} that has {path} live?", flush=True)
+    say(f"waiting up to {SILENCE:.0f} s: does the job on {other['host']} that has {path} live?")
     end = time.monotonic() + SILENCE
     while time.monotonic() < end:
         time.sleep(min(1.0, SILENCE / 5))
@@ -102,7 +102,7 @@ def _renew(path: str, own: dict[str, Any], done: threading.Event) -> None:
         try:
             now = _read(path)
             if now and now["id"] != own["id"]:
-                print(f"error: {path} was taken over by process {now['pid']} on {now['host']}", file=sys.stderr)
+                say(f"error: {path} was taken over by process {now['pid']} on {now['host']}", error=True)
                 # The main thread may be asleep in a wait. What a script put into the background ignores SIGINT.
                 deaf = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
                 return os.kill(os.getpid(), signal.SIGTERM if deaf else signal.SIGINT)

@@ -11,8 +11,9 @@ from typing import Any
 
 from nvg import config as configuration
 from nvg import storage
-from nvg.cluster import device_of, progress, set_threads
+from nvg.cluster import device_of, set_threads
 from nvg.config import Config
+from nvg.console import progress
 from nvg.data import ImageSource, image_batches, open_source
 from nvg.evaluation.classifier import save_classifier, train_classifier
 

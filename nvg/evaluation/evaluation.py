@@ -15,6 +15,7 @@ from typing import Any
 from nvg import storage
 from nvg.artifacts.models import read_metadata
 from nvg.config import Config, read_given
+from nvg.console import say
 from nvg.data import ImageSource
 from nvg.data.classes import first, misplaced
 from nvg.errors import DataError
@@ -155,7 +156,7 @@ class Evaluation:
         results = self._results(split.work(work_on(given)), split.count(), "structure")
         found = [some for some in results if isinstance(some, Structures)]
         structures = HeldOutStructures(given, found, self.class_names, raster=tokenizer.child_order == "raster")
-        print(f"{text}: structure of {len(structures)} of {split.count()} held-out images", flush=True)
+        say(f"{text}: structure of {len(structures)} of {split.count()} held-out images")
         return structures
 
     # ---- the measurement ----

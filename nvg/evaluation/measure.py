@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nvg.cluster import actors, blocks, device_of, progress, set_threads
+from nvg.cluster import actors, blocks, device_of, set_threads
 from nvg.config import Config
+from nvg.console import progress
 from nvg.data import ImageSource
 from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.work import Networks, ReadUnit, Result, Work

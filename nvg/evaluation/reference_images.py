@@ -15,6 +15,7 @@ import torch
 from nvg import config as configuration
 from nvg import storage
 from nvg.config import Config, DataConfig
+from nvg.console import say
 from nvg.data import ImageSource, open_source
 from nvg.errors import DataError
 from nvg.evaluation.features import BATCH, INCEPTION_WIDTH, NetworkFile
@@ -175,7 +176,7 @@ class RealFeatures:
     def kept(self, output: str) -> Reference | None:
         """The features of the output folder's file, or what a reference without images has; None where neither is."""
         if (moments := self.images.without_images(self.network.name)) is not None:
-            print(f"{self.images.name} holds mu and sigma alone: no precision, recall and kernel distance", flush=True)
+            say(f"{self.images.name} holds mu and sigma alone: no precision, recall and kernel distance")
             return moments
         file = self.images.features_file(output, self.network.name)
         return load_reference(file) if storage.exists(file) else None

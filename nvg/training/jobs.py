@@ -36,6 +36,7 @@ from nvg.config import (
     TrainingConfig,
     long_warmup,
 )
+from nvg.console import say
 from nvg.data import ImageSource, image_batches, open_source, token_batches
 from nvg.data.tokens import read_metadata
 from nvg.errors import ConfigError
@@ -136,7 +137,7 @@ def train_generators(
         training.finish_run(metadata)
         if not finish_folder(folder, metadata):
             missing = next(part for part in PARTS if part not in metadata["parts"])
-            print(f"{name}: now train the {missing} generator, with train.parts=[{missing}]", flush=True)
+            say(f"{name}: now train the {missing} generator, with train.parts=[{missing}]")
     return figures
 
 
@@ -426,7 +427,7 @@ class _Training:
             data = self.config.data
             mlmodel = pyfunc.describe((data.image_size, data.image_size, data.channels))
             version = self.run.register(name, storage.local_folder(self.folder), metadata, mlmodel)
-            print(f"{self.name}: registered as models:/{name}/{version}, alias champion", flush=True)
+            say(f"{self.name}: registered as models:/{name}/{version}, alias champion")
         self.run.end()
 
 
@@ -442,5 +443,5 @@ def _total_steps(name: str, section: TokenizerTrainConfig | TrainConfig, steps_p
         return section.steps
     total = math.ceil(section.epochs * steps_per_epoch)
     if place.rank == 0 and (line := long_warmup(name, section, total)) is not None:
-        print(line, flush=True)
+        say(line)
     return total

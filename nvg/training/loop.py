@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from nvg import storage
-from nvg.cluster import Bar, progress
 from nvg.config import Config
+from nvg.console import Bar, progress, say
 from nvg.errors import TrainingDiverged
 from nvg.tracking import Run
 from nvg.training.checkpoint import (
@@ -408,11 +408,10 @@ class Loop:
         if self.place.rank == 0:
             loss = f", loss {figures['loss']:.4g}" if figures["loss"] is not None else ""
             since = f" (went on from step {self.first_step})" if self.first_step else ""
-            print(
+            say(
                 f"{self.settings.job}: {steps} steps in {seconds:.1f} s{since}, {figures['images_per_second']:g} "
                 f"images/s, {100 * figures['data_wait_share']:.1f}% waiting for data, peak memory "
                 f"{figures['peak_memory_gb']:.2f} GB{loss}",
-                flush=True,
             )
         return figures
 

@@ -43,6 +43,8 @@ def parallelize(module: nn.Module, how: str) -> nn.Module:
     if distributed.get_world_size() == 1:
         return module
     if how == "ddp":
+        for weight in module.parameters():
+            weight.register_hook(plain_strides)
         # Buffers are constants or the same on every worker: no need to send them with each pass.
         return DistributedDataParallel(module, forward_sync_buffers=False)
     from torch.distributed.device_mesh import init_device_mesh
@@ -53,6 +55,12 @@ def parallelize(module: nn.Module, how: str) -> nn.Module:
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)  # in place
     return module
+
+
+def plain_strides(gradient: Tensor) -> Tensor:
+    """The same numbers with a new tensor's strides: a 1x1 convolution's gradient has others on its axes of one element,
+    which DDP takes for another layout, copies and warns of."""
+    return gradient.reshape(-1).view(gradient.shape)
 
 
 def exchange_gradients(module: nn.Module, now: bool) -> None:

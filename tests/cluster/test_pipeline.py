@@ -1,7 +1,10 @@
 """The whole pipeline on a real Ray: every step, its artifacts, what is skipped, and what is put into quarantine."""
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +52,19 @@ def arguments(ray_cluster, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(arguments):
+def output(ray_cluster, arguments):
+    """All that a whole run shows, as a person starts it."""
+    environment = os.environ | {"RAY_ADDRESS": ray_cluster.address}
+    command = [sys.executable, "pipelines/run.py", *arguments]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    shown = subprocess.run(command, cwd=SMOKE.parents[1], env=environment, text=True, **streams)
+    assert shown.returncode == 0, shown.stdout
+    return shown.stdout
+
+
+@pytest.fixture(scope="module")
+def done(output, arguments):
     """The artifacts of a whole run."""
-    run.main(arguments)
     return plan(config(arguments))
 
 
@@ -71,6 +84,32 @@ def test_the_plan_is_printed_and_nothing_is_run(arguments, capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["tokenizer", "tokens"] and all("to do" in line for line in lines)
     assert not (tmp_path / "never").exists()
+
+
+KINDS = {  # of lines that a run shows
+    "the plan": r"(tokenizer|tokens|generators|evaluation) +to do +/.*",
+    "where it runs": r"Ray on [\w.:]+: 2 CPUs(, dashboard at .*)?",
+    "a step begins": r"(tokenizer|tokens|generators|evaluation): [a-z ]+",
+    "how far it is": r"\w+(  loss \S+)?: [\d,]+ of [\d,]+ \w+s( \(\d+%\), \S+ a second, .* left)?",
+    "what it made": r"train_\w+: 8 steps in .* images/s, .*|tokens: 60 images x 2 views in .*|evaluation: Fréchet .*",
+    "where it stands": r"tokens: 0 units are there, \d+ to make",
+    "a step ends": r"(tokenizer|tokens|generators|evaluation): done in [\d.]+ (s|min)",
+    "memory": r"peak memory of this machine while it ran: .* GB above the start",
+    "the steps": r"(step|tokenizer|tokens|generators|evaluation) +(seconds|[\d.]+)  .*",
+    "the figures": r"(figure|[a-z_]+) +(value|\S+).*",
+    "a list of figures": r"\w+_by_stages?( +[\d.]+)+ .*",
+    "files": r"/.*\.(png|npz|json)",
+    "tracking": r"compare runs:  mlflow ui --backend-store-uri .*",
+    "nothing": r"",
+}
+
+
+def test_every_line_of_a_runs_output_is_of_a_kind_that_its_reader_needs(output):
+    kinds = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
+    of = {line: [kind for kind, pattern in kinds.items() if pattern.fullmatch(line)] for line in output.splitlines()}
+    assert not [line for line, found in of.items() if not found], output
+    for kind in ("the plan", "where it runs", "a step begins", "how far it is", "what it made", "a step ends", "files"):
+        assert any(kind in found for found in of.values()), kind
 
 
 def test_a_run_makes_every_artifact_and_a_sampler_that_loads(done, arguments):

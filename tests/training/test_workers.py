@@ -15,7 +15,7 @@ from nvg.generator import Sampler
 from nvg.training import checkpoint
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Place, slice_of, train
-from nvg.training.parallel import alone, parallelize, whole
+from nvg.training.parallel import alone, parallelize, plain_strides, whole
 from tests.support.recorders import SilentBar
 from tests.support.toy import ToyTask, toy_settings
 from tests.support.toy_config import toy_config
@@ -153,3 +153,14 @@ def test_slices_are_equal():
         [2, 3],
         [4, 5],
     ]
+
+
+def test_the_gradient_of_a_1x1_convolution_has_the_strides_of_its_weight():
+    """Else DDP warns of another layout, and copies."""
+    conv = torch.nn.Conv2d(64, 32, 1)
+    strides = []
+    conv.weight.register_hook(plain_strides)
+    conv.weight.register_hook(lambda gradient: strides.append(gradient.stride()))
+    image = torch.randn(2, 64, 8, 8).to(memory_format=torch.channels_last)
+    conv(image).square().sum().backward()
+    assert strides == [conv.weight.stride()] and conv.weight.grad.abs().max() > 0
