@@ -81,12 +81,14 @@ def interpreted():
     return json.loads(run.stdout)
 
 
+@pytest.mark.slow
 def test_the_kernel_gives_the_plain_pairs_distances_and_codes_to_the_last_bit(interpreted):
     assert len(interpreted["equal"]) == 11 and interpreted["float64"]
     for kind, samples, positions, same in interpreted["equal"]:
         assert same, f"{samples} latents of {positions} positions, {kind}"
 
 
+@pytest.mark.slow
 def test_a_level_is_a_few_launches_and_no_wait_whatever_the_rounds(interpreted):
     """16 positions: 4 levels. The interpreter's own copies are no launches, and the kernel is one each."""
     plain, kernel = interpreted["operations"]["plain"], interpreted["operations"]["kernel"]
