@@ -2,6 +2,7 @@
 
     python -m benchmarks.clustering_share [--config conf/imagenet_d16.yaml] [--images 8] [--threads 2] [--rounds 3]
     python -m benchmarks.clustering_share --config conf/fashion_mnist.yaml --images 1000 --threads 1 --rounds 7
+    python -m benchmarks.clustering_share --images 1024 --gpu
 
 Runs the tokenizer actor of pipelines/build_tokens.py as Ray Data runs it, on a row of --images images. Prints the
 seconds of each part (the least of the rounds) and its share.
@@ -21,12 +22,12 @@ from nvg.autoencoder import Autoencoder
 from pipelines.build_tokens import Encode
 
 
-def seconds_by_part(path: str, images: int, threads: int, rounds: int) -> dict[str, float]:
+def seconds_by_part(path: str, images: int, threads: int, rounds: int, *, gpu: bool = False) -> dict[str, float]:
     """The seconds of encoder, clustering and quantization for all images together, each the least of the rounds.
 
-    path: the configuration file.
+    path: the configuration file. gpu: on a GPU, where the seconds are the GPU's own, after a round that starts it.
     """
-    config = configuration.load(path, ["repa.weights=null", "cluster.use_gpu=false"])
+    config = configuration.load(path, ["repa.weights=null", f"cluster.use_gpu={str(gpu).lower()}"])
     config.cluster = replace(config.cluster, threads_per_worker=threads)
     sizes = config.tokenizer
     torch.manual_seed(0)
@@ -37,7 +38,7 @@ def seconds_by_part(path: str, images: int, threads: int, rounds: int) -> dict[s
         encode = Encode(config, f"{folder}/tokenizer")
     shape = (images, sizes.image_size, sizes.image_size, sizes.channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8).tobytes()
-    rows = [encode({"images": pixels}) for _ in range(rounds)]
+    rows = [encode({"images": pixels}) for _ in range(rounds + gpu)][int(gpu) :]
     return {name: min(row[f"seconds_{name}"] for row in rows) for name in ("encoder", "clustering", "quantization")}
 
 
@@ -48,8 +49,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gpu", action="store_true")
     arguments = parser.parse_args()
-    least = seconds_by_part(arguments.config, arguments.images, arguments.threads, arguments.rounds)
+    rounds, gpu = arguments.rounds, arguments.gpu
+    least = seconds_by_part(arguments.config, arguments.images, arguments.threads, rounds, gpu=gpu)
     total = sum(least.values())
     sizes = configuration.load(arguments.config).tokenizer
     print(

@@ -63,7 +63,7 @@ class GranularitySequence:
 CHILD_ORDERS = ("raster", "merge")
 
 
-def structure_codes(latents: Tensor, child_order: str = "raster") -> Tensor:
+def structure_codes(latents: Tensor, child_order: str = "raster", *, checked: bool = True) -> Tensor:
     """Structure codes of latents by greedy matching: (N, L, e) float -> (N, L) int64, stage 1 in the top bit.
 
     From K down to 1: pair the clusters greedily by least l2 distance of their features, merge each pair, its feature
@@ -72,32 +72,68 @@ def structure_codes(latents: Tensor, child_order: str = "raster") -> Tensor:
     the parent's first position, and the code is a function of the partition. merge: in the order in which greedy
     matching takes the pairs; bit 0 is the child whose own halves are closer to each other. The last split has raster
     names in both, for its children are positions. Distances are taken in float32 or wider. Raises ValueError when L is
-    no power of two, a latent is not finite (a NaN has no nearest neighbour) or the order is none of CHILD_ORDERS.
+    no power of two, the order is none of CHILD_ORDERS, or a distance is not finite (a NaN has no nearest neighbour).
+    To look at that, the host waits for the device; a training looks at its loss in any case. checked=False: numbers
+    without finite distances count as 0, and nothing waits.
     """
     if child_order not in CHILD_ORDERS:
         raise ValueError(f"child order {child_order!r} is none of {', '.join(CHILD_ORDERS)}")
-    samples, positions, _ = latents.shape
-    last = last_stage(positions)
-    features = latents.detach()
-    if features.dtype in (torch.bfloat16, torch.float16):
-        features = features.float()
-    if not torch.isfinite(features).all():
-        raise ValueError("latents hold NaN or infinite values: their nearest neighbours are not defined")
-    codes = torch.zeros(samples, positions, dtype=torch.int64, device=latents.device)
-    cluster = torch.arange(positions, device=latents.device).expand(samples, positions)  # of each position, now
-    for bit in range(last):  # bit 0 is stage K, the last split
-        distances = pairwise_distances(features)
-        pairs = greedy_pairs(distances)  # (N, n/2, 2), lower index first, ordered by it: raster order of the merged
-        if child_order == "merge":
-            pairs = in_order_of_distance(pairs, distances)
-        merged = torch.empty(samples, features.shape[1], dtype=torch.int64, device=latents.device)
-        parent = torch.arange(pairs.shape[1], device=latents.device)[None, :, None].expand_as(pairs)
-        merged.scatter_(1, pairs.flatten(1), parent.flatten(1))
-        child_bit = torch.zeros_like(merged).scatter_(1, pairs[..., 1], 1)
-        codes |= child_bit.gather(1, cluster) << bit
+    last_stage(latents.shape[1])
+    values = latents.detach().to(torch.promote_types(latents.dtype, torch.float32))
+    # A distance is at most 4 e m^2, m the greatest magnitude; the other half is for rounding.
+    bound = (torch.finfo(values.dtype).max / (8 * values.shape[2])) ** 0.5
+    if not checked:
+        values = torch.where(values.abs() <= bound, values, 0.0)
+    elif not all(abs(end) <= bound for end in torch.stack(values.aminmax()).tolist()):
+        raise ValueError("latents hold NaN, infinite or far too large values: their nearest neighbours are not defined")
+    return torch.ops.nvg.structure_codes(values, child_order == "merge")
+
+
+def _structure_codes(features: Tensor, merge: bool) -> Tensor:
+    """The operation behind `structure_codes`: (N, L, e) float32 or wider, with finite distances -> (N, L) int64."""
+    samples, positions, _ = features.shape
+    codes = torch.zeros(samples, positions, dtype=torch.int64, device=features.device)
+    cluster = torch.arange(positions, device=features.device).expand(samples, positions)  # of each position, now
+    for bit in range(last_stage(positions)):  # bit 0 is stage K, the last split
+        partner, distances = greedy_partners(features)  # (N, n), (N, n, n)
+        index = torch.arange(partner.shape[1], device=features.device).expand_as(partner)
+        lower = torch.minimum(index, partner)
+        # The number of each one's pair, in raster order of the merged clusters: of their lower indices.
+        merged = (index < partner).cumsum(1).sub_(1).gather(1, lower)  # (N, n)
+        first = torch.empty_like(merged[:, ::2]).scatter_(1, merged, lower)  # (N, n/2), by number
+        if merge:  # pairs of equal distance keep their order
+            apart = distances.gather(2, partner[..., None])[..., 0]
+            order = apart.gather(1, first).sort(dim=1, stable=True).indices
+            first, merged = first.gather(1, order), positions_of_codes(order).gather(1, merged)
+        codes |= (index > partner).gather(1, cluster).long() << bit
         cluster = merged.gather(1, cluster)
-        features = (take(features, pairs[..., 0]) + take(features, pairs[..., 1])) / 2
+        features = (take(features, first) + take(features, partner.gather(1, first))) / 2
     return codes
+
+
+# One operation for torch.compile, whose graphs need not break at its rounds, and whose code does not round otherwise.
+_LIBRARY = torch.library.Library("nvg", "DEF")
+_LIBRARY.define("structure_codes(Tensor features, bool merge) -> Tensor")
+_LIBRARY.impl("structure_codes", _structure_codes, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("nvg::structure_codes", lib=_LIBRARY)
+def _shape_of_codes(features: Tensor, merge: bool) -> Tensor:
+    return features.new_empty(features.shape[:2], dtype=torch.int64)
+
+
+def greedy_partners(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The matching of the greedy rule "take the closest pair, take it out, go on", by squared l2 distance.
+
+    features: (N, n, e), n even, with finite distances (on a GPU n is a power of two). Returns each item's partner,
+    (N, n) int64, and the distances (N, n, n), infinite on the diagonal: the same on every device to the last bit.
+    """
+    if features.is_cuda:
+        from nvg.pairing_kernel import kernel_partners
+
+        return kernel_partners(features)
+    distances = pairwise_distances(features)
+    return matching(distances), distances
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -124,14 +160,14 @@ def pairwise_distances(features: Tensor) -> Tensor:
     return distances.permute(2, 0, 1)
 
 
-def greedy_pairs(distances: Tensor) -> Tensor:
-    """The matching of the greedy rule "take the closest pair, take it out, go on": (N, n, n) -> (N, n/2, 2) int64.
+def matching(distances: Tensor) -> Tensor:
+    """Each item's partner in the greedy matching: symmetric finite distances (N, n, n) -> (N, n) int64.
 
-    distances: symmetric. Rounds of mutual nearest neighbours: a pair whose members are each other's nearest among those
-    left stays so until greedy reaches it, whatever greedy takes before. Ties are ordered by (distance, lower index,
-    higher index); a row's nearest with ties to the lowest partner follows that same order, so each round takes exactly
-    greedy pairs and the closest pair of all is always among them: at most n/2 rounds, a handful for real latents.
-    Raises ValueError on distances that are not finite. Pairs come with the lower index first, ordered by it.
+    Rounds of mutual nearest neighbours: a pair whose members are each other's nearest among those left stays so until
+    greedy reaches it, whatever greedy takes before. Ties are ordered by (distance, lower index, higher index); a row's
+    nearest with ties to the lowest partner follows that same order, so each round takes exactly greedy pairs and the
+    closest pair of all is always among them: at most n/2 rounds, a handful for real latents. Raises ValueError on
+    distances that are not finite.
     """
     samples, count, _ = distances.shape
     left = distances.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)  # (n, n, N), as they lie in memory
@@ -143,26 +179,11 @@ def greedy_pairs(distances: Tensor) -> Tensor:
         partner = torch.where(mutual, nearest, partner)
         matched = partner >= 0
         if bool(matched.all()):
-            break
+            return partner.T.contiguous()
         taken = torch.zeros_like(left[0]).masked_fill_(matched, torch.inf)
         left += taken[:, None]
         left += taken[None]
-    else:
-        raise ValueError("distances between latents overflow float32: the latents are far too large")
-    partner = partner.T.contiguous()  # (N, n)
-    lower = (partner > index[:, 0]).nonzero()[:, 1].view(samples, count // 2)
-    return torch.stack((lower, partner.gather(1, lower)), dim=2)
-
-
-def in_order_of_distance(pairs: Tensor, distances: Tensor) -> Tensor:
-    """Pairs in the order in which the greedy rule takes them: by (distance, lower index, higher index).
-
-    pairs: (N, n/2, 2) as `greedy_pairs` gives them, of distances (N, n, n); returns (N, n/2, 2).
-    """
-    rows = take(distances, pairs[..., 0])  # (N, n/2, n)
-    apart = rows.gather(2, pairs[..., 1:])[..., 0]  # (N, n/2)
-    order = apart.sort(dim=1, stable=True).indices  # pairs of equal distance keep their order, by the lower index
-    return pairs.gather(1, order[..., None].expand_as(pairs))
+    raise ValueError("distances that are not finite have no greedy matching")
 
 
 def _nearest(distances: Tensor) -> Tensor:

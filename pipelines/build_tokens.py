@@ -14,11 +14,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from nvg import config as configuration
 from nvg.cluster import actors, blocks, device_of, set_threads, warn_of_small_store
@@ -32,7 +34,8 @@ from nvg.errors import ConfigError
 from pipelines.job import run_job
 
 WRITER_CPUS = 0.25  # a writing task waits for storage more than it computes
-CLUSTER_DISTANCES = 2**18  # of latents that are clustered together: 1,024 images of 16 positions, 4 of 256
+# Of latents that are clustered together: on a CPU 1,024 images of 16 positions, 4 of 256; on a GPU 1,024 of 256.
+CLUSTER_DISTANCES = {"cpu": 2**18, "cuda": 2**26}
 # The keys of the data section that decide on the rows of a part, besides the images themselves.
 PIXEL_KEYS = ("image_size", "channels", "resize", "crop_scale", "flip", "unit_images", "limit")
 
@@ -150,54 +153,84 @@ class Encode:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         size, channels = self.tokenizer.config.image_size, self.tokenizer.config.channels
         images = np.frombuffer(row.pop("images"), np.uint8).reshape(-1, size, size, channels)
-        seconds = dict.fromkeys(("encoder", "clustering", "quantization", "features"), 0.0)
-        latents, features = self._look(images, seconds)
-        content, structure = self._tokenize(latents, seconds)
-        row |= {"content": _bytes(content), "structure": _bytes(structure), "features": _bytes(features)}
+        clock = Stopwatch(self.device)
+        latents, features = self._look(images, clock)
+        content, structure = self._tokenize(latents, clock)
+        seconds = clock.seconds(("encoder", "clustering", "quantization", "features"))  # waits: all is there
+        row |= {
+            "content": _bytes(content, np.uint16),
+            "structure": _bytes(structure, np.uint16),
+            "features": _bytes(features, np.float16),
+        }
         return row | {f"seconds_{name}": value for name, value in seconds.items()} | {"node": self.node}
 
-    def _look(self, images: np.ndarray, seconds: dict[str, float]) -> tuple[list[torch.Tensor], list[np.ndarray]]:
-        """Latents and, for alignment, features of the images, batch by batch."""
+    def _look(self, images: np.ndarray, clock: Stopwatch) -> tuple[list[Tensor], list[Tensor]]:
+        """Latents and, for alignment, features of the images, batch by batch; the features are on their way here."""
         latents, features = [], []
         for first in range(0, len(images), self.batch):
-            start = self._clock()
-            batch = to_float(images[first : first + self.batch].copy()).to(self.device)
-            latents.append(self.tokenizer.latents(batch))
-            encoded = self._clock()
+            batch = torch.from_numpy(images[first : first + self.batch].copy())
+            if self.device.type == "cuda":  # a GPU copies from page-locked memory while the host goes on
+                batch = batch.pin_memory().to(self.device, non_blocking=True)
+            pixels = to_float(batch)
+            latents.append(self.tokenizer.latents(pixels))
+            clock.lap("encoder")
             if self.features is not None:
-                features.append(self.features(batch, self.tokenizer.config.grid).cpu().numpy().astype(np.float16))
-            seconds["encoder"] += encoded - start
-            seconds["features"] += self._clock() - encoded
+                features.append(self._to_host(self.features(pixels, self.tokenizer.config.grid)))
+                clock.lap("features")
         return latents, features
 
-    def _tokenize(
-        self, latents: list[torch.Tensor], seconds: dict[str, float]
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Content tokens of all stages and structure codes, batch by batch."""
+    def _tokenize(self, latents: list[Tensor], clock: Stopwatch) -> tuple[list[Tensor], list[Tensor]]:
+        """Content tokens of all stages and structure codes, batch by batch, on their way here."""
         quantizer = self.tokenizer.quantizer
-        # Many small latents are clustered at once, so that the start of a kernel takes a small part of the time.
-        together = max(self.batch, CLUSTER_DISTANCES // self.tokenizer.config.positions**2)
+        # Many latents are clustered at once: the start of a kernel is a small part, and a GPU has enough to do.
+        together = max(self.batch, CLUSTER_DISTANCES[self.device.type] // self.tokenizer.config.positions**2)
         content, structure = [], []
         for batch in torch.cat(latents).split(together) if latents else ():
-            start = self._clock()
             codes = quantizer.structure_codes(batch)
-            clustered = self._clock()
-            sequence = quantizer.tokenize(batch, codes)
-            quantized = self._clock()
-            structure.append(codes.cpu().numpy().astype(np.uint16))
-            content.append(sequence.flat_content().cpu().numpy().astype(np.uint16))
-            seconds["clustering"] += clustered - start
-            seconds["quantization"] += quantized - clustered
+            clock.lap("clustering")
+            content.append(self._to_host(quantizer.tokenize(batch, codes).flat_content()))
+            structure.append(self._to_host(codes))
+            clock.lap("quantization")
         return content, structure
 
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
+    @staticmethod
+    def _to_host(values: Tensor) -> Tensor:
+        """A copy into page-locked memory, there once the stopwatch is read; on a CPU the tensor itself."""
+        return values.to("cpu", non_blocking=True)
+
+
+class Stopwatch:
+    """Seconds of each part of a work. On a GPU it has the GPU's own time, and nothing waits before it is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.names: list[str] = []
+        self.marks = [self._mark()]
+
+    def _mark(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def lap(self, name: str) -> None:
+        """The work since the last lap was this part's."""
+        self.names.append(name)
+        self.marks.append(self._mark())
+
+    def seconds(self, names: Sequence[str]) -> dict[str, float]:
+        """The sum of each part's laps, 0 where it had none. Waits until the work is done."""
+        total = dict.fromkeys(names, 0.0)
+        if self.cuda:
             torch.cuda.synchronize()
-        return time.perf_counter()
+        for name, (start, end) in zip(self.names, pairwise(self.marks), strict=True):
+            total[name] += start.elapsed_time(end) / 1e3 if self.cuda else end - start
+        return total
 
 
-def _bytes(arrays: Sequence[np.ndarray]) -> bytes:
-    return b"".join(array.tobytes() for array in arrays)
+def _bytes(values: Sequence[Tensor], dtype: type[np.generic]) -> bytes:
+    return b"".join(one.numpy().astype(dtype).tobytes() for one in values)
 
 
 class Write:

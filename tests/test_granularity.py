@@ -59,8 +59,8 @@ def test_pairs_of_many_equal_distances_are_those_of_the_greedy_rule():
     upper = torch.randint(0, 4, (200, 12, 12), generator=rng).float().triu(1)
     distances = upper + upper.transpose(1, 2)
     distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    for pairs, one in zip(granularity.greedy_pairs(distances), distances, strict=True):
-        assert [tuple(pair) for pair in pairs.tolist()] == sorted(sequential_pairs(one))
+    for partner, one in zip(granularity.matching(distances).tolist(), distances, strict=True):
+        assert [(a, b) for a, b in enumerate(partner) if a < b] == sorted(sequential_pairs(one))
 
 
 @pytest.mark.parametrize("stages", range(2, 11))
@@ -251,12 +251,57 @@ def test_a_number_of_positions_that_is_no_power_of_two_is_refused(positions):
         structure_codes(torch.zeros(1, positions, 2))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_latents_without_finite_distances_are_refused(value):
-    z = torch.zeros(1, 4, 2)
-    z[0, 1, 0] = value
-    z[0, 2, 0] = -1.0 if value != value or value == float("inf") else -value
-    with pytest.raises(ValueError, match="finite|overflow|nearest"):
+def not_finite(value, dtype=torch.float32):
+    """Latents of four positions, of which the distances of two are not finite."""
+    z = torch.zeros(1, 4, 2, dtype=dtype)
+    z[0, 1:3, 0] = torch.tensor([value, -value], dtype=dtype)
+    return z
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3e38])
+def test_latents_without_finite_distances_are_refused(value, dtype):
+    z = not_finite(1e308 if dtype == torch.float64 and value == 3e38 else value, dtype)
+    with pytest.raises(ValueError, match="latents hold NaN, infinite or far too large values"):
+        structure_codes(z)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3e38])
+def test_unchecked_they_count_as_0_and_leave_complete_codes(value):
+    z = not_finite(value)
+    codes = structure_codes(z, checked=False)
+    assert torch.equal(codes.sort(dim=1).values, torch.arange(4)[None])
+    assert torch.equal(codes, structure_codes(z.where(z.abs() < 1e30, 0.0)))
+
+
+def test_the_greatest_latents_that_are_taken_have_finite_distances():
+    for width in (1, 3, 32):
+        bound = (torch.finfo(torch.float32).max / (8 * width)) ** 0.5
+        z = torch.full((1, 4, width), 0.999 * bound)
+        z[0, 1::2] *= -1.0
+        distances = granularity.pairwise_distances(z)
+        assert (distances.isfinite() | torch.eye(4, dtype=torch.bool)).all()
+        assert structure_codes(z).tolist() == [[0, 2, 1, 3]]
+
+
+def test_a_matching_of_distances_that_are_not_finite_is_refused():
+    with pytest.raises(ValueError, match="no greedy matching"):
+        granularity.matching(torch.full((1, 4, 4), torch.inf))
+
+
+@pytest.mark.parametrize("order", granularity.CHILD_ORDERS)
+def test_under_torch_compile_the_clustering_is_one_operation_of_one_graph(order):
+    torch._dynamo.reset()
+    z = torch.randn(3, 16, 4, generator=torch.Generator().manual_seed(0)).round()
+    whole = torch.compile(structure_codes, dynamic=False, fullgraph=True, backend="aot_eager")
+    assert torch.equal(whole(z, order, checked=False), structure_codes(z, order))
+
+
+def test_unchecked_nothing_of_the_clustering_is_read_from_the_device():
+    """The meta device has no numbers: reading one raises there. (The kernel: tests/test_pairing_kernel.py.)"""
+    z = torch.empty(3, 16, 4, device="meta")
+    assert structure_codes(z, checked=False).shape == (3, 16)
+    with pytest.raises((RuntimeError, NotImplementedError)):
         structure_codes(z)
 
 

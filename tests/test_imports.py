@@ -20,6 +20,7 @@ PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("nvg", 
 FLOORS = (
     "nvg.errors",
     "nvg.config",
+    "nvg.pairing_kernel",
     "nvg.granularity",
     "nvg.autoencoder",
     "nvg.generator",
@@ -50,7 +51,7 @@ FLOORS = (
     "tests",
 )
 NEIGHBOURS = ("nvg.training", "nvg.evaluation", "nvg.serving")  # they do not know each other
-SCIENCE = ("nvg.errors", "nvg.config", "nvg.granularity", "nvg.autoencoder", "nvg.generator")
+SCIENCE = ("nvg.errors", "nvg.config", "nvg.pairing_kernel", "nvg.granularity", "nvg.autoencoder", "nvg.generator")
 # Overrides of these need no docstring: the interface that a class derives from has it.
 INTERFACE = {
     "forward",  # torch.nn.Module
@@ -132,7 +133,7 @@ def test_no_file_of_tests_is_imported() -> None:
 
 
 def test_the_science_imports_torch_alone() -> None:
-    known = {*sys.stdlib_module_names, "torch", "numpy"}
+    known = {*sys.stdlib_module_names, "torch", "numpy", "triton"}  # triton comes with torch where that is for GPUs
     readers = ("nvg.config.loading", "nvg.config.text")  # they bring OmegaConf and YAML on first use
     for name, path in MODULES.items():
         if name in readers or package(name) not in SCIENCE:
@@ -155,6 +156,7 @@ def test_the_science_needs_torch_alone() -> None:
     found = loaded("import nvg.granularity, nvg.autoencoder, nvg.generator")
     assert "torch" in found
     heavy = {"ray", "mlflow", "omegaconf", "fsspec", "PIL", "pyarrow", "transformers", "nvg.storage", "nvg.data"}
+    heavy |= {"triton", "sympy"}  # a GPU's, and torch.compile's
     assert not heavy & found
 
 

@@ -27,7 +27,8 @@ from nvg.granularity import (
 )
 
 BLOCK = 32  # entries whose least distance is compared before the entries themselves
-CACHED_DISTANCES = 2**20  # 4 MB
+CACHED_DISTANCES = 2**20  # on a CPU at a time: 4 MB, which its cache holds; twice as fast
+DEVICE_DISTANCES = 2**28  # on a GPU at a time: 1 GB
 
 
 @dataclass
@@ -89,8 +90,8 @@ class GranularityQuantizer(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """Indices of the nearest entries in l2: (..., e) -> (...) int64."""
         flat = vectors.reshape(-1, vectors.shape[-1])
-        # On a CPU, as many at a time as keep their distances in its cache: twice as fast.
-        rows = max(1, CACHED_DISTANCES // self.codebook.shape[0]) if flat.device.type == "cpu" else flat.shape[0]
+        together = CACHED_DISTANCES if flat.device.type == "cpu" else DEVICE_DISTANCES
+        rows = max(1, together // self.codebook.shape[0])
         tokens = torch.cat([first_least(self._squared_distances(chunk)) for chunk in flat.split(rows)])
         return tokens.view(vectors.shape[:-1])
 
@@ -130,7 +131,8 @@ class GranularityQuantizer(nn.Module):
         learns. entropy: also compute the entropy term. Both hold a (N * 2^i, V) matrix per stage.
         """
         latents = latents.float()
-        codes = self.structure_codes(latents)
+        # A latent that is not finite makes a loss that is not, which ends a training: no need to wait and look here.
+        codes = structure_codes(latents, self.child_order, checked=False)
         canvas = torch.zeros_like(latents)
         content, residual_means = [], []
         commitment = codebook_loss = entropy_term = latents.new_zeros(())

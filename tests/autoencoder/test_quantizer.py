@@ -93,6 +93,31 @@ def test_training_and_encoding_agree(quantizer, latents):
     torch.testing.assert_close(output.residual_means[:3], latents.mean(dim=1))  # stage 0: one cluster
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_training_pass_is_one_graph_of_the_eager_values_and_gradients(quantizer, latents, soft):
+    torch._dynamo.reset()
+    results = []
+    for run in (quantizer, torch.compile(quantizer, dynamic=False, fullgraph=True, backend="aot_eager")):
+        quantizer.zero_grad()
+        z = latents.clone().requires_grad_()
+        output = run(z, soft=soft, entropy=soft)
+        (output.canvas.square().sum() + output.commitment + output.codebook_loss + output.entropy).backward()
+        gradients = [z.grad, *(parameter.grad for parameter in quantizer.parameters())]
+        results.append([output.sequence.codes, output.sequence.flat_content(), output.canvas.detach(), *gradients])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_latents_that_are_not_finite_make_a_training_loss_that_is_not_and_no_tokens(quantizer, latents, value):
+    """Training looks at its loss, and does not wait for the latents' numbers."""
+    latents[1, 3, 2], latents[1, 4, 2] = value, -value
+    output = quantizer(latents)
+    assert not (output.commitment + output.codebook_loss).isfinite()
+    with pytest.raises(ValueError, match="latents hold NaN"):
+        quantizer.encode(latents)
+
+
 def test_losses_are_the_mean_squared_distances_over_the_stages(quantizer, latents):
     output = quantizer(latents)
     canvases = quantizer.canvases(output.sequence)[1:]

@@ -1,0 +1,83 @@
+"""Which form of encoder and decoder is the fastest on this machine? Images a second, random weights, no gradients.
+
+    python -m benchmarks.autoencoder_forms [--config conf/imagenet_d16.yaml] [--images 32] [--device cuda] [--rounds 5]
+
+Forms: float32, TF32 (on a GPU) or bfloat16 (autocast); weights and images as they are or channels-last; eager or
+compiled. Forms take turns within each round; the figure is of the median. "levels" is the greatest difference of a
+decoded pixel from float32, eager, as it is, in levels of 255: a form of the decoder that moves one by more than 1
+changes pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import median_seconds
+from nvg import config as configuration
+from nvg.autoencoder import Autoencoder
+
+
+def call(module: nn.Module, inputs: Tensor, precision: str) -> Tensor:
+    """One pass in a precision, done when this returns."""
+    device = inputs.device
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        result: Tensor = module(inputs)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result
+
+
+def forms(module: nn.Module, inputs: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """A pass of every form by name, the plain one first."""
+    precisions = ("float32", "tf32", "bfloat16") if inputs.is_cuda else ("float32", "bfloat16")
+    variants: dict[str, Callable[[], Tensor]] = {}
+    for precision, last, compiled in itertools.product(precisions, (False, True), (False, True)):
+        layout = torch.channels_last if last else torch.contiguous_format
+        network = copy.deepcopy(module).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs
+        if compiled:
+            network.compile(dynamic=False)
+        name = ", ".join([precision, *["channels-last"] * last, *["compiled"] * compiled])
+        variants[name] = partial(call, network, inputs.contiguous(memory_format=layout), precision)
+    return variants
+
+
+def levels(canvas_image: Tensor, plain: Tensor) -> int:
+    """The greatest difference of a pixel, in levels of 255."""
+    pixels = [((image.float().clamp(-1, 1) + 1) * 127.5).round() for image in (canvas_image, plain)]
+    return int((pixels[0] - pixels[1]).abs().max())
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default="conf/imagenet_d16.yaml")
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    sizes = configuration.load(arguments.config).tokenizer
+    torch.manual_seed(0)
+    model = Autoencoder(sizes).eval().requires_grad_(False).to(arguments.device)
+    images = torch.rand(arguments.images, sizes.channels, *[sizes.image_size] * 2, device=arguments.device) * 2 - 1
+    for name, module in (("encoder", model.encoder), ("decoder", model.decoder)):
+        inputs = images if name == "encoder" else model.encoder(images)
+        with torch.inference_mode():
+            variants = forms(module, inputs)
+            outputs = {form: run() for form, run in variants.items()}  # compiles
+            seconds = median_seconds(variants, arguments.rounds)
+        plain = outputs["float32"]
+        for form, taken in seconds.items():
+            moved = f"{levels(outputs[form], plain):4d} levels" if name == "decoder" else ""
+            print(f"{name:<9}{form:<36}{arguments.images / taken:10.1f} images/s {moved}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
