@@ -48,11 +48,16 @@ def parameters(module: nn.Module) -> int:
 
 
 def row_bytes(config: Config) -> int:
-    """Bytes of a token row before compression, without its image_id: content, structure, label, view and features."""
+    """Bytes of a token row before compression, without its image_id: content, structure, label, view and, where the
+    set has features, their checksum. The features themselves are `feature_bytes`."""
     positions = config.tokenizer.positions
     structure = positions * (1 if config.tokenizer.last_stage <= 8 else 2)
-    features = 2 * positions * config.repa.feature_width if config.repa.weights is not None else 0
-    return 2 * (2 * positions - 1) + structure + 2 + 1 + features
+    return 2 * (2 * positions - 1) + structure + 2 + 1 + (4 if config.repa.weights is not None else 0)
+
+
+def feature_bytes(config: Config) -> int:
+    """Bytes of the alignment features of a row, which stand in a file beside the tokens; 0 without any."""
+    return 2 * config.tokenizer.positions * config.repa.feature_width if config.repa.weights is not None else 0
 
 
 def forward_flops(config: Config) -> dict[str, int]:
@@ -121,7 +126,7 @@ def describe(config: Config) -> list[str]:
         f"{tokenizer.grid}² × {tokenizer.code_width}, V = {tokenizer.codebook_size}",
         str(tokenizer.last_stage + 1),
         str(2 * tokenizer.positions - 1),
-        f"{row_bytes(config):,}",
+        f"{row_bytes(config) + feature_bytes(config):,}",
         _millions(parameters(models.autoencoder)),
         f"d{config.content.depth}, {_millions(content)}",
         f"d{config.structure.depth}, {_millions(parameters(models.structure))}",
