@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,10 +60,13 @@ def feature_bytes(config: Config) -> int:
     return 2 * config.tokenizer.positions * config.repa.feature_width if config.repa.weights is not None else 0
 
 
-def forward_flops(config: Config) -> dict[str, int]:
+PASSES = ("encoder", "decoder", "content", "structure")
+
+
+def forward_flops(config: Config, passes: Iterable[str] = PASSES) -> dict[str, int]:
     """Floating-point operations of forward passes of one image, a multiply-add being two: matrix products, convolutions
-    and attention. Keys: encoder, decoder, and content and structure, of which it is one pass at each of their stages:
-    0 ... K of the content, 1 ... K-1 of the structure."""
+    and attention. Of content and structure it is one pass at each of their stages: 0 ... K of the content, 1 ... K-1 of
+    the structure."""
     models = build_on_meta(config)
     tokenizer = config.tokenizer
     with torch.device("meta"):
@@ -84,12 +87,13 @@ def forward_flops(config: Config) -> dict[str, int]:
         times, count = noisy.new_empty(1, len(stages)), len(stages)
         models.structure([noisy] * count, times, [canvas] * count, codes, label, label.new_tensor(list(stages)), tables)
 
-    return {
-        "encoder": _count(lambda: models.autoencoder.latents(image)),
-        "decoder": _count(lambda: models.autoencoder.decode_canvas(canvas)),
-        "content": _count(content),
-        "structure": _count(structure),
+    calls: dict[str, Callable[[], object]] = {
+        "encoder": lambda: models.autoencoder.latents(image),
+        "decoder": lambda: models.autoencoder.decode_canvas(canvas),
+        "content": content,
+        "structure": structure,
     }
+    return {name: _count(calls[name]) for name in passes}
 
 
 def _count(run: Callable[[], object]) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, DistillConfig, TrainConfig
+from nvg.describe import forward_flops
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.granularity import GranularitySequence
 from nvg.training.ema import EMA
@@ -98,6 +99,9 @@ class GeneratorTask(Task):
     def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         sequence = GranularitySequence.from_flat(batch["codes"], batch["content"])
         return self.generators(sequence, batch["labels"], rng, batch.get("features"))
+
+    def flops(self) -> float:
+        return 3.0 * sum(forward_flops(self.config, self.modules).values())
 
     @torch.no_grad()
     def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
