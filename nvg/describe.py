@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,17 +48,25 @@ def parameters(module: nn.Module) -> int:
 
 
 def row_bytes(config: Config) -> int:
-    """Bytes of a token row before compression, without its image_id: content, structure, label, view and features."""
+    """Bytes of a token row before compression, without its image_id: content, structure, label, view and, where the
+    set has features, their checksum. The features themselves are `feature_bytes`."""
     positions = config.tokenizer.positions
     structure = positions * (1 if config.tokenizer.last_stage <= 8 else 2)
-    features = 2 * positions * config.repa.feature_width if config.repa.weights is not None else 0
-    return 2 * (2 * positions - 1) + structure + 2 + 1 + features
+    return 2 * (2 * positions - 1) + structure + 2 + 1 + (4 if config.repa.weights is not None else 0)
 
 
-def forward_flops(config: Config) -> dict[str, int]:
+def feature_bytes(config: Config) -> int:
+    """Bytes of the alignment features of a row, which stand in a file beside the tokens; 0 without any."""
+    return 2 * config.tokenizer.positions * config.repa.feature_width if config.repa.weights is not None else 0
+
+
+PASSES = ("encoder", "decoder", "content", "structure")
+
+
+def forward_flops(config: Config, passes: Iterable[str] = PASSES) -> dict[str, int]:
     """Floating-point operations of forward passes of one image, a multiply-add being two: matrix products, convolutions
-    and attention. Keys: encoder, decoder, and content and structure, of which it is one pass at each of their stages:
-    0 ... K of the content, 1 ... K-1 of the structure."""
+    and attention. Of content and structure it is one pass at each of their stages: 0 ... K of the content, 1 ... K-1 of
+    the structure."""
     models = build_on_meta(config)
     tokenizer = config.tokenizer
     with torch.device("meta"):
@@ -79,12 +87,13 @@ def forward_flops(config: Config) -> dict[str, int]:
         times, count = noisy.new_empty(1, len(stages)), len(stages)
         models.structure([noisy] * count, times, [canvas] * count, codes, label, label.new_tensor(list(stages)), tables)
 
-    return {
-        "encoder": _count(lambda: models.autoencoder.latents(image)),
-        "decoder": _count(lambda: models.autoencoder.decode_canvas(canvas)),
-        "content": _count(content),
-        "structure": _count(structure),
+    calls: dict[str, Callable[[], object]] = {
+        "encoder": lambda: models.autoencoder.latents(image),
+        "decoder": lambda: models.autoencoder.decode_canvas(canvas),
+        "content": content,
+        "structure": structure,
     }
+    return {name: _count(calls[name]) for name in passes}
 
 
 def _count(run: Callable[[], object]) -> int:
@@ -121,7 +130,7 @@ def describe(config: Config) -> list[str]:
         f"{tokenizer.grid}² × {tokenizer.code_width}, V = {tokenizer.codebook_size}",
         str(tokenizer.last_stage + 1),
         str(2 * tokenizer.positions - 1),
-        f"{row_bytes(config):,}",
+        f"{row_bytes(config) + feature_bytes(config):,}",
         _millions(parameters(models.autoencoder)),
         f"d{config.content.depth}, {_millions(content)}",
         f"d{config.structure.depth}, {_millions(parameters(models.structure))}",

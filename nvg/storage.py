@@ -254,6 +254,14 @@ def read_bytes(path: str) -> bytes:
         return system.cat_file(name)
 
 
+def read_range(path: str, start: int, length: int) -> bytes:
+    """`length` bytes of a file from `start` on, in one request; fewer where the file ends before. Raises
+    FileNotFoundError naming it."""
+    with _asking(path):
+        system, name = _resolve(path)
+        return system.cat_file(name, start=start, end=start + length)
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file atomically, making its folder."""
     if is_local(path):

@@ -27,6 +27,7 @@ from nvg.artifacts.files import read_tensors
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config
 from nvg.data import ImageSource, tokens
+from nvg.data.features import CHECKSUM, features_file, read_features
 from nvg.data.images import to_float
 from nvg.data.stream import read_pieces
 from nvg.evaluation.reconstruction import code_counts, codebook_use, mean_squared_error, psnr
@@ -38,6 +39,7 @@ LEAST_PSNR = 10.0  # dB of a reconstruction: a picture of its mean colour alone 
 LEAST_EQUAL = 0.95  # share of tokens that encoding again gives: another batch size flips near-ties, and what follows
 MOST_BROKEN = 0.01  # share of images in quarantine
 MOST_ONE_TOKEN = 0.9  # share of the most frequent token: above, the codebook has collapsed
+FEATURE_ROWS = 64  # that are read together: 25 MB at the full size
 Steps = Mapping[str, Callable[[], str]]
 
 
@@ -110,10 +112,13 @@ def read_contents(path: str, view: int, form: tokens.TokenFormat, *, raster_name
     outside = (content >= form.codebook_size).any(1) | (codes >= form.positions).any(1)
     halved = (codes.sort(dim=1).values == torch.arange(form.positions)).all(1)
     misnamed = misnamed_children(codes[halved]) if raster_names else torch.zeros(0, dtype=torch.bool)
+    wrong_features = np.zeros(len(codes), bool)
+    if form.feature_shape is not None:
+        wrong_features = ~finite_features(path, arrays[CHECKSUM], form.feature_shape)
     faults = {
         "of another view than their part": table["view"].to_numpy() != view,
         "with a token not below V or a code not below 2^K": outside,
-        "with features that are not finite": ~np.isfinite(arrays.get("features", np.zeros((0, 1)))).all(1),
+        "with features that are not finite": wrong_features,
         "with splits that are not halves": ~halved,
         "that name children otherwise than by raster order": misnamed,
     }
@@ -125,6 +130,15 @@ def read_contents(path: str, view: int, form: tokens.TokenFormat, *, raster_name
         Counter({name: int(wrong.sum()) for name, wrong in faults.items()}),
         code_counts(GranularitySequence.from_flat(codes[~outside], content[~outside]), form.codebook_size),
     )
+
+
+def finite_features(part: str, checksums: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Which rows of a part have features that are finite: bool (n,). Raises DataError where one is damaged."""
+    finite = np.zeros(len(checksums), bool)
+    for first in range(0, len(finite), FEATURE_ROWS):
+        rows = slice(first, first + FEATURE_ROWS)
+        finite[rows] = np.isfinite(read_features(part, first, checksums[rows], shape)).all((1, 2))
+    return finite
 
 
 def misnamed_children(codes: Tensor) -> Tensor:
@@ -218,7 +232,8 @@ class TokenChecks:
         units = len(self.images[0].units) if self.images else 1 + max((unit for unit, _ in self.parts), default=-1)
         expected = {(unit, view) for unit in range(units) for view in range(self.metadata["views"])}
         files = {path for paths in self.parts.values() for path in paths}
-        extra = set(storage.list_files(self.folder, (".parquet",))) - files
+        features = {features_file(path) for path in files if self.form.feature_shape is not None}
+        extra = set(storage.list_files(self.folder, (".parquet", ".npy"))) - files - features
         faults = [f"(unit, view) {key} is missing" for key in sorted(expected - set(self.parts))]
         faults += [f"(unit, view) {key} does not belong" for key in sorted(set(self.parts) - expected)]
         names = sorted(PurePosixPath(path).name for path in extra)

@@ -24,6 +24,7 @@ FLOORS = (
     "nvg.granularity",
     "nvg.autoencoder",
     "nvg.generator",
+    "nvg.describe",
     "nvg.storage",
     "nvg.frozen",
     "nvg.tracking",
@@ -38,7 +39,6 @@ FLOORS = (
     "nvg.evaluation",
     "nvg.serving",
     "nvg.verify",
-    "nvg.describe",
     "nvg",  # the public face
     "pipelines",
     "nvg.sample",
@@ -56,7 +56,16 @@ SCIENCE = ("nvg.errors", "nvg.config", "nvg.pairing_kernel", "nvg.granularity", 
 INTERFACE = {
     "forward",  # torch.nn.Module
     *("read", "count", "fingerprint"),  # nvg.data.records.ImageSource
-    *("lr", "batches", "loss", "begin", "before_optimizers", "after_step", "preview"),  # nvg.training.task.Task
+    *(
+        "lr",
+        "batches",
+        "loss",
+        "begin",
+        "before_optimizers",
+        "after_step",
+        "flops",
+        "preview",
+    ),  # nvg.training.task.Task
 }
 
 

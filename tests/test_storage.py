@@ -33,6 +33,15 @@ def test_what_is_written_is_read_listed_and_removed(root):
     assert not storage.exists(storage.join(root, "a", "b.bin")) and storage.list_files(root) == []
 
 
+def test_a_range_of_a_file_is_read_and_ends_with_the_file(root):
+    path = storage.join(root, "a.bin")
+    storage.write_bytes(path, b"0123456789")
+    assert storage.read_range(path, 3, 4) == b"3456"
+    assert storage.read_range(path, 8, 4) == b"89"
+    with pytest.raises(FileNotFoundError, match="b.bin"):
+        storage.read_range(storage.join(root, "b.bin"), 0, 1)
+
+
 def test_a_folder_appears_whole_and_replaces_an_older_one(root):
     target = storage.join(root, "artifact")
     for text in ("old", "new"):

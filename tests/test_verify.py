@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from nvg.artifacts import models
 from nvg.artifacts.files import checksum
 from nvg.autoencoder import Autoencoder
 from nvg.data import open_source, tokens
+from nvg.data.features import checksums, write_features
 from nvg.data.stream import read_view
 from nvg.data.tokens import finish, part_name, read_part, write_part
 from nvg.errors import DataError, StorageError
@@ -31,7 +33,7 @@ from tests.support.toy_config import toy_config
 pytestmark = pytest.mark.slow
 
 SHIPPED = models.ASSETS / "fashion-mnist"
-PART = "part-000001-view1.parquet"
+PART, NPY = "part-000001-view1.parquet", "part-000001-view1.npy"
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +265,45 @@ def test_no_flipped_byte_changes_the_rows_that_a_part_gives(copy):
         except DataError:
             caught += 1
     assert caught > 30
+
+
+@pytest.fixture
+def with_features(copy):
+    """The tokens' folder, with alignment features."""
+    folder, _ = copy
+    form = replace(tokens.metadata_format(tokens.read_metadata(str(folder)), str(folder)), feature_width=2)
+    for path in sorted(folder.glob("part-*.parquet")):
+        table = pq.read_table(path)
+        columns = {name: np.array(table[name].to_pylist()) for name in ("label", "content", "structure")}
+        features = np.random.default_rng(0).standard_normal((table.num_rows, 2 * form.positions)).astype(np.float16)
+        columns |= {"image_id": table["image_id"].to_pylist(), "features": features}
+        write_part(str(folder), form, path.name, table["view"][0].as_py(), columns, [])
+    metadata(feature_width=2)(folder)
+    return folder
+
+
+def not_finite(folder):
+    features = np.load(folder / NPY)
+    features[3, 2, 1] = np.nan
+    write_features(str(folder / PART), features, features.shape[1:])
+    rewrite(folder / PART, lambda columns: columns.update(features_crc32=checksums(features).tolist()))
+
+
+FEATURE_FAULTS = {
+    "not finite": (not_finite, "with features that are not finite"),
+    "cut": (lambda folder: (folder / NPY).write_bytes((folder / NPY).read_bytes()[:-1]), "is damaged"),
+    "missing": (lambda folder: (folder / NPY).unlink(), "is missing: remove"),
+    "of no part": (lambda folder: shutil.copy(folder / NPY, folder / "part-000099-view0.npy"), "part-000099-view0.npy"),
+}
+
+
+@pytest.mark.parametrize("fault", FEATURE_FAULTS)
+def test_features_are_checked_with_their_parts(with_features, capsys, fault):
+    assert verify.main([str(with_features)]) == 0, capsys.readouterr().out
+    harm, message = FEATURE_FAULTS[fault]
+    harm(with_features)
+    capsys.readouterr()
+    assert verify.main([str(with_features)]) == 1 and message in capsys.readouterr().out
 
 
 def test_a_store_that_cannot_be_listed_fails_the_checks_that_need_it(copy, monkeypatch):

@@ -3,9 +3,9 @@
     python -m benchmarks.capacity.training_cost [--gpus 8 32 64] [--utilization 0.4] [--network-gb-s 30] ...
 
 Counted, on torch's meta device: operations of a training step (the real losses, forward and backward) and how
-many the host starts for it, parameters, bytes of a token row. Everything else is a field of `Assumptions`: an option,
-with its default and where that comes from in --help and in the table that is printed. Prints the tables of
-docs/reports/training_cost.md; --measure prints what this machine can measure of the assumptions.
+many the host starts for it, parameters, bytes of a token row and of its features. Everything else is a field of
+`Assumptions`: an option, with its default and where that comes from in --help and in the table that is printed. Prints
+the tables of docs/reports/training_cost.md; --measure prints what this machine can measure of the assumptions.
 
 A step: busy = max(compute + update, launches); total = max(busy + exposed all-reduce, reading). Functions give seconds,
 bytes or dollars, as their docstrings say; a GB is 10^9 bytes.
@@ -34,8 +34,8 @@ from benchmarks.common import Counter
 from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config
-from nvg.data.stream import shuffled
-from nvg.describe import forward_flops, parameters, row_bytes
+from nvg.data.features import CHECKSUM, FETCHERS, checksums, with_features, write_features
+from nvg.describe import feature_bytes, forward_flops, parameters, row_bytes
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.granularity import GranularitySequence
 from nvg.training.checkpoint import save_checkpoint
@@ -74,7 +74,8 @@ class Assumptions:
     stream_rows_s: float = assumed(
         51285, "token rows a second of a worker's stream: measured, docs/reports/benchmarks_parts.md"
     )
-    stream_gb_s: float = assumed(1.1, "wide token rows that a worker's stream mixes: measured, --measure")
+    fetch_gb_s: float = assumed(0.6, "features that a worker fetches, checks and copies: measured, --measure")
+    request_ms: float = assumed(50, "a request to the object store, of a row's features: assumed")
     decode_ms: float = assumed(
         4.06, "a core's time for an antialiased view of a JPEG: measured, benchmarks/capacity/scale_estimate.py"
     )
@@ -100,6 +101,7 @@ class Counts:
     ops: float  # operations that the host starts for a slice, whatever its images
     parameters: int  # whose gradients are exchanged
     item_bytes: int  # of an image or token row as it is read
+    feature_bytes: int = 0  # of the alignment features of a row
     tf32: bool = False  # computed in TF32 (precision: float32), not in bfloat16
 
 
@@ -131,7 +133,7 @@ def generator_counts(path: str, *settings: str) -> Counts:
         part.backbone.gradient_checkpointing = config.train.gradient_checkpointing
     draws = torch.Generator().manual_seed(0)
     total, forward, ops = _count(images, lambda: both(sequence, labels, draws, features)[0])
-    return Counts(total, 1 - forward / total, ops, parameters(both), row_bytes(config))
+    return Counts(total, 1 - forward / total, ops, parameters(both), row_bytes(config), feature_bytes(config))
 
 
 @functools.cache
@@ -169,7 +171,7 @@ def tokenizer_counts(path: str, image_kb: float) -> Counts:
     total, forward, ops = (share * a + (1 - share) * b for a, b in zip(plain, whole, strict=True))
     learned = parameters(autoencoder) + parameters(discriminator.heads)
     tf32 = settings.precision == "float32"
-    return Counts(total, 1 - forward / total, ops, learned, round(image_kb * 1e3), tf32)
+    return Counts(total, 1 - forward / total, ops, learned, round(image_kb * 1e3), tf32=tf32)
 
 
 @functools.cache
@@ -226,12 +228,14 @@ def exposed_seconds(all_reduce: float, last_backward: float, a: Assumptions) -> 
 
 
 def token_reading_seconds(counts: Counts, batch: int, gpus: int, a: Assumptions) -> float:
-    """Seconds a step until a worker has its tokens. Every worker streams all rows of the batch (nvg/data/stream.py):
-    the workers of a node share its network, and each mixes the rows by itself."""
-    together = min(gpus, a.gpus_per_node)
-    network = counts.item_bytes * together / (a.storage_gb_s * 1e9)
-    stream = 1 / a.stream_rows_s + counts.item_bytes / (a.stream_gb_s * 1e9)
-    return batch * max(network, stream)
+    """Seconds a step until a worker has its tokens. Every worker streams the tokens of the whole batch
+    (nvg/data/stream.py) and fetches the features of its own rows (nvg/data/features.py), one beside the other: the
+    workers of a node share its network."""
+    together, own = min(gpus, a.gpus_per_node), batch / gpus
+    network = together * (batch * counts.item_bytes + own * counts.feature_bytes) / (a.storage_gb_s * 1e9)
+    requests = own * a.request_ms * 1e-3 / FETCHERS if counts.feature_bytes else 0.0
+    features = max(requests, own * counts.feature_bytes / (a.fetch_gb_s * 1e9))
+    return max(network, batch / a.stream_rows_s, features)
 
 
 def image_reading_seconds(counts: Counts, batch: int, gpus: int, cpus_per_worker: float, a: Assumptions) -> float:
@@ -298,7 +302,7 @@ def checkpoint_seconds(counts: Counts, a: Assumptions) -> float:
 
 def restart_seconds(counts: Counts, replayed: float, reading: float, a: Assumptions) -> float:
     """Seconds until a new group makes its first step: the start, the checkpoint, and the `replayed` batches of the
-    epoch that are read again to come to where it was, `reading` seconds each."""
+    epoch that are read again to come to where it was, `reading` seconds each at most (without their features)."""
     return a.group_s + checkpoint_seconds(counts, a) + replayed * reading
 
 
@@ -429,16 +433,29 @@ def plan(path: str, gpus: int, a: Assumptions, *settings: str) -> Plan:
     return Plan(gpus, tokenizer, hours, train_generators(config, generator_counts(path, *settings), gpus, a))
 
 
+MOST_GPUS = 10_000  # up to which the bound of reading is looked for
+
+
+def reading_bounds_from(counts: Counts, batch: int, a: Assumptions) -> int | None:
+    """The least number of GPUs, of whole nodes, on which reading takes as long as compute; None above MOST_GPUS."""
+    for gpus in range(a.gpus_per_node, MOST_GPUS + 1, a.gpus_per_node):
+        if token_reading_seconds(counts, batch, gpus, a) >= compute_seconds(counts, batch / gpus, a):
+            return gpus
+    return None
+
+
 def _reading_cells(counts: Counts, one: Training, a: Assumptions) -> list[str]:
     """The cells of what reading alone allows. one: on GPUs that fill their node."""
-    reading = one.step.reading
+    reading, bound = one.step.reading, reading_bounds_from(counts, one.batch, a)
     return [
+        str(one.gpus),
         f"{counts.item_bytes:,}",
-        f"{one.steps * one.batch * counts.item_bytes / 1e12:,.1f}",
+        f"{counts.feature_bytes:,}",
+        f"{one.steps * one.batch * (counts.item_bytes + counts.feature_bytes / one.gpus) / 1e12:,.1f}",
         f"{1e3 * reading:,.0f}",
         f"{one.batch / reading:,.0f}",
         f"{one.steps * reading / 3600:,.1f}",
-        f"{compute_seconds(counts, one.batch, a) / reading:,.0f}",
+        f"{bound:,}" if bound else f"more than {MOST_GPUS:,}",
     ]
 
 
@@ -481,8 +498,8 @@ def report(paths: list[str], gpus: list[int], a: Assumptions) -> str:
                 + [[name, *_step_cells(one.generators)] for name, row in plans.items() for one in row],
             ),
             table(
-                "reading alone | bytes a row | a worker streams, TB | ms a step | images a second at most | "
-                "hours at least | as fast as compute on, GPUs",
+                "reading alone | GPUs | bytes of every row | and of its own rows | a worker reads, TB | ms a step | "
+                "images a second at most | hours at least | bounds from, GPUs",
                 [[name, *_reading_cells(counted[name], row[-1].generators, a)] for name, row in plans.items()],
             ),
             table(
@@ -497,14 +514,17 @@ def report(paths: list[str], gpus: list[int], a: Assumptions) -> str:
 # ---- what this machine can measure ----
 
 
-def measured_stream_gb_s(config: Config, chunks: int = 6, rows: int = 512) -> float:
-    """GB a second of CPU time in which one thread mixes rows with alignment features (nvg/data/stream.py)."""
-    width = config.tokenizer.positions * config.repa.feature_width
-    chunk: dict[str, np.ndarray] = {"labels": np.zeros(rows, np.int64), "features": np.ones((rows, width), np.float16)}
-    start, given = time.process_time(), 0
-    for batch in shuffled((chunk for _ in range(chunks)), rows // 2, rows, [0]):
-        given += batch["features"].nbytes
-    return given / (time.process_time() - start) / 1e9
+def measured_fetch_gb_s(config: Config, batches: int = 4, rows: int = 64) -> float:
+    """GB a second of CPU time in which a worker fetches features from the local disk (nvg/data/features.py)."""
+    shape = (config.tokenizer.positions, config.repa.feature_width)
+    features = np.random.default_rng(0).standard_normal((rows, *shape), np.float32).astype(np.float16)
+    batch = {"part": np.zeros(rows, np.int64), "row": np.arange(rows), CHECKSUM: checksums(features)}
+    with tempfile.TemporaryDirectory() as folder:
+        part = f"{folder}/part.parquet"
+        write_features(part, features, shape)
+        start = time.process_time()
+        given = sum(one["features"].nbytes for one in with_features([batch] * batches, [part], shape))
+        return given / (time.process_time() - start) / 1e9
 
 
 def measured_checkpoint_gb_s(parameters: int = 2**24) -> float:
@@ -531,7 +551,7 @@ def measure() -> None:
     """Print what can be measured without a GPU, as options, sorted."""
     config, rounds = configuration.load(CONFIGS[0]), 5
     for option, call in {
-        "--stream-gb-s": lambda: measured_stream_gb_s(config),
+        "--fetch-gb-s": lambda: measured_fetch_gb_s(config),
         "--checkpoint-gb-s": measured_checkpoint_gb_s,
     }.items():
         print(option, *(f"{value:.2f}" for value in sorted(call() for _ in range(rounds))))

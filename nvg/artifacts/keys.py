@@ -45,8 +45,9 @@ def artifact_keys(
     else:
         keys["tokenizer"] = digest(teacher)
         images = (train_images, data, seed)  # a tokenizer of our own has these in its key
+    layout = [] if config.repa.weights is None else ["features by row"]  # they were a column of the tokens before
     keys["tokens"] = digest(
-        "tokens", keys["tokenizer"], config.data.views, config.repa.weights, *images, *read_by("repa")
+        "tokens", keys["tokenizer"], config.data.views, config.repa.weights, *images, *read_by("repa"), *layout
     )
     if teacher is None:
         networks, training = (config.content, config.structure), without_operational(config.train)

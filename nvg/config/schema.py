@@ -209,6 +209,7 @@ class TrainConfig(GeneratorTrainingConfig):
     # of |x - x_hat|^2 against the cross-entropy; 0 = predict the next content alone
     canvas_weight: float = number(1.0, least=0)
     gradient_checkpointing: bool = field(default=False, metadata=OPERATIONAL)  # less memory, more time
+    compile: bool = field(default=False, metadata=OPERATIONAL)  # torch.compile of each block: a slow first step
 
 
 @dataclass

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from nvg.cluster import blocks
 from nvg.config import Config, DataConfig
+from nvg.data.features import CHECKSUM, with_features
 from nvg.data.images import BrokenImageError, decode_image, make_view
 from nvg.data.records import BrokenImage, ImageSource, Unit
-from nvg.data.tokens import part_files, read_metadata, read_part, to_arrays
+from nvg.data.tokens import metadata_format, part_files, read_metadata, read_part, to_arrays
 from nvg.errors import DataError
 
 Arrays = dict[str, np.ndarray]
@@ -129,7 +130,7 @@ def image_batches(
             short = yield from shuffled(chunks, batch_size, rows, [seed, epoch, rank, number])
             rest = [short] if short is not None else []
 
-    yield from _tensors(batches(), skip)
+    yield from map(_tensors, itertools.islice(batches(), skip, None))
 
 
 def _image_reader(source: ImageSource, data: DataConfig, view: int, seed: int) -> ReadBatch:
@@ -169,9 +170,10 @@ def token_batches(
     """A worker's batches of an epoch of tokens: of the batch_size rows of all workers, its b rows, those of `rows`.
 
     A batch holds codes (b, L), content (b, 2L - 1), labels (b,), all int64, and features (b, L, D) float16 where the
-    set has them. Every worker streams all rows in one order, which follows from (seed, epoch), and keeps its own of
-    each global batch. Rows are tiny (1.3 kB at L = 256), so this costs a worker a few MB/s, and it makes batch b the
-    same for any number of workers. Epoch e reads view e mod views. The last short batch is left out.
+    set has them. Every worker streams the tokens of all rows in one order, which follows from (seed, epoch), and keeps
+    its own of each global batch. They are tiny (1.3 kB a row at L = 256), so this costs a worker a few MB/s, and it
+    makes batch b the same for any number of workers. Features are not: a worker fetches those of its own rows alone
+    (nvg/data/features.py). Epoch e reads view e mod views. The last short batch is left out.
     reader: Ray's options of the reading tasks, half a CPU without any.
     """
     metadata = read_metadata(folder)
@@ -181,22 +183,33 @@ def token_batches(
     paths = [files[index] for index in order]
     buffer = max(batch_size, shuffle_rows // 2)
     together = parts_together(metadata, buffer)
-    items = [{"paths": json.dumps(paths[first : first + together])} for first in range(0, len(paths), together)]
-    read = _token_reader(metadata["fingerprint"])
-    chunks = (to_arrays(table) for table in _in_order(items, read, buffer, reader or {"num_cpus": 0.5}))
-    for batch in _tensors(shuffled(chunks, batch_size, buffer, [seed, epoch]), skip):
-        share = {name: values[rows] for name, values in batch.items()}
-        if "features" in share:
-            share["features"] = share["features"].unflatten(1, (metadata["positions"], metadata["feature_width"]))
-        yield share
+    items = [
+        {"first": first, "paths": json.dumps(paths[first : first + together])}
+        for first in range(0, len(paths), together)
+    ]
+    tables = _in_order(items, token_reader(metadata["fingerprint"]), buffer, reader or {"num_cpus": 0.5})
+    batches = itertools.islice(shuffled(map(to_arrays, tables), batch_size, buffer, [seed, epoch]), skip, None)
+    own: Iterator[Arrays] = ({name: values[rows] for name, values in batch.items()} for batch in batches)
+    shape = metadata_format(metadata, folder).feature_shape
+    yield from map(_tensors, own if shape is None else with_features(own, paths, shape))
 
 
-def _token_reader(fingerprint: str) -> ReadBatch:
-    """The function of a task that reads some token parts: one table of them all, with the columns of training."""
+def token_reader(fingerprint: str) -> ReadBatch:
+    """The function of a task that reads some token parts: one table of them all, with the columns of training.
+
+    Where the set has features, each row also says where it stands: `part`, the number of its part in the epoch's order,
+    and `row`, its number in the part. `first` of the task's item is the number of its first part.
+    """
 
     def read(batch: dict[str, Any]) -> pa.Table:
-        tables = [read_part(path, fingerprint) for path in json.loads(batch["paths"][0])]
-        return pa.concat_tables(table.drop_columns(["image_id", "view"]).replace_schema_metadata() for table in tables)
+        tables = []
+        for part, path in enumerate(json.loads(batch["paths"][0]), start=int(batch["first"][0])):
+            table = read_part(path, fingerprint).drop_columns(["image_id", "view"]).replace_schema_metadata()
+            if CHECKSUM in table.column_names:
+                table = table.append_column("part", pa.array(np.full(table.num_rows, part, np.int32)))
+                table = table.append_column("row", pa.array(np.arange(table.num_rows, dtype=np.int32)))
+            tables.append(table)
+        return pa.concat_tables(tables)
 
     return read
 
@@ -206,9 +219,8 @@ def parts_together(metadata: dict[str, Any], rows: int) -> int:
 
     metadata: the token set's metadata.json.
     """
-    row_bytes = 5 * metadata["positions"] + 2 * metadata["positions"] * (metadata["feature_width"] or 0)
     part_rows = max(1, metadata["rows"] // max(1, metadata["parts"]))
-    return max(1, min(rows, ITEM_BYTES // row_bytes) // part_rows)
+    return max(1, min(rows, ITEM_BYTES // (5 * metadata["positions"])) // part_rows)
 
 
 # ---- both ----
@@ -250,7 +262,5 @@ def shuffled(
     return {name: values[whole:] for name, values in held.items()}
 
 
-def _tensors(batches: Iterator[Arrays], skip: int) -> Iterator[dict[str, Tensor]]:
-    for number, batch in enumerate(batches):
-        if number >= skip:
-            yield {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
+def _tensors(batch: Arrays) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}

@@ -1,12 +1,13 @@
 """Granularity tokens as Parquet: one row per image and view, one part (a file) per read unit and view.
 
     image_id string | view int8 | label int16 | content fixed_size_list<uint16, 2L - 1> | structure
-    fixed_size_list<uint8 or uint16, L> | features fixed_size_list<float16, L * D> (with representation alignment alone)
+    fixed_size_list<uint8 or uint16, L> | features_crc32 uint32 (with representation alignment alone)
 
 The column content holds the tokens of all stages side by side, coarse to fine; structure holds the K-bit codes in
 raster order. A part's schema metadata names the tokenizer, the sizes, the class names, the images, and the images of
 its unit that could not be read. A part is written atomically under a name that follows from (unit, view): a restart
 writes the missing parts, and no row is written twice. `metadata.json` is written when all parts are complete.
+Alignment features stand beside each part (nvg/data/features.py).
 
     part-000003-view0.parquet                a unit of at most data.unit_images images: nearly every one
     part-000004-view0-0000.parquet ...       pieces of a larger unit (a tar shard, which cannot be cut beforehand), of
@@ -29,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nvg import storage
+from nvg.data.features import CHECKSUM, checksums, write_features
 from nvg.data.records import BrokenImage
 from nvg.errors import DataError, StorageError
 
@@ -52,6 +54,11 @@ class TokenFormat:
     feature_width: int | None = None  # D, of alignment features
     source: str = ""  # the images and how they are cut: parts of other images do not belong together
 
+    @property
+    def feature_shape(self) -> tuple[int, int] | None:
+        """(L, D) of an image's alignment features, where the set has them."""
+        return (self.positions, self.feature_width) if self.feature_width is not None else None
+
     def __post_init__(self) -> None:
         if not (1 <= self.last_stage <= MOST_STAGES and self.positions == 2**self.last_stage):
             raise ValueError(f"{self.positions} positions are not 2^{self.last_stage}, or too many")
@@ -69,7 +76,7 @@ class TokenFormat:
             ("structure", pa.list_(structure, self.positions)),
         ]
         if self.feature_width is not None:
-            columns.append(("features", pa.list_(pa.float16(), self.positions * self.feature_width)))
+            columns.append((CHECKSUM, pa.uint32()))
         return pa.schema(columns)
 
 
@@ -106,19 +113,24 @@ def part_files(folder: str) -> dict[UnitView, list[str]]:
 def write_part(
     folder: str, form: TokenFormat, name: str, view: int, columns: Mapping[str, Any], broken: Sequence[BrokenImage]
 ) -> int:
-    """Write a part atomically; returns its bytes.
+    """Write a part atomically, its features first: a part that is there has them. Returns the bytes of both files.
 
     name: of part_name. columns: image_id (list), label (n,), content (n, 2L - 1), structure (n, L) and, where the
     format has them, features (n, L * D). The same columns give the same bytes.
     """
+    path, size = storage.join(folder, name), 0
+    if form.feature_shape is not None:
+        size = write_features(path, columns["features"], form.feature_shape)
     schema = form.schema()
     count = len(columns["image_id"])
     arrays = [pa.array(columns["image_id"], pa.string()), pa.array(np.full(count, view, np.int8))]
     arrays.append(pa.array(np.asarray(columns["label"], np.int16)))
-    for column in schema.names[3:]:
+    for column in ("content", "structure"):
         kind = schema.field(column).type
         flat = np.ascontiguousarray(columns[column]).astype(kind.value_type.to_pandas_dtype(), copy=False).reshape(-1)
         arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size))
+    if form.feature_shape is not None:
+        arrays.append(pa.array(checksums(columns["features"])))
     metadata = {
         "nvg": json.dumps(asdict(form), sort_keys=True),
         "quarantine": json.dumps([asdict(item) for item in broken], sort_keys=True),
@@ -126,8 +138,8 @@ def write_part(
     table = pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", compression_level=COMPRESSION_LEVEL, write_page_checksum=True)
-    storage.write_bytes(storage.join(folder, name), buffer.getvalue())
-    return buffer.tell()
+    storage.write_bytes(path, buffer.getvalue())
+    return size + buffer.tell()
 
 
 def read_part(path: str, fingerprint: str | None = None) -> pa.Table:
@@ -178,9 +190,11 @@ class _Quarantine:
 def to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
     """The columns that training reads, of n rows.
 
-    codes (n, L), content (n, 2L - 1) and labels (n,) are int64; features (n, L * D), where the table has them, float16.
+    codes (n, L), content (n, 2L - 1) and labels (n,), all int64; where the table has them, the checksums of features,
+    and the place of each row (of nvg/data/stream.py).
     """
-    names = {"structure": "codes", "content": "content", "label": "labels", "features": "features"}
+    names = {"structure": "codes", "content": "content", "label": "labels"}
+    names |= {name: name for name in (CHECKSUM, "part", "row")}
     result = {}
     for column, name in names.items():
         if column not in table.column_names:
@@ -192,7 +206,7 @@ def to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
             values = array.flatten().to_numpy().reshape(len(array), array.type.list_size)
         else:
             values = array.to_numpy()
-        result[name] = values if values.dtype == np.float16 else values.astype(np.int64)
+        result[name] = values.astype(np.int64)
     return result
 
 
@@ -213,7 +227,7 @@ def read_footers(files: Iterable[str], form: TokenFormat, folder: str) -> list[P
                 footer = pq.read_metadata(file)
             schema = footer.schema.to_arrow_schema()
         part = part_format(schema, path)
-        if part == form:
+        if part == form and schema.names == form.schema().names:
             return PartSummary(footer.num_rows, part_quarantine(schema, path))
         if part.fingerprint != form.fingerprint:
             difference = f"of tokenizer {part.fingerprint}, not of {form.fingerprint}"

@@ -70,6 +70,20 @@ class Block(nn.Module):
         keep_last: the number of tokens of each segment to return, counted from its end: (B, S keep_last, w). The others
         are attended to, but their queries and MLPs, which nobody reads, are not computed: the last block of a backbone.
         """
+        return self.computed(x, condition, table, lengths, keep_last, self._surviving(condition))
+
+    def computed(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        table: Tensor,
+        lengths: Sequence[int],
+        keep_last: int | None,
+        surviving: Tensor | None,
+    ) -> Tensor:
+        """The output of `forward` without its chance: surviving (B, S, 1), or None, are factors of the gates. This is
+        the same function for every block of a backbone, so that torch compiles it once for all
+        (nvg/training/compiled.py)."""
         shift, scale, gate = by_rows(self.modulation, condition).chunk(3, dim=-1)  # (B, S, w) each
         inside = modulate(self.norm(x), shift, scale, lengths)
         kept = lengths
@@ -90,15 +104,17 @@ class Block(nn.Module):
         k = rotate(self.key_norm(k), table)
         attended = attention(q, k, v, kept, lengths).transpose(1, 2).flatten(2)
         out = by_rows(self.project_out, torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
-        return x + scaled(out, self._surviving(gate), kept)
+        if surviving is not None:
+            gate = gate * surviving.to(gate.dtype)
+        return x + scaled(out, gate, kept)
 
-    def _surviving(self, gate: Tensor) -> Tensor:
-        """The gates of whole segments (B, S, w) in training: 0 at the drop rate, so that the block adds nothing, else
-        over the keep rate."""
+    def _surviving(self, condition: Tensor) -> Tensor | None:
+        """The factors of whole segments' gates (B, S, 1) in training: 0 at the drop rate, so that the block adds
+        nothing, else 1 over the keep rate. None where no segment is left out. condition: (B, S, w)."""
         if not self.training or self.drop_rate == 0.0:
-            return gate
-        kept = torch.rand(*gate.shape[:2], 1, device=gate.device) >= self.drop_rate
-        return gate * (kept / (1.0 - self.drop_rate)).to(gate.dtype)
+            return None
+        kept = torch.rand(*condition.shape[:2], 1, device=condition.device) >= self.drop_rate
+        return kept / (1.0 - self.drop_rate)
 
 
 # ---- segments: sequences side by side, so that one matrix product serves all of them ----

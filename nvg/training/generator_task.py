@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, DistillConfig, TrainConfig
+from nvg.describe import forward_flops
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.granularity import GranularitySequence
+from nvg.training.compiled import compile_blocks
 from nvg.training.ema import EMA
 from nvg.training.generator_loss import Generators
 from nvg.training.parallel import Wrap, alone, assign, workers
@@ -47,6 +49,8 @@ class GeneratorTask(Task):
         self.class_names, self.device = class_names, device
         settings = config.train
         both = self._fresh()
+        if settings.compile:
+            compile_blocks(both)
         self.modules = {name: module for name, module in both.named_children()}
         self.generators = wrap(both, settings.parallel)
         self.averages = {name: EMA(module, settings.ema_decay) for name, module in self.modules.items()}
@@ -98,6 +102,9 @@ class GeneratorTask(Task):
     def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         sequence = GranularitySequence.from_flat(batch["codes"], batch["content"])
         return self.generators(sequence, batch["labels"], rng, batch.get("features"))
+
+    def flops(self) -> float:
+        return 3.0 * sum(forward_flops(self.config, self.modules).values())
 
     @torch.no_grad()
     def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:

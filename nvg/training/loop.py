@@ -36,6 +36,7 @@ from nvg.training.parallel import exchange_gradients, shards, whole
 from nvg.training.prefetch import Prefetch
 from nvg.training.seeds import draw_seed, seed_dropout, seeded
 from nvg.training.task import Batch, Task
+from nvg.training.utilization import device_peak, shown, speed
 from nvg.training.window import Window
 
 EXPLODED = 5.0  # times the loss of the first record, that of a network which knows nothing: no training gets there
@@ -179,6 +180,8 @@ class Loop:
         self.shards = max(map(shards, task.modules.values()))
         if self.shards > 1:  # a pass gathers weights from all, so all make as many: some do their last slice in vain
             self.weights += [0.0] * (math.ceil(settings.slices / place.world) - len(self.share))
+        self.flops = task.flops() if place.rank == 0 else None  # of an image
+        self.peak = device_peak(place.device) if in_bfloat16(settings.precision, place.device) else None
         self.waited = 0.0  # seconds for data, in this process
         self.window = Window()
         self.warned = False  # that a machine is leaving
@@ -323,10 +326,12 @@ class Loop:
         done: how many steps are done.
         """
         metrics = self.window.close()
-        metrics["images_per_second"] = metrics.pop("steps_per_second") * self.settings.batch_size
+        metrics["images_per_second"] = rate = metrics.pop("steps_per_second") * self.settings.batch_size
+        if self.flops is not None:
+            metrics |= speed(rate * self.flops / self.place.world, self.peak)
         self.check_loss(metrics["loss"], done)
         if bar is not None:
-            bar.set_description(f"{self.settings.job}  loss {metrics['loss']:.4g}")
+            bar.set_description(f"{self.settings.job}  loss {metrics['loss']:.4g}{shown(metrics)}")
         if self.run is not None:
             self.run.log_metrics(metrics, done)
         return metrics
@@ -428,11 +433,16 @@ def pinned(batch: Batch) -> Batch:
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """The autocast context of a precision: auto is bfloat16 on a CUDA device that has it, else float32."""
-    enabled = precision == "bfloat16" or (
+    """The autocast context of a precision."""
+    enabled = in_bfloat16(precision, device)
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether a precision is bfloat16: auto is on a CUDA device that has it, else it is float32."""
+    return precision == "bfloat16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     )
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def peak_memory(device: torch.device) -> float:

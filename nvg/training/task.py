@@ -48,6 +48,11 @@ class Task:
         """The loop calls this after a step and its averaging; returns more values to record."""
         return {}
 
+    def flops(self) -> float | None:
+        """Floating-point operations an image of the trained networks, forward and backward; None where nobody counted
+        them."""
+        return None
+
     def averaged(self) -> dict[str, dict[str, Tensor]]:
         """The averaged weights of each module, whole. Every worker must call it."""
         return {name: {key: whole(value) for key, value in ema.shadow.items()} for name, ema in self.averages.items()}

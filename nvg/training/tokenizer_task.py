@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nvg.autoencoder import Autoencoder, AutoencoderOutput
 from nvg.config import Config
 from nvg.data.images import to_float
+from nvg.describe import forward_flops
 from nvg.generator.sampler import to_pixels
 from nvg.training.ema import EMA
 from nvg.training.parallel import Wrap, alone, workers
@@ -185,6 +186,10 @@ class TokenizerTask(Task):
         """Take the first worker's codebook on every worker: each put entries onto residuals of its own images."""
         if workers() > 1:
             distributed.broadcast(self.autoencoder.quantizer.codebook.data, src=0)
+
+    def flops(self) -> float:
+        """Those of the tokenizer alone, without the networks that judge it."""
+        return 3.0 * sum(forward_flops(self.config, ("encoder", "decoder")).values())
 
     @torch.no_grad()
     def preview(self, averaged: dict[str, dict[str, Tensor]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nvg.artifacts.keys import artifact_keys, distilled_identity, generators_identity, tokenizer_identity
-from nvg.config import Config, load
+from nvg.config import Config, digest, load
 
 CONF = Path(__file__).parents[2] / "conf"
 TRAIN, TEST, TOKENIZER = "a" * 16, "b" * 16, "c" * 16
@@ -42,7 +42,7 @@ def test_another_format_changes_every_key(monkeypatch: pytest.MonkeyPatch) -> No
     "override",
     [
         *("tokenizer_train.accumulate=2", "tokenizer_train.checkpoint_every=7", "tokenizer_train.preview_every=3"),
-        *("train.accumulate=4", "train.gradient_checkpointing=true", "train.parallel=fsdp"),
+        *("train.accumulate=4", "train.gradient_checkpointing=true", "train.compile=true", "train.parallel=fsdp"),
         *("train.checkpoint_every=7", "train.preview_every=3"),
         *("distill.accumulate=2", "distill.checkpoint_every=7", "distill.preview_every=3"),
         *("name=other", "output=/elsewhere", "cluster.num_workers=1", "tracking.log_every=3"),
@@ -92,6 +92,15 @@ def test_views_are_the_tokens_and_test_images_the_evaluations() -> None:
     test = keys(fashion_mnist("data.test=null"))
     assert {step for step in before if before[step] != test[step]} == {"evaluation"}
     assert tokenizer_identity(fashion_mnist("data.views=2", "data.test=null")) == tokenizer_identity(fashion_mnist())
+
+
+@pytest.mark.parametrize(("weights", "found"), [("null", True), ("dinov2", False)])
+def test_tokens_of_the_time_when_features_were_a_column_are_found_where_they_have_none(
+    weights: str, found: bool
+) -> None:
+    config = fashion_mnist(f"repa.weights={weights}", "repa.block=1")
+    before = digest("tokens", keys(config)["tokenizer"], config.data.views, config.repa.weights)
+    assert (keys(config)["tokens"] == before) is found
 
 
 def test_generators_that_are_trained_one_by_one_make_the_same_artifact_from_checkpoints_of_their_own() -> None:

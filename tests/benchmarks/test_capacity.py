@@ -26,7 +26,8 @@ INFINITE = dataclasses.replace(
     nvlink_gb_s=1e12,
     storage_gb_s=1e12,
     stream_rows_s=1e12,
-    stream_gb_s=1e12,
+    fetch_gb_s=1e12,
+    request_ms=0.0,
     op_us=0.0,
     memory_gb_s=1e12,
     checkpoint_gb_s=1e12,
@@ -72,13 +73,30 @@ def test_the_backward_pass_hides_all_reduce_up_to_the_overlap():
 
 
 def test_every_worker_reads_every_token_row():
-    # 8 workers of a node: 768 x 8 MB over 12.5 GB/s; the stream: 768 x (1/51,285 s + 1 MB over 1.1 GB/s)
-    wide = dataclasses.replace(COUNTS, item_bytes=10**6)
-    stream = 768 * (1 / 51285 + 1e6 / 1.1e9)
-    assert cost.token_reading_seconds(wide, 768, 8, A) == pytest.approx(stream)
-    assert cost.token_reading_seconds(wide, 768, 64, A) == pytest.approx(stream)  # no faster with more of them
-    slow = dataclasses.replace(A, storage_gb_s=1.0)
-    assert cost.token_reading_seconds(wide, 768, 8, slow) == pytest.approx(768 * 8e6 / 1e9)
+    assert cost.token_reading_seconds(COUNTS, 768, 8, A) == pytest.approx(768 / 51285)
+    assert cost.token_reading_seconds(COUNTS, 768, 64, A) == pytest.approx(768 / 51285)  # no faster with more of them
+    slow = dataclasses.replace(A, storage_gb_s=0.01)  # 8 workers of a node
+    assert cost.token_reading_seconds(COUNTS, 768, 8, slow) == pytest.approx(768 * 8e3 / 1e7)
+
+
+def test_a_worker_fetches_the_features_of_its_own_rows_alone():
+    wide = dataclasses.replace(COUNTS, feature_bytes=10**6)
+    slow = dataclasses.replace(A, fetch_gb_s=0.1)
+    assert cost.token_reading_seconds(wide, 768, 8, slow) == pytest.approx(96 * 1e6 / 1e8)
+    assert cost.token_reading_seconds(wide, 768, 64, slow) == pytest.approx(12 * 1e6 / 1e8)
+    late = dataclasses.replace(A, request_ms=1000)  # 16 at once
+    assert cost.token_reading_seconds(wide, 768, 8, late) == pytest.approx(6.0)
+    narrow = dataclasses.replace(A, storage_gb_s=0.1)  # 8 workers: all tokens each, 96 rows' features each
+    assert cost.token_reading_seconds(wide, 768, 64, narrow) == pytest.approx(8 * (768e3 + 12e6) / 1e8)
+
+
+def test_reading_bounds_where_it_takes_as_long_as_compute():
+    # 768 images are 7.68 s of compute, and 15 ms of the stream: 513 GPUs, so 65 nodes.
+    assert cost.reading_bounds_from(COUNTS, 768, A) == 520
+    heavy = dataclasses.replace(COUNTS, flops=1e15)
+    assert cost.reading_bounds_from(heavy, 768, A) is None
+    wide, slow = dataclasses.replace(COUNTS, feature_bytes=10**6), dataclasses.replace(A, fetch_gb_s=0.1)
+    assert cost.reading_bounds_from(wide, 768, slow) == 8  # a row's features take as long as its compute on any number
 
 
 def test_a_worker_reads_its_own_images_alone():
@@ -135,7 +153,7 @@ def test_more_gpus_take_no_more_time_and_no_fewer_gpu_hours():
     assert used == sorted(used)
 
 
-@pytest.mark.parametrize("field", ["network_gb_s", "storage_gb_s", "stream_gb_s", "checkpoint_gb_s", "utilization"])
+@pytest.mark.parametrize("field", ["network_gb_s", "storage_gb_s", "fetch_gb_s", "checkpoint_gb_s", "utilization"])
 def test_a_faster_part_never_hurts(field):
     hours = [trained(64, dataclasses.replace(A, **{field: getattr(A, field) * times})).hours for times in (0.1, 1, 10)]
     assert hours == sorted(hours, reverse=True)
@@ -260,9 +278,9 @@ def test_preemptions_cost_time():
     assert seconds[0] < seconds[1]
 
 
-@pytest.mark.parametrize("field", ["network_gb_s", "storage_gb_s", "stream_gb_s", "checkpoint_gb_s"])
+@pytest.mark.parametrize("field", ["network_gb_s", "storage_gb_s", "fetch_gb_s", "checkpoint_gb_s"])
 def test_more_bandwidth_never_hurts_a_cluster_that_stays(field):
-    wide = dataclasses.replace(COUNTS, item_bytes=400_000)
+    wide = dataclasses.replace(COUNTS, feature_bytes=40_000_000)
     seconds = [
         simulated(spot=False, scenario=AT_ONCE, a=dataclasses.replace(SMALL, **{field: value}), counts=wide).seconds
         for value in (0.5, 5.0, 50.0)

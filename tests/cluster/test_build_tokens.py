@@ -161,6 +161,14 @@ def test_features_for_representation_alignment_stand_beside_the_tokens(ray_clust
     table = read_part(part_files(str(tmp_path / "out"))[0, 0][0])
     codes = torch.from_numpy(to_arrays(table)["codes"][table["image_id"].to_pylist().index(ids[0])])
     assert torch.equal(batch["codes"][first], codes)
+    stream = {"epoch": 0, "batch_size": 6, "seed": 0, "shuffle_rows": 8}
+    alone = list(token_batches(str(tmp_path / "out"), **stream))
+    assert len(alone) == 3
+    for workers in (2, 3):  # each fetches the features of its own rows; tests/data/test_features.py has the rest
+        rows = [slice(6 * rank // workers, 6 * (rank + 1) // workers) for rank in range(workers)]
+        shares = [list(token_batches(str(tmp_path / "out"), rows=own, skip=1, **stream)) for own in rows]
+        for batch, *parts in zip(alone[1:], *shares, strict=True):
+            assert all(torch.equal(torch.cat([part[name] for part in parts]), batch[name]) for name in batch)
 
 
 def test_a_stream_of_images_reads_large_shards_in_pieces_and_passes_over_broken_units(ray_cluster, shards):

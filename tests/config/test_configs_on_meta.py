@@ -5,6 +5,7 @@ This is all that a machine without GPUs can say of the large ones: that their pa
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,7 @@ def test_describe_counts_the_bytes_that_the_token_schema_stores(path: Path, weig
             size = getattr(field.type, "list_size", 1)
             stored += size * getattr(field.type, "value_type", field.type).bit_width // 8
     assert describe.row_bytes(config) == stored
+    assert describe.feature_bytes(config) == (2 * math.prod(form.feature_shape) if form.feature_shape else 0)
 
 
 def test_describe_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -151,9 +151,9 @@ def test_a_damaged_or_foreign_part_is_named(tmp_path):
 
 
 def test_a_task_reads_many_small_parts_and_few_large_ones():
-    about = {"rows": 60_000, "parts": 60, "positions": 16, "feature_width": None}
+    about = {"rows": 60_000, "parts": 60, "positions": 16}
     assert parts_together(about, 8192) == 8
     assert parts_together(about, 100) == 1  # never less than a part
-    # 0.4 MB a row with features of 16 x 16 x 768: 32 MiB are 85 rows.
-    assert parts_together(about | {"positions": 256, "feature_width": 768}, 8192) == 1
-    assert parts_together(about | {"parts": 6000, "positions": 256, "feature_width": 768}, 8192) == 8
+    # 1.3 kB a row at L = 256: 32 MiB are 26,214 rows. Features are not read with them.
+    for width in (None, 768):
+        assert parts_together(about | {"positions": 256, "feature_width": width}, 2**20) == 26

@@ -53,6 +53,7 @@ def training(section, folder, stop_at=None, **changes):
         *((section, {"checkpoint_every": 3}) for section in ("tokenizer_train", "train", "distill")),
         *((section, {"preview_every": 5}) for section in ("tokenizer_train", "train", "distill")),
         ("train", {"gradient_checkpointing": True}),
+        ("train", {"compile": True}),
         ("train", {"parallel": "fsdp"}),
     ],
 )

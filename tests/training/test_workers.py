@@ -1,6 +1,7 @@
 """The loop on several workers, processes joined by gloo: who computes a slice or keeps a weight does not matter."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from torch.distributed.tensor import DTensor
 from nvg.artifacts import models
 from nvg.errors import CheckpointError
 from nvg.generator import Sampler
-from nvg.training import checkpoint
+from nvg.training import checkpoint, generator_task
+from nvg.training.compiled import compile_blocks
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Place, slice_of, train
 from nvg.training.parallel import alone, parallelize, plain_strides, whole
@@ -33,9 +35,12 @@ def toy(place, folder, wrap):
     return train_one(ToyTask(wrap=wrap, mine=mine), place, folder)
 
 
-def generators(place, folder, wrap, how="ddp", stop_at=None):
-    """Both generators, of which each transformer block and the rest are split with fsdp."""
-    config = toy_config(train={**QUICK, "parallel": how}, content={"depth": 2})
+def generators(place, folder, wrap, how="ddp", stop_at=None, compiled=False):
+    """Both generators, of which each transformer block and the rest are split with fsdp. compiled: traced and
+    differentiated as by train.compile, and run operation by operation, since workers have minutes to do otherwise."""
+    if compiled:  # in a worker's process alone
+        generator_task.compile_blocks = partial(compile_blocks, backend="aot_eager")
+    config = toy_config(train={**QUICK, "parallel": how, "compile": compiled}, content={"depth": 2})
     autoencoder, share = autoencoder_of(config), place.share(SLICES)
     part = slice(share.start * ROWS // SLICES, share.stop * ROWS // SLICES)
 
@@ -84,6 +89,7 @@ def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
     three = {"toy-3": (toy, ()), "broken": (generators, ("fsdp", 4))}
     two = {name: (generators, (how,)) for name, how in (("ddp", "ddp"), ("fsdp", "fsdp"), ("two", "fsdp"))}
+    two |= {f"{how}, compiled": (generators, (how, None, True)) for how in ("ddp", "fsdp")}
     two["toy-2"] = (toy, ())
     spawn(3, folder, three)
     for name in ("two", "one"):  # go on from what three workers wrote
@@ -104,6 +110,8 @@ def ended(tmp_path_factory):
         ("toy-3", "toy", 3, 0),  # one worker has two of the four slices
         ("ddp", "alone", 2, 0),
         ("fsdp", "alone", 2, 0),
+        ("ddp, compiled", "alone", 2, 0),
+        ("fsdp, compiled", "alone", 2, 0),
         ("two", "alone", 2, 3),  # from a checkpoint that three workers wrote
         ("one", "alone", 1, 3),
     ],
