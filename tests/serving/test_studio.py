@@ -71,7 +71,7 @@ def choose(page, name, field="Class"):
 
 def drawing(page):
     """What is drawn, as the address says it."""
-    return re.search(r"drawing=(\w+)", page.url).group(1)
+    return re.search(r"drawing=(\w+)", page.evaluate("location.hash")).group(1)  # page.url lags behind
 
 
 # ---- what a visitor sees first ----
@@ -91,7 +91,9 @@ def test_it_opens_on_a_picture_with_its_stages_drawn(visit, address):
 def test_one_click_draws_several_classes_in_one_structure(visit, preset):
     page = visit()
     page.get_by_role("button", name=preset).click()
-    expect(page.get_by_role("status")).to_have_text("Done: 4 pictures.", timeout=SECONDS)
+    moved = {"Drawing: Disc": 4, "Drawing: Diagonal": 2}.get(preset)  # of the 4 x 4 positions, where halves are unequal
+    halves = f" The server moved {moved} of 16 positions to make equal halves." if moved else ""
+    expect(page.get_by_role("status")).to_have_text(f"Done: 4 pictures.{halves}", timeout=SECONDS)
     assert len(set(sources(page))) == 4
     given = 4 if preset.startswith("Structure") else 1
     for stage in range(given + 1):
@@ -317,14 +319,16 @@ def test_what_is_drawn_can_be_undone_and_done_again(visit):
     expect(status).to_have_text("Nothing to undo.")
     page.get_by_role("button", name="Invert drawing").click()
     states = [drawing(page)]
-    box = page.get_by_role("img", name="Drawing of the first structure map").bounding_box()
+    canvas = page.get_by_role("img", name="Drawing of the first structure map")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
     for share in (0.2, 0.8):  # a stroke is one step, however far it goes
         page.mouse.move(box["x"] + share * box["width"], box["y"] + 5)
         page.mouse.down()
         page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] - 5, steps=5)
         page.mouse.up()
         states.append(drawing(page))
-    page.get_by_role("button", name="Drawing: Disc").click()
+    page.get_by_role("button", name="Drawing: Belt").click()
     expect(status).to_have_text("Done: 4 pictures.", timeout=SECONDS)
     states.append(drawing(page))
     undo.click()
@@ -347,6 +351,22 @@ def test_what_is_drawn_can_be_undone_and_done_again(visit):
     page.get_by_role("button", name="Clear drawing").click()  # what was undone is gone
     redo.click()
     expect(status).to_have_text("Nothing to redo.")
+
+
+def test_a_stroke_is_drawn_at_once_where_that_is_wanted(visit):
+    page = visit()
+    page.get_by_label("Drawn").check()
+    with page.expect_response("**/v1/images/generations"):
+        page.get_by_label("Generate after each stroke").check()
+        page.get_by_role("button", name="Invert drawing").click()
+    expect(page.get_by_role("status")).to_have_text("Done: 1 picture.", timeout=SECONDS)
+    inverted = maps(page, 1)
+    with page.expect_response("**/v1/images/generations"):
+        page.get_by_role("img", name="Drawing of the first structure map").click(position={"x": 20, "y": 20})
+    with page.expect_response("**/v1/images/generations"):
+        page.keyboard.press("Control+z")
+    expect(page.get_by_role("status")).to_have_text("Done: 1 picture.", timeout=SECONDS)
+    assert maps(page, 1) == inverted
 
 
 def test_a_dropped_image_gives_its_structure_and_content_up_to_a_stage(visit):
@@ -426,7 +446,8 @@ def test_a_search_that_is_left_falls_back_to_the_class_before(visit):
     field, options = page.get_by_role("combobox", name="Class", exact=True), page.get_by_role("option")
     for key in ("Escape", "Tab"):
         field.fill("no such")
-        expect(page.get_by_role("status")).to_have_text("0 classes found.")
+        expect(page.get_by_role("status")).to_have_text("No class has this in its name.")
+        page.keyboard.press("Enter")  # draws nothing else than what is asked for
         page.keyboard.press(key)
         expect(field).to_have_value("T-shirt/top")
     field.fill("sand")
@@ -498,7 +519,9 @@ def test_it_fits_a_phone_and_takes_a_finger(visit, scheme):
     assert picture["y"] + picture["height"] < actions["y"]  # the first picture is seen without scrolling
     page.get_by_label("Drawn").check()
     page.get_by_role("button", name="Clear drawing").tap()
-    box = page.get_by_role("img", name="Drawing of the first structure map").bounding_box()
+    canvas = page.get_by_role("img", name="Drawing of the first structure map")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
     page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     expect(page).to_have_url(re.compile("drawing=0*[1-9a-f]"))
     page.get_by_label("Generated").check()
@@ -544,7 +567,7 @@ def test_axe_finds_no_fault(visit, act, scheme, device):
     act(page)
     report = Axe().run(page)
     assert report.violations_count == 0, report.generate_report()
-    assert len(report.response["passes"]) > 20
+    assert {"color-contrast", "button-name"} <= {rule["id"] for rule in report.response["passes"]}  # it looked
 
 
 def test_a_server_with_keys_makes_the_page_ask_for_one(browser, model):

@@ -23,16 +23,21 @@ def browser():
 
 @contextlib.contextmanager
 def visits(browser, address):
-    """visit(hash, **context): the page, its first picture drawn. Any error in its console fails at the end."""
-    contexts, errors = [], []
+    """visit(hash, **context): the page, its first picture drawn.
 
-    def visit(link="", address=address, **options):
+    An error in its console, or a request to anywhere else, fails at the end.
+    """
+    contexts, errors, elsewhere = [], [], []
+
+    def visit(link="", **options):
         context = browser.new_context(**({"viewport": {"width": 1400, "height": 1000}} | options))
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(SECONDS)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        ours = (address, "data:", "blob:")
+        page.on("request", lambda request: request.url.startswith(ours) or elsewhere.append(request.url))
         page.goto(f"{address}/{link}")
         expect(page.get_by_role("status")).to_contain_text("Done", timeout=SECONDS)
         return page
@@ -41,6 +46,7 @@ def visits(browser, address):
     for context in contexts:
         context.close()
     assert [error for error in errors if "Failed to load resource" not in error] == []
+    assert elsewhere == []
 
 
 def generate(page, done="Done: 1 picture."):

@@ -45,6 +45,7 @@ export class ClassSearch {
   }
 
   open(text) {
+    this.searching = true;
     this.found = matches(this.all, text);
     this.list.replaceChildren(
       ...this.found.map(({ label }, index) =>
@@ -53,11 +54,13 @@ export class ClassSearch {
     );
     this.list.hidden = !this.found.length;
     this.input.setAttribute("aria-expanded", String(!this.list.hidden));
-    if (text) this.said(this.found.length === 1 ? "1 class found." : `${this.found.length} classes found.`);
+    const count = this.found.length;
+    if (text) this.said(count ? `${count} ${count === 1 ? "class" : "classes"} found.` : "No class has this in its name.");
     this.point(text ? 0 : Math.max(0, this.found.indexOf(this.value)));
   }
 
   close() {
+    this.searching = false;
     this.list.hidden = true;
     this.input.setAttribute("aria-expanded", "false");
     this.input.removeAttribute("aria-activedescendant");
@@ -80,16 +83,14 @@ export class ClassSearch {
 
   type(event) {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (this.list.hidden) {
-      if (step) this.open("");
-      if (step) event.preventDefault();
-    } else if (step) {
+    if (step) {
       event.preventDefault();
-      this.point((this.at + step + this.found.length) % this.found.length);
-    } else if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
+      if (!this.searching) this.open("");
+      else if (this.found.length) this.point((this.at + step + this.found.length) % this.found.length);
+    } else if (this.searching && event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
       event.preventDefault(); // not the form's
-      this.choose(this.found[this.at]);
-    } else if (event.key === "Escape") {
+      if (this.found.length) this.choose(this.found[this.at]);
+    } else if (this.searching && event.key === "Escape") {
       event.stopPropagation(); // closes the list, and stops no drawing
       this.close();
       this.set(this.value);

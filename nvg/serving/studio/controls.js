@@ -17,8 +17,8 @@ const SETTINGS = {
 };
 
 export class Controls {
-  // model: what GET /v1/models tells of it. said(text): what happened.
-  constructor(model, { said }) {
+  // model: what GET /v1/models tells of it. said(text): what happened. drawn(): a stroke has ended, or was undone.
+  constructor(model, { said, drawn }) {
     this.model = model;
     this.classes = options(model.classes);
     this.kept = null; // {map, stage, content}: what an image gives; the map is of `stage`
@@ -32,7 +32,7 @@ export class Controls {
     const adding = new ClassSearch(byId("add-class"), byId("add-class-list"), this.classes, { chosen: add, said });
     this.first.set(this.classes[0]);
     // Finer than the model's grid, so that curves can be drawn; the server averages.
-    this.drawing = new Drawing(byId("drawing"), Math.max(16, 2 * model.grid), { changed, said });
+    this.drawing = new Drawing(byId("drawing"), Math.max(16, 2 * model.grid), { changed: drawn, said });
     this.fill();
     this.listen();
   }

@@ -10,13 +10,13 @@ class Strip {
   constructor(className, seed, { chosen }) {
     this.className = className;
     this.chosen = chosen; // chosen(stage): somebody pointed at a stage
-    this.title = element("figcaption", { textContent: `${className}, seed ${seed}` });
     this.map = element("canvas");
     this.picture = element("img");
     this.list = element("ol", { className: "strip" });
     this.stages = []; // {structure, source}
     const now = element("div", { className: "now" }, this.map, this.picture);
-    this.figure = element("figure", { hidden: true }, this.title, now, this.list);
+    const title = element("figcaption", { textContent: `${className}, seed ${seed}` });
+    this.figure = element("figure", { hidden: true }, title, now, this.list);
   }
 
   get latest() {
@@ -37,8 +37,6 @@ class Strip {
   finish(picture, last) {
     this.stages[last].source = picture.source; // the PNG that holds its own request
     this.stages[last].finished = picture;
-    const positions = picture.structure.flat().length;
-    if (picture.moved) this.title.append(` (made equal halves: ${picture.moved} of ${positions} positions moved)`);
   }
 
   show(stage) {

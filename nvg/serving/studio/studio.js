@@ -37,6 +37,12 @@ function generate() {
   return run();
 }
 
+function done(made) {
+  const [{ moved, structure }] = made;
+  const halves = moved ? ` The server moved ${moved} of ${structure.flat().length} positions to make equal halves.` : "";
+  return `Done: ${made.length} ${made.length === 1 ? "picture" : "pictures"}.${halves}`;
+}
+
 // Draws what the form says. A run ends the one before.
 async function run() {
   running?.abort();
@@ -46,7 +52,7 @@ async function run() {
   if (byId("stages").getBoundingClientRect().bottom < 0) byId("stages-section").scrollIntoView(); // on a phone
   try {
     const made = await (controls.chosen.length > 1 ? drawClasses(mine.signal) : drawOne(mine.signal));
-    if (running === mine) say(`Done: ${made.length} ${made.length === 1 ? "picture" : "pictures"}.`);
+    if (running === mine) say(done(made));
   } catch (error) {
     mine.abort(); // the other requests of this run
     if (running === mine || error.name !== "AbortError") fail(error);
@@ -256,7 +262,7 @@ async function start() {
   tell("");
   describe(model);
   stages = new Stages(model.last_stage);
-  controls = new Controls(model, { said: say });
+  controls = new Controls(model, { said: say, drawn: () => (byId("live").checked ? generate() : controls.remember()) });
   fillPresets(byId("presets"), controls.drawing.side, presets);
   follow(location.hash);
 }
