@@ -525,7 +525,9 @@ def test_it_fits_a_phone_and_takes_a_finger(visit, scheme):
     page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     expect(page).to_have_url(re.compile("drawing=0*[1-9a-f]"))
     page.get_by_label("Generated").check()
+    page.evaluate("scrollTo(0, document.querySelector('#gallery').offsetTop)")
     generate(page)
+    expect(page.get_by_role("slider", name="Stage", exact=True)).to_be_in_viewport()  # the page goes to the pictures
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(int(value) for value in re.findall(r"\d+", back)[:3]) > 384) == (scheme == "light")

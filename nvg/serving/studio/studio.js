@@ -34,7 +34,14 @@ function generate() {
   if (!model) return;
   if (controls.mode === "kept" && !controls.kept) return tell("Choose a reference image first.");
   controls.remember();
+  if (byId("stages").getBoundingClientRect().bottom < 0) byId("stages-section").scrollIntoView(); // on a phone
   return run();
+}
+
+// The page stays where it is, for the next stroke.
+function drawn() {
+  controls.remember();
+  if (byId("live").checked) run();
 }
 
 function done(made) {
@@ -49,7 +56,6 @@ async function run() {
   const mine = (running = new AbortController());
   tell("");
   byId("stop").disabled = false;
-  if (byId("stages").getBoundingClientRect().bottom < 0) byId("stages-section").scrollIntoView(); // on a phone
   try {
     const made = await (controls.chosen.length > 1 ? drawClasses(mine.signal) : drawOne(mine.signal));
     if (running === mine) say(done(made));
@@ -262,7 +268,7 @@ async function start() {
   tell("");
   describe(model);
   stages = new Stages(model.last_stage);
-  controls = new Controls(model, { said: say, drawn: () => (byId("live").checked ? generate() : controls.remember()) });
+  controls = new Controls(model, { said: say, drawn });
   fillPresets(byId("presets"), controls.drawing.side, presets);
   follow(location.hash);
 }
