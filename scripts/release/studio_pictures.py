@@ -19,30 +19,23 @@ from scripts.browser import find
 DONE_MS = 60_000
 
 
-def generated(page: Page) -> None:
-    """Three pictures of a class, stage by stage."""
-    page.get_by_label("Class", exact=True).select_option("Bag")
-    page.get_by_label("Images").fill("3")
-    page.get_by_role("button", name="Generate").click()
+def opened(page: Page) -> None:
+    """The picture on which the page opens."""
     expect(page.get_by_role("status")).to_contain_text("Done", timeout=DONE_MS)
 
 
-def compared(page: Page) -> None:
-    """A drawn structure in four classes."""
-    page.get_by_label("Drawn").check()
-    page.get_by_role("button", name="Clear drawing").click()
-    page.get_by_label("Brush").fill("6")
-    box = page.get_by_role("img", name="Drawing of the first structure map").bounding_box()
-    assert box is not None
-    for share in (0.4, 0.5, 0.6):
-        page.mouse.move(box["x"] + share * box["width"], box["y"] + 4)
-        page.mouse.down()
-        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] - 4, steps=10)
-        page.mouse.up()
-    page.get_by_text("Compare classes").click()
-    page.get_by_label("Classes to compare").select_option(["Trouser", "Coat", "Ankle boot", "Bag"])
-    page.get_by_role("button", name="Compare", exact=True).click()
-    expect(page.get_by_role("status")).to_have_text("Done: 4 pictures.", timeout=DONE_MS)
+def drawn(page: Page) -> None:
+    """A drawing in four classes."""
+    opened(page)
+    page.get_by_role("button", name="Drawing: Pillar").click()
+    expect(page.get_by_role("status")).to_contain_text("Done: 4 pictures.", timeout=DONE_MS)
+
+
+def referred(page: Page) -> None:
+    """The structure of a picture in four classes."""
+    opened(page)
+    page.get_by_role("button", name="Structure of a picture: Heel").click()
+    expect(page.get_by_role("status")).to_contain_text("Done: 4 pictures.", timeout=DONE_MS)
 
 
 def main() -> None:
@@ -54,20 +47,18 @@ def main() -> None:
     browser_path = find()
     if browser_path is None:
         sys.exit("error: no Chromium: python scripts/browser.py installs one")
-    wide = {"viewport": {"width": 1280, "height": 860}}
+    wide = {"viewport": {"width": 1280, "height": 900}}
     phone = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
         for name, options, act in (
-            ("studio", wide, generated),
-            ("studio_compared", wide | {"color_scheme": "dark"}, compared),
-            ("studio_phone", phone, generated),
+            ("studio", wide, drawn),
+            ("studio_compared", wide | {"color_scheme": "dark"}, referred),
+            ("studio_phone", phone, opened),
         ):
             page = browser.new_context(**options).new_page()
             page.goto(arguments.url)
-            expect(page.get_by_role("button", name="Generate")).to_be_enabled(timeout=DONE_MS)
             act(page)
-            page.evaluate("scrollTo(0, 0)")
             path = arguments.output / f"{name}.png"
             page.screenshot(path=path)
             print(path)

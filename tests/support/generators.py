@@ -49,12 +49,12 @@ def structure_at(structure, stages, noisy, times, canvases, codes, labels, **inp
     return structure(noisy, times, canvases, codes, labels, torch.tensor(stages), tables, **inputs)
 
 
-def sampler_of(form):
+def sampler_of(form, names=NAMES):
     """A sampler of 16 x 16 pixels on a grid of 4 x 4, with guidance by two passes and three flow steps."""
     torch.manual_seed(0)
     tokenizer = Autoencoder(
         TokenizerConfig(image_size=16, channels=3, patch=2, widths=[16, 16], blocks=1, code_width=32, codebook_size=64)
     )
-    content = awake(ContentGenerator(content_config(1, 4, form, codebook_size=64, num_classes=3)))
-    structure = awake(StructureGenerator(structure_config(2, 4, form, num_classes=3)))
-    return Sampler(tokenizer, content, structure, SamplerConfig(flow_steps=3), NAMES)
+    content = awake(ContentGenerator(content_config(1, 4, form, codebook_size=64, num_classes=len(names))))
+    structure = awake(StructureGenerator(structure_config(2, 4, form, num_classes=len(names))))
+    return Sampler(tokenizer, content, structure, SamplerConfig(flow_steps=3), names)

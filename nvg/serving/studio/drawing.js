@@ -1,6 +1,7 @@
 // The brush: a square of cells that are 0 or 1, painted by pointer or keys.
 
 import { colour } from "./structure.js";
+import { History } from "./undo.js";
 
 export class Drawing {
   // changed(): cells are others than before. said(text): what somebody who draws with keys should hear.
@@ -15,14 +16,33 @@ export class Drawing {
     canvas.width = canvas.height = side * 16;
     canvas.addEventListener("pointerdown", (event) => this.press(event));
     canvas.addEventListener("pointermove", (event) => this.drag(event));
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => changed());
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.keep());
     canvas.addEventListener("keydown", (event) => this.type(event));
     canvas.addEventListener("blur", () => {
       this.cursor = null;
       this.show();
     });
     this.cells = Uint8Array.from({ length: side * side }, (_, index) => Number(index % side >= side / 2));
+    this.history = new History(this.cells.slice());
     this.show();
+  }
+
+  // The end of a change: from here on undo comes back to it.
+  keep() {
+    this.history.add(this.cells.slice());
+    this.changed();
+  }
+
+  undo = () => this.go(-1, "Undone.", "Nothing to undo.");
+  redo = () => this.go(1, "Done again.", "Nothing to redo.");
+
+  go(steps, done, none) {
+    const cells = this.history.go(steps);
+    this.said(cells ? done : none);
+    if (!cells) return;
+    this.cells = cells.slice();
+    this.show();
+    this.changed();
   }
 
   press(event) {
@@ -71,7 +91,7 @@ export class Drawing {
     this.cursor ??= [this.side >> 1, this.side >> 1];
     if (event.key === " ") {
       this.dot(...this.cursor);
-      this.changed();
+      this.keep();
     } else {
       this.cursor = this.cursor.map((value, axis) => clamp(value + steps[event.key][axis]));
     }
@@ -99,15 +119,17 @@ export class Drawing {
   fill(change) {
     this.cells = this.cells.map(change);
     this.show();
-    this.changed();
+    this.keep();
   }
 
   get rows() {
     return Array.from({ length: this.side }, (_, y) => [...this.cells.slice(y * this.side, (y + 1) * this.side)]);
   }
 
+  // Can be undone, and tells nobody: whoever sets rows knows.
   set rows(rows) {
     this.cells = Uint8Array.from(rows.flat());
+    this.history.add(this.cells.slice());
     this.show();
   }
 }

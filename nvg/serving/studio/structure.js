@@ -1,15 +1,20 @@
 // Structure maps as pictures: rows of labels below 2^stage.
 
-// A label's hue lies within its parent's share of the colour circle, so that a map resembles the one before it. Late
-// stages have more labels than there are hues to tell apart: the last two bits choose between four lightnesses.
+// Two hues for the two halves of stage 1. Each later split moves the children away from their parent's colour, to either
+// side, less at every stage: in lightness, then in hue, then in lightness again. So a region stays in its family's hue.
+const SPLITS = [["hue", 100], ["lightness", 0.13], ["hue", 26], ["lightness", 0.065], ["hue", 13]];
+SPLITS.push(["lightness", 0.03], ["hue", 7], ["chroma", 0.03], ["lightness", 0.012], ["hue", 3]);
+
 export function colour(label, stage) {
-  if (stage === 0) return "oklch(0.65 0.02 260)";
-  const hue = 70 + (360 * (label + 0.5)) / 2 ** stage;
-  return `oklch(${0.52 + 0.22 * (label & 1) + 0.08 * ((label >> 1) & 1)} 0.12 ${hue})`;
+  const made = { lightness: 0.67, chroma: stage ? 0.12 : 0.01, hue: 330 };
+  for (let split = 1; split <= stage; split++) {
+    const [part, size] = SPLITS[split - 1];
+    made[part] += (label >> (stage - split)) & 1 ? size : -size;
+  }
+  return `oklch(${made.lightness.toFixed(3)} ${made.chroma.toFixed(3)} ${made.hue % 360})`;
 }
 
-export function structureMap(rows, stage) {
-  const canvas = document.createElement("canvas");
+export function paint(canvas, rows, stage) {
   canvas.width = rows[0].length;
   canvas.height = rows.length;
   canvas.setAttribute("role", "img");
@@ -23,6 +28,8 @@ export function structureMap(rows, stage) {
   );
   return canvas;
 }
+
+export const structureMap = (rows, stage) => paint(document.createElement("canvas"), rows, stage);
 
 // The map of an earlier stage, from that of stage `last`.
 export const mapOfStage = (codes, stage, last) => codes.map((row) => row.map((code) => code >> (last - stage)));
