@@ -29,7 +29,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from nvg.errors import DiskFull, StorageError
+from nvg.errors import DiskFull, MissingPackage, StorageError
+from nvg.extras import require_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +107,11 @@ def _resolve(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path, and the path's name in it."""
     if not is_url(path):  # a local name may hold anything, also what fsspec would read as a chain of URLs
         return LocalFileSystem(), os.path.abspath(path)
-    return fsspec.core.url_to_fs(str(path))
+    require_store(path)
+    try:
+        return fsspec.core.url_to_fs(str(path))
+    except ImportError as error:  # gs://, az://, ...: fsspec names the package
+        raise MissingPackage(f"{path}: {error}") from None
 
 
 def is_local(path: str) -> bool:

@@ -19,10 +19,12 @@ PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("nvg", 
 # Every package is a floor of its own, the lowest first: a file imports its own package and what stands before it here.
 FLOORS = (
     "nvg.errors",
+    "nvg.extras",
     "nvg.config",
     "nvg.granularity",
     "nvg.autoencoder",
     "nvg.generator",
+    "nvg.imagenet",
     "nvg.storage",
     "nvg.frozen",
     "nvg.tracking",
@@ -49,7 +51,7 @@ FLOORS = (
     "tests",
 )
 NEIGHBOURS = ("nvg.training", "nvg.evaluation", "nvg.serving")  # they do not know each other
-SCIENCE = ("nvg.errors", "nvg.config", "nvg.granularity", "nvg.autoencoder", "nvg.generator")
+SCIENCE = ("nvg.errors", "nvg.extras", "nvg.config", "nvg.granularity", "nvg.autoencoder", "nvg.generator")
 # Overrides of these need no docstring: the interface that a class derives from has it.
 INTERFACE = {
     "forward",  # torch.nn.Module
