@@ -41,6 +41,7 @@ COMMANDS = {
     "import-release": Command(
         "pipelines.import_release", "Turn the weights that the method's authors published into a sampler."
     ),
+    "push": Command("pipelines.push", "Publish a sampler on the Hugging Face hub, with a model card.", ("hub",)),
     "verify": Command("pipelines.verify", "Check tokens, tokenizers, samplers and checkpoints for damage.", TRAIN),
     "describe": Command("nvg.describe", "Print the parameters, tokens and arithmetic of configurations."),
     "sweep": Command("pipelines.sweep", "Run every combination of some settings and compare the results.", RUN),

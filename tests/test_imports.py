@@ -32,6 +32,7 @@ FLOORS = (
     "nvg.data",
     "nvg.artifacts",
     "nvg.released",
+    "nvg.hub",
     "nvg.pictures",
     "nvg.pyfunc",
     "nvg.training",

@@ -22,6 +22,7 @@ from nvg.artifacts.models import (
     exported_parts,
     fingerprint,
     finish_folder,
+    licence_of,
     load_sampler,
     load_tokenizer,
     tokenizer_fingerprint,
@@ -131,7 +132,12 @@ def train_generators(
         metadata = write_sampler(
             folder,
             **finished,
-            metadata={"training": figures, "run_id": training.run_id, "steps_per_epoch": steps_per_epoch},
+            metadata={
+                "training": figures,
+                "run_id": training.run_id,
+                "steps_per_epoch": steps_per_epoch,
+                **inherited_licence(tokenizer),
+            },
         )
         training.finish_run(metadata)
         if not finish_folder(folder, metadata):
@@ -145,6 +151,12 @@ def _with_missing_parts(config: Config, folder: str) -> Config:
     exported = exported_parts(folder)
     missing = [part for part in PARTS if part in config.train.parts and part not in exported]
     return dataclasses.replace(config, train=dataclasses.replace(config.train, parts=missing))
+
+
+def inherited_licence(folder: str) -> dict[str, str]:
+    """The entry of metadata.json for the licence of the weights in a folder that a new sampler takes over."""
+    licence = licence_of(folder)
+    return {} if licence is None else {"licence": licence}
 
 
 # ---- generators of fewer passes ----
@@ -205,6 +217,7 @@ def distill_generators(
                 "training": figures,
                 "run_id": training.run_id,
                 "teacher": {"folder": settings.teacher or generators, **marks},
+                **inherited_licence(generators),
             },
         )
         training.finish_run(metadata)
