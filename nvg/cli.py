@@ -42,6 +42,9 @@ COMMANDS = {
         "pipelines.import_release", "Turn the weights that the method's authors published into a sampler."
     ),
     "push": Command("pipelines.push", "Publish a sampler on the Hugging Face hub, with a model card.", ("hub",)),
+    "export-diffusers": Command(
+        "pipelines.export_diffusers", "Write a sampler as a folder that diffusers loads.", ("diffusers",)
+    ),
     "verify": Command("pipelines.verify", "Check tokens, tokenizers, samplers and checkpoints for damage.", TRAIN),
     "describe": Command("nvg.describe", "Print the parameters, tokens and arithmetic of configurations."),
     "sweep": Command("pipelines.sweep", "Run every combination of some settings and compare the results.", RUN),

@@ -14,6 +14,7 @@ PACKAGES = {
     "mlflow": {"mlflow": "MLflow"},
     "s3": {"s3fs": "s3fs"},
     "hub": {"huggingface_hub": "huggingface_hub"},
+    "diffusers": {"diffusers": "diffusers"},
 }
 STORES = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # scheme of a URL -> extra
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TREES = ("nvg", "pipelines", "scripts", "benchmarks", "experiments", "tests")
+TREES = ("nvg", "pipelines", "scripts", "benchmarks", "experiments", "examples", "tests")
 FILES = sorted(path for tree in TREES for path in ROOT.glob(f"{tree}/**/*.py"))
 PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("nvg", "pipelines")]
 
@@ -35,6 +35,7 @@ FLOORS = (
     "nvg.hub",
     "nvg.pictures",
     "nvg.pyfunc",
+    "nvg.diffusers_pipeline",
     "nvg.training",
     "nvg.evaluation",
     "nvg.serving",
@@ -48,6 +49,7 @@ FLOORS = (
     "tests.support",
     "benchmarks",
     "experiments",
+    "examples",
     "tests.campaigns",
     "tests",
 )

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[2]
-TREES = ("scripts", "benchmarks", "experiments", "tests")  # what is not installed
+TREES = ("scripts", "benchmarks", "experiments", "examples", "tests")  # what is not installed
 PLACEHOLDER = re.compile(r"<?[A-Z][A-Z0-9_]*>?|.*(?:KEY|BUCKET|\.\.\.).*")
 CORES = os.cpu_count() or 1
 PATIENCE = 200  # seconds for a program to import what it needs and to read all its argument lists
