@@ -34,7 +34,15 @@ from nvg.diffusers_pipeline import NvgPipeline
 
 __all__ = ["NvgPipeline"]
 '''
-SECTIONS = ("name", "data", "tokenizer", "content", "structure", "sampler")  # of a configuration that build a sampler
+SECTIONS = (
+    "name",
+    "output",
+    "data",
+    "tokenizer",
+    "content",
+    "structure",
+    "sampler",
+)  # of a configuration that build a sampler
 OUTPUT_TYPES = ("pil", "np", "pt")
 TENSORS = ("canvas", "structure_map")  # that a callback may ask for
 
@@ -138,7 +146,8 @@ def export(sampler: Sampler, config: Config, folder: str | Path) -> None:
     settings = {name: getattr(config, name) for name in SECTIONS}
     plain = {name: dataclasses.asdict(one) if dataclasses.is_dataclass(one) else one for name, one in settings.items()}
     plain["sampler"] = dataclasses.asdict(sampler.settings)
-    plain["data"] = {**plain["data"], "train": "unknown", "test": None}  # paths of the machine that trained
+    plain["data"] = {**plain["data"], "train": "unknown", "test": None}  # no path of the machine that trained
+    plain["output"] = "unknown"
     model = NvgModel(settings=plain, class_names=sampler.class_names, knows_no_class=sampler.knows_no_class)
     for name in ("tokenizer", "content", "structure"):
         getattr(model, name).load_state_dict(getattr(sampler, name).state_dict())

@@ -15,7 +15,7 @@ import torch
 import nvg
 from pipelines import export_diffusers
 
-pytestmark = pytest.mark.slow  # importing diffusers takes as long as many tests
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # importing diffusers takes as long as many tests
 FAST = "fashion-mnist-fast"
 
 

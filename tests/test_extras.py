@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -57,6 +58,39 @@ def test_every_package_that_is_imported_is_declared() -> None:
     for module, place in modules.items():
         names = {plain(name) for name in DISTRIBUTIONS.get(module, [module])}
         assert names & known or BROUGHT.get(module) in known, f"{place} imports {module}: declare it in pyproject.toml"
+
+
+ALONE = """
+import importlib, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("extra", "modules"),
+    [
+        ("serve", ["pipelines.serve", "nvg.serving.deployment"]),
+        ("train", ["pipelines.train", "pipelines.distill", "pipelines.build_tokens", "pipelines.verify"]),
+        ("hub", ["pipelines.push"]),
+    ],
+)
+def test_an_extra_is_enough_for_its_commands(extra: str, modules: list[str]) -> None:
+    """The packages of all other extras are hidden."""
+    others = set().union(*map(declared, OPTIONAL)) - declared(extra) - declared(None)
+    hidden = [module for module, names in DISTRIBUTIONS.items() if {plain(name) for name in names} & others]
+    assert {"serve": "pyarrow", "train": "torchmetrics", "hub": "ray"}[extra] in hidden
+    command = [sys.executable, "-c", ALONE, ",".join(hidden), *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("extra", extras.PACKAGES)

@@ -136,6 +136,14 @@ def test_the_console_script_draws_with_a_shipped_sampler(run: Run, tmp_path: Pat
         assert picture.width > 64 and len(picture.convert("L").getcolors() or ()) > 50
 
 
+def test_a_drawing_is_taken_as_structure(run: Run, tmp_path: Path) -> None:
+    picture = Image.new("L", (40, 40), 0)
+    picture.paste(255, (5, 5, 25, 30))
+    picture.save(tmp_path / "drawing.png")
+    done = run("nvg", "sample", "fashion-mnist-fast", "--classes", "Bag", "--structure", "drawing.png", "--stages")
+    assert done.returncode == 0 and "The drawing is the structure of stage 1" in done.stdout, done.stderr
+
+
 def test_importing_the_package_takes_no_time(run: Run) -> None:
     code = "import time; start = time.process_time(); import nvg; nvg.load; print(time.process_time() - start)"
     assert float(run("python", "-c", code).stdout) < 2

@@ -210,16 +210,9 @@ def distill_generators(
     figures = training.train(task, settings, settings.steps, identity, sampler=sampler)
     finished = sampler()
     if place.rank == 0:
-        metadata = write_sampler(
-            folder,
-            **finished,
-            metadata={
-                "training": figures,
-                "run_id": training.run_id,
-                "teacher": {"folder": settings.teacher or generators, **marks},
-                **inherited_licence(generators),
-            },
-        )
+        record = {"training": figures, "run_id": training.run_id, **inherited_licence(generators)}
+        record["teacher"] = {"folder": settings.teacher or generators, **marks}
+        metadata = write_sampler(folder, **finished, metadata=record)
         training.finish_run(metadata)
         finish_folder(folder, metadata)
     return figures
