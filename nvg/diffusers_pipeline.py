@@ -143,8 +143,8 @@ def export(sampler: Sampler, config: Config, folder: str | Path) -> None:
     if Path(folder).exists():
         raise ConfigError(f"{folder} is there already: give another folder, or remove it")
     config.content.repa_block = None  # its projection is not exported
-    settings = {name: getattr(config, name) for name in SECTIONS}
-    plain = {name: dataclasses.asdict(one) if dataclasses.is_dataclass(one) else one for name, one in settings.items()}
+    whole = dataclasses.asdict(config)
+    plain = {name: whole[name] for name in SECTIONS}
     plain["sampler"] = dataclasses.asdict(sampler.settings)
     plain["data"] = {**plain["data"], "train": "unknown", "test": None}  # no path of the machine that trained
     plain["output"] = "unknown"

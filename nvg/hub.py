@@ -98,7 +98,7 @@ def chosen_licence(sampler: str, asked: str | None) -> str | None:
     return own or asked
 
 
-def licence_fields(licence: str | None) -> dict[str, str]:
+def licence_fields(licence: str | None) -> dict[str, Any]:
     """The fields of a card's front matter that state a licence; none where none is known."""
     if licence is None:
         return {}

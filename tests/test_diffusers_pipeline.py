@@ -96,7 +96,7 @@ def test_without_a_generator_each_call_draws_something_else(pipe: Any) -> None:
         ({"class_labels": "Bga"}, "no class 'Bga'; the classes are"),
         ({"class_labels": 1, "output_type": "latent"}, "output_type='latent': choose one of pil, np, pt"),
         ({"class_labels": 1, "callback_on_step_end_tensor_inputs": ["latents"]}, "no 'latents'; there are canvas"),
-        ({"class_labels": 1, "guidance_scale": 90}, "guidance=90: this model has learned guidance"),
+        ({"class_labels": 1, "guidance_scale": 9}, "structure_guidance=9: this model has learned guidance"),
         ({"class_labels": 1, "eta": 0.1}, "no sampler setting 'eta'"),
     ],
 )
