@@ -38,7 +38,8 @@ _MODULES = (
 
 
 def load(name: str, settings: SamplerConfig | None = None) -> Sampler:
-    """A sampler by name: one that ships with the package, a folder or URL with a sampler, or `models:/NAME@alias`.
+    """A sampler by name: one that ships with the package, a folder or URL with a sampler (`hf://ORG/NAME@revision` is
+    one of the Hugging Face hub), or `models:/NAME@alias`.
 
     settings replace the sampling settings it was trained with. Raises ValueError, naming what there is, for a name
     that is none of these, and nvg.errors.CheckpointError for a folder that cannot be used.

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import nvg
+from nvg.errors import MissingPackage
+from nvg.extras import require
 
 
 class Command(NamedTuple):
@@ -21,23 +23,31 @@ class Command(NamedTuple):
 
     module: str
     does: str  # one sentence for `nvg --help`
+    extras: tuple[str, ...] = ()  # what it needs beside a plain installation (nvg/extras.py)
 
 
+TRAIN, RUN = ("train",), ("train", "eval")
 COMMANDS = {
-    "run": Command("pipelines.run", "Run the whole pipeline, from images to an evaluated sampler."),
-    "train-tokenizer": Command("pipelines.train_tokenizer", "Train the tokenizer on images."),
-    "build-tokens": Command("pipelines.build_tokens", "Turn an image set into granularity tokens."),
-    "train": Command("pipelines.train", "Train the generators on tokens; the result is a sampler."),
-    "distill": Command("pipelines.distill", "Distil a sampler into one that draws in fewer passes."),
-    "evaluate": Command("pipelines.evaluate", "Measure a sampler: distances, accuracy, reconstructions, pictures."),
-    "serve": Command("pipelines.serve", "Serve a sampler over HTTP, with the studio page."),
+    "run": Command("pipelines.run", "Run the whole pipeline, from images to an evaluated sampler.", RUN),
+    "train-tokenizer": Command("pipelines.train_tokenizer", "Train the tokenizer on images.", TRAIN),
+    "build-tokens": Command("pipelines.build_tokens", "Turn an image set into granularity tokens.", TRAIN),
+    "train": Command("pipelines.train", "Train the generators on tokens; the result is a sampler.", TRAIN),
+    "distill": Command("pipelines.distill", "Distil a sampler into one that draws in fewer passes.", TRAIN),
+    "evaluate": Command(
+        "pipelines.evaluate", "Measure a sampler: distances, accuracy, reconstructions, pictures.", RUN
+    ),
+    "serve": Command("pipelines.serve", "Serve a sampler over HTTP, with the studio page.", ("serve",)),
     "sample": Command("nvg.sample", "Draw images with a sampler into a picture."),
     "import-release": Command(
         "pipelines.import_release", "Turn the weights that the method's authors published into a sampler."
     ),
-    "verify": Command("pipelines.verify", "Check tokens, tokenizers, samplers and checkpoints for damage."),
+    "push": Command("pipelines.push", "Publish a sampler on the Hugging Face hub, with a model card.", ("hub",)),
+    "export-diffusers": Command(
+        "pipelines.export_diffusers", "Write a sampler as a folder that diffusers loads.", ("diffusers",)
+    ),
+    "verify": Command("pipelines.verify", "Check tokens, tokenizers, samplers and checkpoints for damage.", TRAIN),
     "describe": Command("nvg.describe", "Print the parameters, tokens and arithmetic of configurations."),
-    "sweep": Command("pipelines.sweep", "Run every combination of some settings and compare the results."),
+    "sweep": Command("pipelines.sweep", "Run every combination of some settings and compare the results.", RUN),
 }
 
 
@@ -53,8 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {unknown(name)}", file=sys.stderr)
         return 2
+    command = COMMANDS[name]
+    try:
+        require(f"nvg {name}", *command.extras)
+    except MissingPackage as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     sys.argv = [f"nvg {name}", *rest]  # as if the command's file were the program: its usage and Ray's lists name it
-    return importlib.import_module(COMMANDS[name].module).main() or 0
+    return importlib.import_module(command.module).main() or 0
 
 
 def usage() -> str:

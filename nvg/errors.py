@@ -31,6 +31,10 @@ class NotComparable(NvgError, ValueError):
     """Evaluations of different protocols; the message names the first that differs and in what."""
 
 
+class MissingPackage(NvgError, ImportError):
+    """An extra that is not installed; the message names who needs it and the pip command."""
+
+
 class WeightsError(NvgError, FileNotFoundError):
     """Published weights that a configuration asks for and that cannot be used; the message names the key."""
 

@@ -29,12 +29,18 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from nvg.errors import DiskFull, StorageError
+from nvg.errors import DiskFull, MissingPackage, StorageError
+from nvg.extras import require_store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LAST_FILE = "metadata.json"
+CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "huggingface_hub", "httpx", "httpx2")  # define their errors
+HINTS = {  # scheme of a URL -> where to look when its store refuses
+    "s3": "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's name",
+    "hf": "HF_TOKEN, HF_ENDPOINT and the repository's name",
+}
 SAMPLED_BLOCKS, SAMPLED_BYTES = 16, 4096  # by which weights are told apart
 FORMAT = 2  # of artifacts, by their metadata.json; 1: networks that were not yet the released system's
 # For all that reads S3 in this process, MLflow's boto3 too.
@@ -55,18 +61,18 @@ def _asking(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         of_network = isinstance(error, TimeoutError | ConnectionError | PermissionError)
-        if is_url(path) and (of_network or _of_client(error)):
+        if is_url(path) and (of_network or of_client(error)):
+            look_at = HINTS.get(path.partition("://")[0], "the URL and the credentials of its store")
             raise StorageError(
-                f"{path}: {type(error).__name__}: {error}. Look at AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY and the bucket's name, or whether the store is up"
+                f"{path}: {type(error).__name__}: {error}. Look at {look_at}, or whether the store is up"
             ) from error
         raise
 
 
-def _of_client(error: BaseException | None) -> bool:
+def of_client(error: BaseException | None) -> bool:
     """Whether an error, or one that it follows from, is one of an object store's client."""
     while error is not None:
-        if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "gcsfs"):
+        if type(error).__module__.partition(".")[0] in CLIENTS:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -106,7 +112,11 @@ def _resolve(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path, and the path's name in it."""
     if not is_url(path):  # a local name may hold anything, also what fsspec would read as a chain of URLs
         return LocalFileSystem(), os.path.abspath(path)
-    return fsspec.core.url_to_fs(str(path))
+    require_store(path)
+    try:
+        return fsspec.core.url_to_fs(str(path))
+    except ImportError as error:  # gs://, az://, ...: fsspec names the package
+        raise MissingPackage(f"{path}: {error}") from None
 
 
 def is_local(path: str) -> bool:
@@ -210,9 +220,13 @@ def expand_sizes(path: str, suffixes: Sequence[str]) -> dict[str, int]:
             with _asking(item):
                 system, pattern = _resolve(item)
                 system.invalidate_cache()
-                names = system.glob(pattern)
-            for name in names:
-                sizes |= list_sizes(system.unstrip_protocol(name) if is_url(item) else name, suffixes)
+                found = system.glob(pattern, detail=True)
+            for name, info in found.items():
+                file = system.unstrip_protocol(name) if is_url(item) else name
+                if is_url(item) and info["type"] == "file":  # the listing has its size: no request per file
+                    sizes |= {file: info["size"] or 0} if file.lower().endswith(tuple(suffixes)) else {}
+                else:
+                    sizes |= list_sizes(file, suffixes)
         else:
             files = list_sizes(item, suffixes)
             if not files:

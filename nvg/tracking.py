@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from nvg import storage
 from nvg.config import Config
 from nvg.errors import ConfigError
+from nvg.extras import require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -289,10 +290,10 @@ def registered_folder(model: str) -> str:
 
     Raises ConfigError when the name, alias or version is not registered, or no store is named.
     """
+    version = _registered(model)
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    version = _registered(model)
     try:
         return download_artifacts(artifact_uri=version.source, tracking_uri=os.environ[ENVIRONMENT])
     except MlflowException as error:
@@ -304,10 +305,10 @@ def download(model: str, names: Sequence[str], folder: str) -> None:
 
     Raises ConfigError as `registered_folder` does.
     """
+    source = _registered(model).source
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    source = _registered(model).source
     for name in names:
         try:
             download_artifacts(artifact_uri=f"{source}/{name}", dst_path=folder, tracking_uri=os.environ[ENVIRONMENT])
@@ -330,6 +331,7 @@ def _registered(model: str) -> Any:
         raise ConfigError(f"{model} is looked up in MLflow: set {ENVIRONMENT} to the store that holds it")
     if "@" not in name and "/" not in name:
         raise ConfigError(f"{model} names no version: write models:/{name}@champion or models:/{name}/1")
+    require(model, "mlflow")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh lint         ruff, its format, mypy, the site of docs/ with all links
 #   scripts/test.sh unit [...]   lint, and the quick tests that need neither Ray nor programs from outside Python
-#   scripts/test.sh all [...]    lint, and all tests
+#   scripts/test.sh all [...]    lint, and all tests; they build wheel and sdist (tests/test_packaging.py)
 #
 # Of all tests two lanes run beside each other: those on Ray wait for a third of their time, which the others use.
 set -uo pipefail

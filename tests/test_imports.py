@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TREES = ("nvg", "pipelines", "scripts", "benchmarks", "experiments", "tests")
+TREES = ("nvg", "pipelines", "scripts", "benchmarks", "experiments", "examples", "tests")
 FILES = sorted(path for tree in TREES for path in ROOT.glob(f"{tree}/**/*.py"))
 PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("nvg", "pipelines")]
 
 # Every package is a floor of its own, the lowest first: a file imports its own package and what stands before it here.
 FLOORS = (
     "nvg.errors",
+    "nvg.extras",
     "nvg.config",
     "nvg.pairing_kernel",
     "nvg.granularity",
     "nvg.autoencoder",
     "nvg.generator",
     "nvg.describe",
+    "nvg.imagenet",
     "nvg.storage",
     "nvg.frozen",
     "nvg.tracking",
@@ -33,8 +35,10 @@ FLOORS = (
     "nvg.data",
     "nvg.artifacts",
     "nvg.released",
+    "nvg.hub",
     "nvg.pictures",
     "nvg.pyfunc",
+    "nvg.diffusers_pipeline",
     "nvg.training",
     "nvg.evaluation",
     "nvg.serving",
@@ -47,11 +51,15 @@ FLOORS = (
     "tests.support",
     "benchmarks",
     "experiments",
+    "examples",
     "tests.campaigns",
     "tests",
 )
 NEIGHBOURS = ("nvg.training", "nvg.evaluation", "nvg.serving")  # they do not know each other
-SCIENCE = ("nvg.errors", "nvg.config", "nvg.pairing_kernel", "nvg.granularity", "nvg.autoencoder", "nvg.generator")
+SCIENCE = (
+    *("nvg.errors", "nvg.extras", "nvg.config", "nvg.pairing_kernel", "nvg.granularity"),
+    *("nvg.autoencoder", "nvg.generator"),
+)
 # Overrides of these need no docstring: the interface that a class derives from has it.
 INTERFACE = {
     "forward",  # torch.nn.Module

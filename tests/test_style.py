@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TREES = ("nvg", "pipelines", "scripts", "benchmarks", "experiments", "tests")
+TREES = ("nvg", "pipelines", "scripts", "benchmarks", "experiments", "examples", "tests")
 MOST_LINES = 60  # of a function, docstring included: what fits a screen, with some room
 TEXTS = {".py", ".md", ".yaml", ".sh", ".toml", ".js", ".css", ".html", ""}
 NAMED = re.compile(

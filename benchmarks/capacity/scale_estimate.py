@@ -24,9 +24,9 @@ from benchmarks.memory_curve import jpegs
 from nvg import config as configuration
 from nvg.config import Config
 from nvg.data import decode_image, make_view, open_source
-from nvg.data.sources.ilsvrc import SHIPPED, SYNSET
 from nvg.data.tokens import TokenFormat, part_name, write_part
 from nvg.describe import forward_flops
+from nvg.imagenet import shipped_synsets
 
 REPEATS = 200  # images that are read to measure
 Line = tuple[str, str, str]  # of the table: what, by which arithmetic, how much
@@ -36,12 +36,12 @@ def part_bytes(config: Config) -> float:
     """Bytes per row of a written part of data.unit_images rows. The tokens are drawn evenly, which compresses least."""
     sizes, rows = config.tokenizer, config.data.unit_images
     rng = np.random.default_rng(0)
-    lines = [line for line in SHIPPED.read_text().splitlines() if SYNSET.match(line)]
-    classes = [line[10:] for line in lines][: config.data.num_classes]
+    synsets = list(shipped_synsets().items())
+    classes = [name for _, name in synsets[: config.data.num_classes]]
     form = TokenFormat("0" * 16, sizes.last_stage, sizes.positions, sizes.codebook_size, classes, None, "0" * 16)
     labels = rng.integers(0, len(classes), rows)
     columns = {
-        "image_id": [f"{lines[k][:9]}/{lines[k][:9]}_{rng.integers(0, 30000)}" for k in labels],
+        "image_id": [f"{synsets[k][0]}/{synsets[k][0]}_{rng.integers(0, 30000)}" for k in labels],
         "label": labels,
         "content": rng.integers(0, sizes.codebook_size, (rows, 2 * sizes.positions - 1)),
         "structure": rng.permuted(np.tile(np.arange(sizes.positions), (rows, 1)), axis=1),
@@ -64,7 +64,7 @@ def reading(config: Config) -> tuple[float, float]:
 def listing(files: int) -> tuple[float, float, float]:
     """The costs of an ILSVRC training folder of `files` empty files in memory: seconds to open it, bytes per file that
     the driver keeps, and bytes per file that the object store holds for the readers."""
-    synsets = [line[:9] for line in SHIPPED.read_text().splitlines() if SYNSET.match(line)]
+    synsets = list(shipped_synsets())
     with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
         for number in range(files):
             folder = Path(root, synsets[number % 1000])

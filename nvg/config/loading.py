@@ -19,6 +19,7 @@ from nvg.config.paths import expand_paths, with_home
 from nvg.config.schema import DERIVED, Config, ServeConfig
 from nvg.config.text import TextError, parse
 from nvg.errors import ConfigError
+from nvg.extras import require_store
 
 Schema = TypeVar("Schema")
 LENGTHS = ("tokenizer_train", "train")  # sections that give a length as steps or as epochs
@@ -70,6 +71,7 @@ def read_file(path: str | Path) -> dict:
     """
     import fsspec
 
+    require_store(str(path))
     try:
         with fsspec.open(with_home(str(path)), "r") as file:
             content = parse(file)

@@ -18,9 +18,9 @@ from nvg.artifacts.files import compare_shapes, shapes
 from nvg.artifacts.models import finish_folder, write_sampler
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, ContentConfig, StructureConfig, TokenizerConfig
-from nvg.data.sources.ilsvrc import shipped_class_names
 from nvg.errors import CheckpointError, ConfigError
 from nvg.generator import ContentGenerator, StructureGenerator
+from nvg.imagenet import shipped_class_names
 from nvg.released.checkpoints import AGAIN, GENERATORS, TOKENIZER, Kind, Released, read_checkpoint
 from nvg.released.generators import generators
 from nvg.released.tokenizer import convert_tokenizer

@@ -22,6 +22,7 @@ from nvg.artifacts.models import (
     exported_parts,
     fingerprint,
     finish_folder,
+    licence_of,
     load_sampler,
     load_tokenizer,
     tokenizer_fingerprint,
@@ -132,7 +133,12 @@ def train_generators(
         metadata = write_sampler(
             folder,
             **finished,
-            metadata={"training": figures, "run_id": training.run_id, "steps_per_epoch": steps_per_epoch},
+            metadata={
+                "training": figures,
+                "run_id": training.run_id,
+                "steps_per_epoch": steps_per_epoch,
+                **inherited_licence(tokenizer),
+            },
         )
         training.finish_run(metadata)
         if not finish_folder(folder, metadata):
@@ -146,6 +152,12 @@ def _with_missing_parts(config: Config, folder: str) -> Config:
     exported = exported_parts(folder)
     missing = [part for part in PARTS if part in config.train.parts and part not in exported]
     return dataclasses.replace(config, train=dataclasses.replace(config.train, parts=missing))
+
+
+def inherited_licence(folder: str) -> dict[str, str]:
+    """The entry of metadata.json for the licence of the weights in a folder that a new sampler takes over."""
+    licence = licence_of(folder)
+    return {} if licence is None else {"licence": licence}
 
 
 # ---- generators of fewer passes ----
@@ -199,15 +211,9 @@ def distill_generators(
     figures = training.train(task, settings, settings.steps, identity, sampler=sampler)
     finished = sampler()
     if place.rank == 0:
-        metadata = write_sampler(
-            folder,
-            **finished,
-            metadata={
-                "training": figures,
-                "run_id": training.run_id,
-                "teacher": {"folder": settings.teacher or generators, **marks},
-            },
-        )
+        record = {"training": figures, "run_id": training.run_id, **inherited_licence(generators)}
+        record["teacher"] = {"folder": settings.teacher or generators, **marks}
+        metadata = write_sampler(folder, **finished, metadata=record)
         training.finish_run(metadata)
         finish_folder(folder, metadata)
     return figures

@@ -32,11 +32,10 @@ and sets any field of the [configuration](configuration/index.md), such as `trai
 
 def page() -> str:
     """The page's text."""
-    rows = [f"| [`nvg {name}`](#nvg-{name}) | {command.does} |" for name, command in cli.COMMANDS.items()]
-    parts = [HEAD, "| command | |", "| --- | --- |", *rows]
+    parts = [HEAD]
     for name in cli.COMMANDS:
-        parts += ["", f"## nvg {name}", "", *_command(parser_of(name))]
-    return "\n".join(parts) + "\n"
+        parts += [f"## nvg {name}", "", *_command(parser_of(name)), ""]
+    return "\n".join(parts)
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:

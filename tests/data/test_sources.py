@@ -140,7 +140,7 @@ def test_synset_names_come_from_the_mapping_else_from_the_shipped_list_else_from
 
 def test_the_thousand_synsets_are_shipped_and_one_that_is_missing_or_wrong_is_named(tmp_path):
     """With the usual numbers of well-known classes, as torchvision, timm and the ADM reference have them."""
-    lines = (Path(nvg.__file__).parent / "data" / "sources" / "imagenet_synsets.txt").read_text().splitlines()
+    lines = (Path(nvg.__file__).parent / "imagenet_synsets.txt").read_text().splitlines()
     synsets = [line[:9] for line in lines if line.startswith("n")]
     assert len(synsets) == 1000 and synsets == sorted(set(synsets))
     for synset in synsets:

@@ -173,7 +173,7 @@ def test_the_settings_are_those_of_the_published_protocol():
 
 
 def test_class_names_are_imagenets_where_there_are_a_thousand():
-    from nvg.data.sources.ilsvrc import shipped_class_names
+    from nvg.imagenet import shipped_class_names
 
     names = shipped_class_names()
     assert len(set(names)) == 1000 and names[0].startswith("tench") and names[207].startswith("golden retriever")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TREES = ("nvg", "pipelines", "scripts", "benchmarks", "experiments", "tests")
+TREES = ("nvg", "pipelines", "scripts", "benchmarks", "experiments", "examples", "tests")
 PROGRAMS = ("python", ".venv/bin/python", "make", "nvg", "pytest", "ray", "mlflow", "serve", "kubectl", "docker")
 ENTRIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("scripts", {})
 SHELL = ("", "bash", "sh", "shell", "console")  # languages of fenced blocks that hold commands

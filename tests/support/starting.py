@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[2]
-TREES = ("scripts", "benchmarks", "experiments", "tests")  # what is not installed
+TREES = ("scripts", "benchmarks", "experiments", "examples", "tests")  # what is not installed
 PLACEHOLDER = re.compile(r"<?[A-Z][A-Z0-9_]*>?|.*(?:KEY|BUCKET|\.\.\.).*")
 CORES = os.cpu_count() or 1
 PATIENCE = 200  # seconds for a program to import what it needs and to read all its argument lists
@@ -108,8 +108,8 @@ def start(kind: str, name: str, arguments: list[str]) -> str | None:
     incomplete = "..." in arguments or all(re.fullmatch(r"[a-z][\w-]*", word) for word in arguments)
     pairs = zip(["", *arguments[:-1]], arguments, strict=True) if arguments else ()
     arguments = [word for before, word in pairs if word != "key=value" and (word != "..." or before.startswith("--"))]
-    if kind == "entry":
-        arguments = [word for word in arguments if not PLACEHOLDER.fullmatch(word)]  # nvg COMMAND
+    if kind == "entry" and arguments[:1] == ["COMMAND"]:  # nvg COMMAND --help
+        arguments = arguments[1:]
     output, path = io.StringIO(), list(sys.path)
     sys.argv = [name, *(word.replace("$PWD", os.getcwd()) for word in arguments)]  # as a shell would
     try:

@@ -1,6 +1,7 @@
 """Between the loop and Ray: epochs one after the other, elastic shares, parts to train, storage of Ray's notes."""
 
 import itertools
+import json
 
 import pytest
 
@@ -94,6 +95,13 @@ def test_parts_that_the_folder_holds_are_not_trained_again_and_the_configuration
     (tmp_path / "half.json").write_text('{"format": 2, "parts": ["content"]}')
     assert jobs._with_missing_parts(config, str(tmp_path)).train.parts == ["structure"]
     assert config.train.parts == ["content", "structure"]
+
+
+def test_a_new_sampler_has_the_licence_of_the_weights_that_it_takes_over(tmp_path):
+    metadata = {"format": 2, "kind": "tokenizer", "fingerprint": "0", "class_names": []}
+    for licence, entry in ((None, {}), ("of its owner", {"licence": "of its owner"})):
+        (tmp_path / "metadata.json").write_text(json.dumps(metadata | {"licence": licence}))
+        assert jobs.inherited_licence(str(tmp_path)) == entry
 
 
 def test_notes_of_ray_go_where_the_artifact_is(tmp_path):

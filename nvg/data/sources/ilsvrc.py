@@ -20,8 +20,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 from nvg import storage
 from nvg.config import DataConfig
@@ -30,29 +29,11 @@ from nvg.data.records import BrokenImage, ImageRecord, ImageSource, Unit, chunks
 from nvg.data.sources.folder import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from nvg.data.sources.tar import count_members, read_members
 from nvg.errors import DataError
+from nvg.imagenet import SYNSET, distinct_names, parse_synsets, shipped_synsets
 
-SYNSET = re.compile(r"n\d{8}")
 DEVKIT_CLASSES = 1000
-SHIPPED = Path(__file__).parent / "imagenet_synsets.txt"
 FOLDERS_ABOVE = 4  # <Kaggle's archive>/ILSVRC/Data/CLS-LOC/val
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-
-
-def shipped_class_names() -> list[str]:
-    """The names of the 1,000 classes of ILSVRC 2012, in the usual order."""
-    names = read_synsets(str(SHIPPED))
-    return distinct_names(sorted(names), names)
-
-
-def read_synsets(path: str) -> dict[str, str]:
-    """synset -> name, of a list with a synset and its name per line (path or URL)."""
-    return {line[:9]: line[10:].strip() or line[:9] for line in _text(path).splitlines() if SYNSET.match(line)}
-
-
-def distinct_names(synsets: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """The name of each synset, with its id where another one has the same: ImageNet has two classes "crane"."""
-    repeated = {name for name, count in Counter(names.get(item, item) for item in synsets).items() if count > 1}
-    return [f"{names[item]} ({item})" if names.get(item) in repeated else names.get(item, item) for item in synsets]
 
 
 class IlsvrcSource(ImageSource):
@@ -156,7 +137,8 @@ class IlsvrcSource(ImageSource):
 
     def _synset_names(self) -> dict[str, str]:
         """synset -> name, in the order of LOC_synset_mapping.txt, else of the shipped list."""
-        return read_synsets(self._find("LOC_synset_mapping.txt") or str(SHIPPED))
+        path = self._find("LOC_synset_mapping.txt")
+        return shipped_synsets() if path is None else parse_synsets(_text(path))
 
     def _ground_truth(self, names: dict[str, str]) -> dict[str, str]:
         """A file's stem, or its number as text, -> synset. Raises DataError where no table has it."""
