@@ -33,8 +33,10 @@ def say(line: str, *, error: bool = False) -> None:
 
 def listen() -> None:
     """Show, in the driver, what this module says in the processes of the running Ray, and nothing else of theirs."""
+    from ray._private import worker
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
+    worker.print_to_stdstream = lambda data, ignore_prefix: _show(data)  # of a raylet's errors, which come another way
     dispatcher.remove_handler("ray_print_logs")  # which prints everything, with a prefix
     dispatcher.remove_handler("nvg")
     dispatcher.add_handler("nvg", _show)

@@ -48,6 +48,20 @@ def test_a_nodes_own_process_is_heard(capsys):
     assert line in said and usual not in said
 
 
+def test_all_ways_of_ray_to_the_drivers_output_are_listened_to(monkeypatch, capsys):
+    from ray._private import worker
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
+    monkeypatch.setattr(dispatcher, "handlers", [("ray_print_logs", print)])
+    console.listen()
+    console.listen()
+    dispatcher.emit(sent(["noise", MARK + "a line"]))
+    usual = "WARNING: 8 PYTHON worker processes have been started on node: 1172cf"
+    worker.print_to_stdstream({"lines": [usual], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert capsys.readouterr().out == "a line\n"
+
+
 def test_lines_of_a_step_are_shown_before_its_end(monkeypatch, capsys):
     monkeypatch.setenv(console.TERMINAL, "0")
     say("tokens: 60 images")

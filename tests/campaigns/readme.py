@@ -54,7 +54,7 @@ def serve(command: list[str], clone: Path) -> None:
     finally:
         family = [*process.children(recursive=True), process]
         for one in family:
-            if "serve" in " ".join(one.cmdline()):
+            if "pipelines/serve.py" in " ".join(one.cmdline()):
                 one.send_signal(signal.SIGINT)
         psutil.wait_procs(family, timeout=90)
 
