@@ -26,7 +26,7 @@ from experiments.few_step_rivals.samplers import (
 )
 from nvg.config import DistillConfig
 from nvg.generator import Sampler, StructureGenerator
-from nvg.generator.sampler import ramp
+from nvg.generator.schedules import ramp
 from nvg.generator.structure import signed_bits
 from nvg.training.few_step_loss import FewStep
 

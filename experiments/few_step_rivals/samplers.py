@@ -16,7 +16,9 @@ from torch import Tensor
 
 from nvg.generator import Sampler, StructureGenerator
 from nvg.generator.guidance import guided
-from nvg.generator.sampler import FLOW, HALVING, draw, gumbel, halving_preference, ramp
+from nvg.generator.halving import halving_preference
+from nvg.generator.noise import FLOW, HALVING, draw, gumbel
+from nvg.generator.schedules import ramp
 from nvg.generator.state import SamplingState
 from nvg.generator.structure import signed_bits
 from nvg.granularity import split_codes, structure_map

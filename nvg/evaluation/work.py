@@ -23,7 +23,7 @@ from nvg.data.stream import read_pieces
 from nvg.evaluation.features import FeatureNetwork
 from nvg.evaluation.reconstruction import code_counts, mse_by_stages
 from nvg.generator import Given, Sampler, nth_seed
-from nvg.generator.sampler import in_fours
+from nvg.generator.batches import in_fours
 
 if TYPE_CHECKING:
     from nvg.frozen.lpips import LPIPS
@@ -104,7 +104,7 @@ def cut_pixels(images: Tensor) -> Tensor:
 
     255 (x + 1) / 2 is cut down to whole numbers, for the published figures are of such pixels: ADM's evaluation, VAR's
     and the released system's all do so. What is shown, served or kept as a preview is rounded instead
-    (nvg.generator.sampler.to_pixels).
+    (nvg.generator.batches.to_pixels).
     """
     return (255 * (images.float().clamp(-1, 1) + 1) / 2).to(torch.uint8).permute(0, 2, 3, 1)
 

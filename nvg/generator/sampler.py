@@ -22,20 +22,22 @@ from torch import Tensor
 
 from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig
+from nvg.generator.batches import filled_up, in_fours, to_pixels
 from nvg.generator.compiled import cache_folder, compiled
 from nvg.generator.content import ContentGenerator
 from nvg.generator.controls import Given, one_each
 from nvg.generator.guidance import guided
+from nvg.generator.halving import euler_step, flow_start, halve
+from nvg.generator.noise import draw_all
+from nvg.generator.nucleus import pick
 from nvg.generator.options import Options
+from nvg.generator.schedules import falling_top_p, flow_times, one_pass, ramp, step_size
 from nvg.generator.seeds import image_seeds, whole_number
 from nvg.generator.state import GivenRows, SamplingState
-from nvg.generator.structure import STEP_COUNTS, StructureGenerator, signed_bits
+from nvg.generator.structure import StructureGenerator
 from nvg.granularity import (
     GranularitySequence,
-    assign,
-    cluster_means,
     code_order,
-    last_stage,
     split_codes,
     structure_map,
 )
@@ -387,157 +389,3 @@ class Sampler:
         )
         logits = self._logits(0, empty, state.canvas.new_ones(rows))
         self._first_logits |= dict(zip(new, logits, strict=False))  # the rest is what it was filled up with
-
-
-# ---- the pieces, as functions ----
-
-FLOW, HALVING, CONTENT = 0, 1, 2  # purposes of a random draw
-
-
-def draw(
-    seeds: Sequence[int], stage: int, purpose: int, shape: Sequence[int], distribution: Callable[..., Tensor]
-) -> Tensor:
-    """Random numbers of N images, each from its own seed: (N, *shape) on the CPU, whatever the device.
-
-    distribution: torch.rand or torch.randn.
-    """
-    result = torch.empty(len(seeds), *shape)
-    for row, seed in zip(result, seeds, strict=True):
-        rng = torch.Generator().manual_seed((seed * 1_000_003 + stage * 31 + purpose) % 2**63)
-        row.copy_(distribution(tuple(shape), generator=rng))
-    return result
-
-
-def draw_all(
-    seeds: Sequence[int], positions: int, device: torch.device
-) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
-    """All random numbers of N images, moved to the device in one copy: the flow's noise (N, L, K), and the uniform
-    numbers by stage, (N, L) of the halvings 1 ... K - 1, (N, 2^i) of the content 0 ... K."""
-    last = last_stage(positions)
-    halvings, contents = range(1, last), range(last + 1)
-    each = [draw(seeds, 0, FLOW, (positions, last), torch.randn)]
-    each += [draw(seeds, stage, HALVING, (positions,), torch.rand) for stage in halvings]
-    each += [draw(seeds, stage, CONTENT, (2**stage,), torch.rand) for stage in contents]
-    together = torch.cat([one.flatten() for one in each])
-    if device.type == "cuda":  # from pinned memory the copy goes on while the host does
-        together = together.pin_memory()
-    moved = together.to(device, non_blocking=True).split([one.numel() for one in each])
-    noise, *uniform = (one.view(like.shape) for one, like in zip(moved, each, strict=True))
-    return noise, dict(zip(halvings, uniform, strict=False)), dict(zip(contents, uniform[len(halvings) :], strict=True))
-
-
-def filled_up(count: int, sizes: Sequence[int]) -> int:
-    """The least of the sizes, in rising order, that `count` images fit in; their number where none is so large."""
-    return next((size for size in sizes if size >= count > 0), count)
-
-
-def one_pass(scales: Sequence[float], index: int) -> bool:
-    """Whether guidance asks for nothing at this index of the ramp: all scales are 1 there."""
-    return index == 0 or all(scale == 1.0 for scale in scales)
-
-
-def flow_start(codes: Tensor, noise: Tensor, known: int) -> Tensor:
-    """z(1), (N, L, K): the bits of stages 1 ... known of the codes (N, L), and of later ones the noise (N, L, K)."""
-    return torch.cat((signed_bits(codes, known)[..., :known], noise[..., known:]), dim=-1)
-
-
-def euler_step(z: Tensor, flow: Tensor, time: Tensor, known: int) -> Tensor:
-    """z after a step of the flow, both (N, L, K), over a time (N,). Channels that are known stay clean."""
-    moved = z[..., known:] + time[:, None, None] * flow[..., known:]
-    return torch.cat((z[..., :known], moved), dim=-1)
-
-
-def flow_times(steps: int, shift: Tensor, positions: int) -> Tensor:
-    """The times of a number of Euler steps, (steps + 1, N) from 1 to 0; shift (N,) is sampler.flow_shift.
-
-    t' = s t / (1 + (s - 1) t) of equally spaced t, s = exp(shift + 0.65 (L - 256) / 3840): above s = 1 the steps at
-    the noise are short. shift = 0 leaves t as it is, whatever L.
-    """
-    equal = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=shift.device)[:, None]
-    strength = torch.exp(shift.double() + 0.65 * (positions - 256) / 3840)
-    return torch.where(shift == 0, equal, strength * equal / (1 + (strength - 1) * equal)).float()
-
-
-def gumbel(uniform: Tensor) -> Tensor:
-    """Standard Gumbel noise of uniform numbers, -log(-log(u))."""
-    return -(-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
-
-
-def halving_preference(
-    flow_end: Tensor, parents: Tensor, clusters: int, temperature: Tensor, uniform: Tensor
-) -> Tensor:
-    """How much each position prefers bit 1, (N, L): flow_end z (N, L), map of the parents (N, L) in [0, clusters).
-
-    At temperature T > 0 it is log((clamp(z, -1, 1) + 1) / its sum over the parent + 1e-8) + T g, with Gumbel noise g of
-    uniform (N, L); at T = 0 it is z. T is (N,).
-    """
-    weight = flow_end.clamp(-1.0, 1.0) + 1.0
-    mean = assign(cluster_means(weight[..., None], parents, clusters), parents)[..., 0]  # of each position's parent
-    share = weight / (mean * (parents.shape[1] // clusters)).clamp_min(1e-8)
-    noisy = (share + 1e-8).log() + temperature[:, None] * gumbel(uniform)
-    return torch.where(temperature[:, None] > 0, noisy, flow_end)
-
-
-def halve(stage: int, codes: Tensor, flow_end: Tensor, temperature: Tensor, uniform: Tensor, rename: bool) -> Tensor:
-    """The codes (N, L) of `stage` from those before it, by the preferences of `halving_preference`."""
-    parents = structure_map(codes, stage - 1)
-    preference = halving_preference(flow_end, parents, 2 ** (stage - 1), temperature, uniform)
-    return split_codes(codes, stage, preference, rename=rename)
-
-
-def step_size(flow_steps: int) -> float:
-    """The size of a step as a few-step generator takes it: 1 / flow_steps where it has learned that size, else 0."""
-    return 1 / flow_steps if flow_steps in STEP_COUNTS else 0.0
-
-
-def ramp(final: Tensor, index: int, last_stage: int) -> Tensor:
-    """Scales (N,) that rise linearly from 1 at index 0 to `final` (N,) at index K.
-
-    The content of stage i has index i, and so has the structure of stage i + 1, which is made of the same canvas.
-    """
-    return 1.0 + (final - 1.0) * (index / last_stage)
-
-
-def falling_top_p(final: Tensor, stage: int, last_stage: int) -> Tensor:
-    """top-p of a stage (N,): `final` (N,), and at stage i (K - K^(i/K)) / (K - 1) of what it lacks to 1.
-
-    So it falls from 1 at stage 0 to `final` at stage K, slowly first; with K = 1 it is `final` at once.
-    """
-    left = (last_stage - last_stage ** (stage / last_stage)) / (last_stage - 1) if last_stage > 1 else 0.0
-    return final + (1.0 - final) * left
-
-
-def pick(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
-    """Content tokens (N, T) of logits (N, T, V): temperature and top_p (N,), one uniform number a token, (N, T)."""
-    return nucleus_sample(logits / temperature[:, None, None], top_p, uniform)
-
-
-def nucleus_sample(logits: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
-    """Sample from the smallest set of entries whose probability reaches top_p: (N, T, V), (N,), (N, T) -> (N, T)."""
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    cumulative = probabilities.cumsum(dim=-1)
-    # An entry is in the set when the mass before it is below top_p; the most likely one always is.
-    inside = cumulative - probabilities < top_p[:, None, None]
-    mass = (probabilities * inside).sum(dim=-1, keepdim=True)
-    choice = (cumulative < uniform[..., None] * mass).sum(dim=-1, keepdim=True)
-    choice = torch.minimum(choice, inside.sum(dim=-1, keepdim=True) - 1)
-    return order.gather(-1, choice)[..., 0]
-
-
-def in_fours(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """A convolutional function of N images, (N, ...) each, on a CPU in a batch filled up to a multiple of four.
-
-    The CPU's convolutions of one and of three images run other kernels, whose sums round differently, and an image must
-    not depend, to the last bit, on how many others are drawn with it.
-    """
-    count = tensors[0].shape[0]
-    if tensors[0].device.type != "cpu":
-        return function(*tensors)
-    filled = (torch.cat((value, value[:1].expand(-count % 4, *value.shape[1:]))) for value in tensors)
-    return function(*filled)[:count]
-
-
-def to_pixels(images: Tensor) -> np.ndarray:
-    """Float images in [-1, 1], (N, C, H, W), as uint8 (N, H, W, C)."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -13,7 +13,7 @@ from nvg.autoencoder import Autoencoder, AutoencoderOutput
 from nvg.config import Config
 from nvg.data.images import to_float
 from nvg.describe import forward_flops
-from nvg.generator.sampler import to_pixels
+from nvg.generator.batches import to_pixels
 from nvg.training.ema import EMA
 from nvg.training.parallel import Wrap, alone, workers
 from nvg.training.schedule import warmup_cosine

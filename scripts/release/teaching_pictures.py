@@ -28,8 +28,8 @@ from nvg.data import open_source
 from nvg.data.images import to_float
 from nvg.data.stream import read_pieces
 from nvg.generator import Sampler
+from nvg.generator.batches import to_pixels
 from nvg.generator.controls import Given, given_from_drawing, given_from_sequence
-from nvg.generator.sampler import to_pixels
 from nvg.granularity import GranularitySequence
 from nvg.pictures import STAGE_SIDES, TileRow, compose, map_tile, stages_picture, tile
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from nvg.data import BrokenImageError, decode_image, make_view
 from nvg.data.images import image_size, to_float
-from nvg.generator.sampler import to_pixels
+from nvg.generator.batches import to_pixels
 from tests.support.pictures import config, encode, frames, jpeg_of, pixels, png, ycck
 
 RESIZES = ("antialiased", "lanczos8")

@@ -28,7 +28,7 @@ from nvg.evaluation.work import (
     sample_work,
     stage_work,
 )
-from nvg.generator.sampler import to_pixels
+from nvg.generator.batches import to_pixels
 from pipelines.steps import check_evaluation
 from tests.support.pictures import config as image_config
 from tests.support.synthetic import CLASSES, write_images

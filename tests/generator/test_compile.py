@@ -11,7 +11,8 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 from nvg.generator import ContentGenerator, StructureGenerator
-from nvg.generator.sampler import euler_step, flow_start, halve, pick
+from nvg.generator.halving import euler_step, flow_start, halve
+from nvg.generator.nucleus import pick
 from nvg.granularity import GranularitySequence, codes_from_map, structure_codes, structure_map
 from tests.support.generators import awake, content_at, content_config, sampler_of, structure_at, structure_config
 
@@ -89,7 +90,7 @@ SCRIPT = """
 import torch
 from torch._dynamo.utils import counters
 from nvg.generator.compiled import cache_folder, compiled
-from nvg.generator.sampler import pick
+from nvg.generator.nucleus import pick
 
 print(cache_folder())
 logits = torch.arange(16.0).view(1, 2, 8).sin()

@@ -11,7 +11,8 @@ import torch
 from nvg.config import SamplerConfig
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.generator.controls import given_from_drawing, given_from_sequence
-from nvg.generator.sampler import falling_top_p, flow_times, nucleus_sample, ramp
+from nvg.generator.nucleus import nucleus_sample
+from nvg.generator.schedules import falling_top_p, flow_times, ramp
 from nvg.granularity import structure_map
 from tests.support.generators import (
     FORMS,

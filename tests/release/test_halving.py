@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from nvg.generator.sampler import gumbel, halving_preference, nucleus_sample
+from nvg.generator.halving import halving_preference
+from nvg.generator.noise import gumbel
+from nvg.generator.nucleus import nucleus_sample
 from nvg.granularity import codes_from_map, split_codes, structure_map
 from tests.release import recipe
 

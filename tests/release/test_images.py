@@ -7,7 +7,7 @@ from PIL import Image
 from nvg.data import make_view
 from nvg.data.images import crop_of_lanczos8
 from nvg.evaluation.work import cut_pixels
-from nvg.generator.sampler import to_pixels
+from nvg.generator.batches import to_pixels
 from tests.release.recipe import golden
 from tests.support.pictures import config
 

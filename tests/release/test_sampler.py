@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from nvg.config import SamplerConfig
-from nvg.generator import Sampler
-from nvg.generator import sampler as module
+from nvg.generator import Sampler, noise
 from nvg.granularity import split_codes, structure_map
 from tests.release import ours, recipe
 
@@ -60,14 +59,14 @@ def sampler(generators):
 
 def drawn(sampler, golden, uniform, monkeypatch):
     """The stages of a run whose random numbers are the golden ones."""
-    numbers = {module.FLOW: golden["noise"], module.HALVING: torch.full((2, 256), 0.5)}
+    numbers = {noise.FLOW: golden["noise"], noise.HALVING: torch.full((2, 256), 0.5)}
 
     def draw(seeds, stage, purpose, shape, distribution):
-        found = uniform[:, 2**stage - 1 : 2 ** (stage + 1) - 1] if purpose == module.CONTENT else numbers[purpose]
+        found = uniform[:, 2**stage - 1 : 2 ** (stage + 1) - 1] if purpose == noise.CONTENT else numbers[purpose]
         assert found.shape == (2, *shape)
         return found.clone()
 
-    monkeypatch.setattr(module, "draw", draw)
+    monkeypatch.setattr(noise, "draw", draw)
     return list(sampler.stages(golden["labels"].tolist()))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nvg.generator.sampler import falling_top_p, flow_times, ramp
+from nvg.generator.schedules import falling_top_p, flow_times, ramp
 from nvg.training.schedule import scaled_lr, warmup_stable_decay
 from tests.release import ours, recipe
 

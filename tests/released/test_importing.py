@@ -17,8 +17,7 @@ from nvg import config as configuration
 from nvg.artifacts.models import ASSETS, licence_of, read_metadata
 from nvg.config import ServeConfig
 from nvg.errors import CheckpointError, ConfigError
-from nvg.generator import Sampler
-from nvg.generator import sampler as sampling
+from nvg.generator import Sampler, noise
 from nvg.granularity import split_codes, structure_map
 from nvg.released.checkpoints import GENERATORS, TOKENIZER, Released, extract
 from nvg.released.importing import LICENCE, SETTINGS, convert, import_release
@@ -67,12 +66,12 @@ class LastSplitByNoise(Sampler):
 
 def drawn(folder, monkeypatch):
     """The stages of the golden run `argmax`, one by one: the likeliest code of the guided logits."""
-    numbers = {sampling.FLOW: golden("sampler")["noise"], sampling.HALVING: torch.full((2, 256), 0.5)}
+    numbers = {noise.FLOW: golden("sampler")["noise"], noise.HALVING: torch.full((2, 256), 0.5)}
 
     def draw(seeds, stage, purpose, shape, distribution):
-        return torch.zeros(2, *shape) if purpose == sampling.CONTENT else numbers[purpose].clone()
+        return torch.zeros(2, *shape) if purpose == noise.CONTENT else numbers[purpose].clone()
 
-    monkeypatch.setattr(sampling, "draw", draw)
+    monkeypatch.setattr(noise, "draw", draw)
     sampler = nvg.load(str(folder))
     sampler.__class__ = LastSplitByNoise
     return sampler.stages(golden("sampler")["labels"].tolist())
