@@ -72,17 +72,20 @@ class Bench:
 
     @cached_property
     def steps_a_second(self) -> dict[str, float]:
-        """The rate of each form, measured in turns and kept."""
+        """The rate of each form, measured in turns and kept; of a form that is new, in turns with `positions`."""
         path = self.work / "rates.json"
-        if not path.exists():
-            seconds: dict[str, list[float]] = {name: [] for name in FORMS}
+        rates: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        new = [name for name in FORMS if name not in rates]
+        if new:
+            seconds: dict[str, list[float]] = {name: [] for name in dict.fromkeys(["positions", *new])}
             for _ in range(RATE_ROUNDS):
-                for name, form in FORMS.items():
-                    _, spent = train(form, self.config, self.tokenizer.quantizer, self.tokens["train"], RATE_STEPS, 0)
-                    seconds[name].append(spent)
-            rates = {name: RATE_STEPS / statistics.median(spent) for name, spent in seconds.items()}
+                for name in seconds:
+                    quantizer, tokens = self.tokenizer.quantizer, self.tokens["train"]
+                    seconds[name].append(train(FORMS[name], self.config, quantizer, tokens, RATE_STEPS, 0)[1])
+            found = {name: RATE_STEPS / statistics.median(spent) for name, spent in seconds.items()}
+            same = rates.get("positions", found["positions"]) / found["positions"]
+            rates |= {name: same * found[name] for name in new}
             path.write_text(json.dumps(rates))
-        rates = json.loads(path.read_text())
         return rates
 
     def steps(self, form: Form, budget: str) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.cluster_tokens.data import Tokens
-from experiments.cluster_tokens.unpooled import unpooled_content_loss
+from experiments.cluster_tokens.unpooled import PositionHead, content_loss_by_head, unpooled_content_loss
 from nvg.autoencoder import GranularityQuantizer
 from nvg.config import Config, TrainConfig
 from nvg.generator import ContentGenerator, StructureGenerator
@@ -20,6 +20,7 @@ from nvg.training.generator_loss import Generators, content_loss, draw_flow, str
 from nvg.training.generator_task import adamw
 from nvg.training.schedule import scaled_lr, warmup_stable_decay
 
+UNPOOLED = {"positions": unpooled_content_loss, "head": content_loss_by_head}
 HELD_OUT = 2000  # images
 BATCH = 250
 
@@ -31,13 +32,17 @@ class Form:
     name: str
     part: str  # content | structure
     settings: dict[str, Any]
-    canvas_loss: str = "tokens"  # tokens | positions | none
+    canvas_loss: str = "tokens"  # tokens | positions | head | none
 
     def build(self, config: Config, seed: int) -> ContentGenerator | StructureGenerator:
         """The generator before its first step."""
         torch.manual_seed(seed)
         if self.part == "content":
-            return ContentGenerator(replace(config.content, **self.settings))
+            content = ContentGenerator(replace(config.content, **self.settings))
+            if self.canvas_loss == "head":
+                shape = content.config
+                content.position_head = PositionHead(shape.grid**2, shape.code_width, 64 * shape.depth)
+            return content
         return StructureGenerator(replace(config.structure, **self.settings))
 
 
@@ -50,6 +55,7 @@ FORMS = {
         Form("positions, position network", "content", POSITIONS | {"position_network": True}),
         Form("clusters", "content", CLUSTERS),
         Form("clusters, canvas loss on positions", "content", CLUSTERS, "positions"),
+        Form("clusters, canvas loss by a head", "content", CLUSTERS, "head"),
         Form("clusters, no canvas loss", "content", CLUSTERS, "none"),
         Form("structure: positions", "structure", {"canvas_tokens": "positions"}),
         Form("structure: clusters", "structure", {"canvas_tokens": "clusters"}),
@@ -70,7 +76,7 @@ def loss_of(form: Form, network: Any, quantizer: GranularityQuantizer, config: C
     """The loss of a form: (sequence, labels, rng) -> a scalar."""
     train = replace(config.train, canvas_weight=0.0) if form.canvas_loss == "none" else config.train
     both = alone(network, quantizer, train)
-    if form.canvas_loss != "positions":
+    if form.canvas_loss not in UNPOOLED:
         return lambda sequence, labels, rng: both(sequence, labels, rng)[0]
 
     def unpooled(sequence: Any, labels: Tensor, rng: torch.Generator) -> Tensor:
@@ -80,7 +86,7 @@ def loss_of(form: Form, network: Any, quantizer: GranularityQuantizer, config: C
         dropped = torch.rand(len(labels), generator=rng) < train.class_dropout
         shown = torch.where(dropped, config.content.num_classes, labels)
         stages = range(quantizer.last_stage + 1)
-        terms = unpooled_content_loss(network, canvases, shown, sequence, stages)
+        terms = UNPOOLED[form.canvas_loss](network, canvases, shown, sequence, stages)
         return terms["canvas"] + terms["cross_entropy"]
 
     return unpooled

@@ -1,7 +1,11 @@
-"""The canvas loss of cluster tokens on positions: the last block is queried by the L positions too, in training alone.
+"""The canvas loss of cluster tokens on positions, in training alone: two ways from clusters to positions.
 
-A position's query is its cluster's hidden state and what the token is made of at one position: the embedded canvas and
-the position network. The product takes the canvas loss on cluster means, which needs none of this.
+positions: the last block is queried by the L positions too. A position's query is its cluster's hidden state and what
+the token is made of at one position: the embedded canvas and the position network.
+
+head: a small network of the cluster's last hidden state, the canvas at the position and a learned vector of it.
+
+The product takes the canvas loss on cluster means, which needs none of this.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvg.generator import ContentGenerator
 from nvg.generator.block import modulate
+from nvg.generator.tokens import HIDDEN
 from nvg.granularity import GranularitySequence, assign, structure_embedding
 from nvg.training.generator_loss import content_loss
 
@@ -32,6 +37,49 @@ def unpooled_content_loss(
     terms = content_loss(content, canvases, labels, sequence, stages)
     handle.remove()
     terms["canvas"] = squared_error(content, seen[0], canvases, sequence, stages)
+    return terms
+
+
+class PositionHead(nn.Module):
+    """What the difference at a position has over its cluster's: last hidden states of clusters (N, 2^i, w), their map
+    (N, L), canvas (N, L, e) -> (N, L, e)."""
+
+    def __init__(self, positions: int, code_width: int, width: int) -> None:
+        super().__init__()
+        self.cluster = nn.Linear(width, HIDDEN)
+        self.canvas = nn.Linear(code_width, HIDDEN)
+        self.place = nn.Parameter(torch.randn(positions, HIDDEN) / 4)
+        self.out = nn.Linear(HIDDEN, code_width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden: Tensor, clusters: Tensor, canvas: Tensor) -> Tensor:
+        """See the class."""
+        return self.out(F.silu(assign(self.cluster(hidden), clusters) + self.canvas(canvas) + self.place))
+
+
+def content_loss_by_head(
+    content: ContentGenerator,
+    canvases: Sequence[Tensor],
+    labels: Tensor,
+    sequence: GranularitySequence,
+    stages: Sequence[int],
+) -> dict[str, Tensor]:
+    """As `content_loss`, with |x - x_hat|^2 a mean over positions, by the module `content.position_head`."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = content.difference.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    terms = content_loss(content, canvases, labels, sequence, stages)
+    handle.remove()
+    lengths = [2**stage for stage in stages]
+    rows = len(labels), sum(lengths), -1
+    hidden, differences = (one.reshape(rows).split(lengths, dim=1) for one in seen[0])
+    errors = []
+    for stage, state, difference in zip(stages, hidden, differences, strict=True):
+        clusters = sequence.structure_map(stage)
+        scaled = canvases[stage] * content.input_scales[stage]
+        found = assign(difference, clusters) + content.position_head(state, clusters, scaled)
+        errors.append(F.mse_loss(found, canvases[-1] - canvases[stage]))
+    terms["canvas"] = torch.stack(errors).mean()
     return terms
 
 
