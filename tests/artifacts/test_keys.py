@@ -29,7 +29,7 @@ def identities(config: Config) -> dict[str, str]:
 
 @functools.cache
 def fashion_mnist(*overrides: str) -> Config:
-    return load(CONF / "fashion_mnist.yaml", ["distill.steps=9", *overrides])
+    return load(CONF / "fashion_mnist_hour.yaml", ["distill.steps=9", *overrides])
 
 
 def test_another_format_changes_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
