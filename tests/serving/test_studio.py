@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 from nvg.serving.engine import Served
 from nvg.serving.guard import hash_key
 from tests.support.application import on_a_port
-from tests.support.browser import SECONDS, browser, generate, visits
+from tests.support.browser import browser, generate, visits
 from tests.support.generators import sampler_of
 
 pytestmark = pytest.mark.slow
@@ -93,7 +93,7 @@ def test_one_click_draws_several_classes_in_one_structure(visit, preset):
     page.get_by_role("button", name=preset).click()
     moved = {"Drawing: Disc": 4, "Drawing: Diagonal": 2}.get(preset)  # of the 4 x 4 positions, where halves are unequal
     halves = f" The server moved {moved} of 16 positions to make equal halves." if moved else ""
-    expect(page.get_by_role("status")).to_have_text(f"Done: 4 pictures.{halves}", timeout=SECONDS)
+    expect(page.get_by_role("status")).to_have_text(f"Done: 4 pictures.{halves}")
     assert len(set(sources(page))) == 4
     given = 4 if preset.startswith("Structure") else 1
     for stage in range(given + 1):
@@ -329,7 +329,7 @@ def test_what_is_drawn_can_be_undone_and_done_again(visit):
         page.mouse.up()
         states.append(drawing(page))
     page.get_by_role("button", name="Drawing: Belt").click()
-    expect(status).to_have_text("Done: 4 pictures.", timeout=SECONDS)
+    expect(status).to_have_text("Done: 4 pictures.")
     states.append(drawing(page))
     undo.click()
     expect(status).to_have_text("Undone.")
@@ -359,13 +359,13 @@ def test_a_stroke_is_drawn_at_once_where_that_is_wanted(visit):
     with page.expect_response("**/v1/images/generations"):
         page.get_by_label("Generate after each stroke").check()
         page.get_by_role("button", name="Invert drawing").click()
-    expect(page.get_by_role("status")).to_have_text("Done: 1 picture.", timeout=SECONDS)
+    expect(page.get_by_role("status")).to_have_text("Done: 1 picture.")
     inverted = maps(page, 1)
     with page.expect_response("**/v1/images/generations"):
         page.get_by_role("img", name="Drawing of the first structure map").click(position={"x": 20, "y": 20})
     with page.expect_response("**/v1/images/generations"):
         page.keyboard.press("Control+z")
-    expect(page.get_by_role("status")).to_have_text("Done: 1 picture.", timeout=SECONDS)
+    expect(page.get_by_role("status")).to_have_text("Done: 1 picture.")
     assert maps(page, 1) == inverted
 
 
@@ -472,7 +472,7 @@ def test_keys_draw_choose_a_seed_and_show_themselves(visit):
     page.keyboard.press("r")
     assert page.get_by_label("Seed", exact=True).input_value() != seed
     page.keyboard.press("g")
-    expect(page.get_by_role("status")).to_have_text("Done: 1 picture.", timeout=SECONDS)
+    expect(page.get_by_role("status")).to_have_text("Done: 1 picture.")
     page.get_by_label("Seed", exact=True).fill("3")
     page.keyboard.press("r")  # while typing it is a letter
     assert page.get_by_label("Seed", exact=True).input_value() == "3"
@@ -548,7 +548,7 @@ def listed(page):
 
 def kept(page):
     page.get_by_role("button", name="Structure of a picture: Bag").click()
-    expect(page.get_by_role("status")).to_have_text("Done: 4 pictures.", timeout=SECONDS)
+    expect(page.get_by_role("status")).to_have_text("Done: 4 pictures.")
 
 
 def refused(page):
@@ -579,6 +579,6 @@ def test_a_server_with_keys_makes_the_page_ask_for_one(browser, model):
         expect(page.get_by_role("alert")).to_contain_text("asks for an API key")
         page.get_by_label("API key").fill("secret")
         page.keyboard.press("Tab")
-        expect(page.get_by_role("status")).to_have_text("Done: 1 picture.", timeout=SECONDS)
+        expect(page.get_by_role("status")).to_have_text("Done: 1 picture.")
         assert "secret" not in page.url
         page.close()
