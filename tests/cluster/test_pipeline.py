@@ -22,6 +22,7 @@ from nvg.data.images import to_float
 from nvg.data.stream import read_view
 from nvg.data.tokens import part_files, read_part, to_arrays
 from nvg.errors import DataError
+from nvg.evaluation.meaning import MEANINGS
 from nvg.evaluation.work import cut_pixels
 from pipelines import run, sweep
 from pipelines.steps import plan
@@ -90,14 +91,14 @@ KINDS = {  # of lines that a run shows
     "the plan": r"(tokenizer|tokens|generators|evaluation) +to do +/.*",
     "where it runs": r"Ray on [\w.:]+: 2 CPUs(, dashboard at .*)?",
     "a step begins": r"(tokenizer|tokens|generators|evaluation): [a-z ]+",
-    "how far it is": r"\w+(  loss \S+)?: [\d,]+ of [\d,]+ \w+s( \(\d+%\), \S+ a second, .* left)?",
+    "how far it is": r"\w+(  loss [\d.]+(, \S+ [GT]FLOP/s)?)?: [\d,]+ of [\d,]+ \w+s( \(\d+%\), .* a second, .* left)?",
     "what it made": r"train_\w+: 8 steps in .* images/s, .*|tokens: 60 images x 2 views in .*|evaluation: Fréchet .*",
     "where it stands": r"tokens: 0 units are there, \d+ to make",
     "a step ends": r"(tokenizer|tokens|generators|evaluation): done in [\d.]+ (s|min)",
     "memory": r"peak memory of this machine while it ran: .* GB above the start",
     "the steps": r"(step|tokenizer|tokens|generators|evaluation) +(seconds|[\d.]+)  .*",
-    "the figures": r"(figure|[a-z_]+) +(value|\S+).*",
-    "a list of figures": r"\w+_by_stages?( +[\d.]+)+ .*",
+    "the head of the figures": r"figure +value .*",
+    "a figure": rf"(samples|reconstruction_images|{'|'.join(MEANINGS)}) +[\d.]+.*",
     "files": r"/.*\.(png|npz|json)",
     "tracking": r"compare runs:  mlflow ui --backend-store-uri .*",
     "nothing": r"",
