@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from benchmarks.common import median_seconds
 from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
+from nvg.generator.batches import to_pixels
 
 
 def call(module: nn.Module, inputs: Tensor, precision: str) -> Tensor:
@@ -49,10 +50,9 @@ def forms(module: nn.Module, inputs: Tensor) -> dict[str, Callable[[], Tensor]]:
     return variants
 
 
-def levels(canvas_image: Tensor, plain: Tensor) -> int:
-    """The greatest difference of a pixel, in levels of 255."""
-    pixels = [((image.float().clamp(-1, 1) + 1) * 127.5).round() for image in (canvas_image, plain)]
-    return int((pixels[0] - pixels[1]).abs().max())
+def levels(images: Tensor, plain: Tensor) -> int:
+    """The greatest difference of a pixel of images (N, C, H, W), in levels of 255."""
+    return int(abs(to_pixels(images).astype(int) - to_pixels(plain).astype(int)).max())
 
 
 def main() -> None:

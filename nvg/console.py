@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ MARK = "\x1f"  # begins each line of this module in a process of Ray's; the driv
 NODES = ("autoscaler", "raylet")  # whose lines are for an operator
 STARTS = "worker processes have been started"  # not this: tasks of a part of a CPU are many
 _ended: set[str] = set()  # names that `end` has told this driver
+_listens = threading.Event()  # whether `listen` was called in this process
 
 
 def verbose() -> bool:
@@ -40,6 +42,7 @@ def listen() -> None:
     dispatcher.remove_handler("ray_print_logs")  # which prints everything, with a prefix
     dispatcher.remove_handler("nvg")
     dispatcher.add_handler("nvg", _show)
+    _listens.set()
 
 
 def end(name: str) -> None:
@@ -48,9 +51,9 @@ def end(name: str) -> None:
 
 
 def wait_for_end(name: str, seconds: float = 5.0) -> None:
-    """Wait, in the driver, until all that was said before `end(name)` is shown, at most so long."""
+    """Wait, in a driver that listens, until all that was said before `end(name)` is shown, at most so long."""
     last = time.monotonic() + seconds
-    while name not in _ended and time.monotonic() < last:
+    while _listens.is_set() and name not in _ended and time.monotonic() < last:
         time.sleep(0.05)
     _ended.discard(name)
 

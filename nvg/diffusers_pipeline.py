@@ -34,15 +34,8 @@ from nvg.diffusers_pipeline import NvgPipeline
 
 __all__ = ["NvgPipeline"]
 '''
-SECTIONS = (
-    "name",
-    "output",
-    "data",
-    "tokenizer",
-    "content",
-    "structure",
-    "sampler",
-)  # of a configuration that build a sampler
+# The sections of a configuration that build a sampler.
+SECTIONS = ("name", "output", "data", "tokenizer", "content", "structure", "sampler")
 OUTPUT_TYPES = ("pil", "np", "pt")
 TENSORS = ("canvas", "structure_map")  # that a callback may ask for
 

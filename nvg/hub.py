@@ -218,5 +218,7 @@ def upload(files: Upload, *, private: bool) -> str:
         if not storage.of_client(error):
             raise
         first = str(error).strip().partition("\n")[0]
-        raise StorageError(f"{files.repository}: {first}: log in with `hf auth login`, or set HF_TOKEN") from error
+        raise StorageError(
+            f"{files.repository}: {first}: log in with `hf auth login` or set HF_TOKEN, and look whether the hub is up"
+        ) from error
     return str(address)

@@ -191,17 +191,15 @@ def _figures(folder: str) -> list[str]:
     """Lines on an evaluation: every figure with its interval and meaning, and the files that are worth a look."""
     result = storage.read_json(storage.join(folder, "evaluation.json"))
     reached = bars(result["figures"])
-    lines = [
-        "",
-        f"{'figure':<33}{'value':>10}  {'95% interval':<22}{'good':<15}meaning; {result['protocol']['network']}",
-    ]
+    network = result["protocol"]["network"]
+    lines = ["", f"{'figure':<33}{'value':>10}  {'95% interval':<22}{'good':<15}meaning, by {network}"]
     for name, value in result["figures"].items():
         low, high = result["intervals"].get(name, (None, None))
         interval = f"{_number(low)} ... {_number(high)}" if low is not None else ""
         good, bar = reached.get(name, (None, ""))
         verdict = "" if good is None else f"{'yes' if good else 'no'}, {bar}"
-        line = f"{name:<33}{_number(value):>10}  {interval:<22}{verdict:<15}{MEANINGS.get(name, '')}"
-        lines.append(line.rstrip())
+        left = f"{name:<33}{_number(value):>10}  {interval:<22}{verdict}"
+        lines.append(f"{left:<82}{MEANINGS.get(name, '')}".rstrip())
     names = ["samples.png", "stages.png", "reconstruction.png", "samples.npz", "evaluation.json"]
     return [*lines, "", *(path for name in names if storage.exists(path := storage.join(folder, name)))]
 

@@ -54,6 +54,7 @@ def test_all_ways_of_ray_to_the_drivers_output_are_listened_to(monkeypatch, caps
 
     monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
     monkeypatch.setattr(dispatcher, "handlers", [("ray_print_logs", print)])
+    monkeypatch.setattr(console, "_listens", threading.Event())
     console.listen()
     console.listen()
     dispatcher.emit(sent(["noise", MARK + "a line"]))
@@ -64,6 +65,11 @@ def test_all_ways_of_ray_to_the_drivers_output_are_listened_to(monkeypatch, caps
 
 def test_lines_of_a_step_are_shown_before_its_end(monkeypatch, capsys):
     monkeypatch.setenv(console.TERMINAL, "0")
+    monkeypatch.setattr(console, "_listens", threading.Event())
+    start = time.monotonic()
+    console.wait_for_end("tokens")
+    assert time.monotonic() - start < 1  # nobody would show a line
+    console._listens.set()
     say("tokens: 60 images")
     console.end("tokens")
     lines = capsys.readouterr().out.splitlines()

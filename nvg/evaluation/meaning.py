@@ -6,22 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 MEANINGS = {
-    "frechet_distance": "of samples to the reference; FID with Inception-v3",
+    "frechet_distance": "distance of samples to the reference; FID with Inception-v3",
     "frechet_distance_dinov2": "the same on DINOv2's features, if `evaluate.dinov2_weights` is set",
     "kernel_distance": "unbiased squared MMD, cubic kernel, ten disjoint groups",
-    "inception_score": "on splits of 5,000 samples",
+    "inception_score": "how sure and how various the classes of samples are, on splits of 5,000",
     "precision": "share of samples that look like real images, k = 3",
     "recall": "share of real images that look like samples, k = 3",
     "accuracy_on_samples": "share of samples that the classifier takes for the requested class",
-    "accuracy_on_test": "the same classifier on real held-out images: the ceiling",
-    "train_to_test_distance": "training images to held-out ones: that of perfect samples",
-    "reconstruction_frechet_distance": "of decoded held-out images: that of perfect generators",
-    "reconstruction_mse": "of the same images, pixels in [-1, 1]",
-    "reconstruction_psnr": "of the same images, in dB",
-    "reconstruction_lpips": "of the same images, if `tokenizer_train.lpips_weights` is set",
-    "reconstruction_mse_by_stages": "decoded from the first 1 ... K + 1 stages",
+    "accuracy_on_test": "the same share of real held-out images: the ceiling",
+    "accuracy_on_train": "the same share of real training images, where there are no held-out ones",
+    "train_to_test_distance": "distance of training images to held-out ones: that of perfect samples",
+    "reconstruction_frechet_distance": "distance of decoded held-out images: that of perfect generators",
+    "reconstruction_mse": "squared error of decoded held-out images, pixels in [-1, 1]",
+    "reconstruction_psnr": "the same in dB",
+    "reconstruction_lpips": "perceptual error of the same images, if `tokenizer_train.lpips_weights` is set",
+    "reconstruction_mse_by_stages": "squared error by the first 1 ... K + 1 stages",
     "codebook_use": "share of the codebook's entries in use",
-    "codebook_use_by_stage": "the same per stage",
+    "codebook_use_by_stage": "the same at each stage",
     "codebook_perplexity": "entries in use, weighted by frequency",
 }
 
