@@ -199,7 +199,7 @@ def _figures(folder: str) -> list[str]:
         good, bar = reached.get(name, (None, ""))
         verdict = "" if good is None else f"{'yes' if good else 'no'}, {bar}"
         left = f"{name:<33}{_number(value):>10}  {interval:<22}{verdict}"
-        lines.append(f"{left:<82}{MEANINGS.get(name, '')}".rstrip())
+        lines.append(f"{left.rstrip():<82}{MEANINGS.get(name, '')}".rstrip())
     names = ["samples.png", "stages.png", "reconstruction.png", "samples.npz", "evaluation.json"]
     return [*lines, "", *(path for name in names if storage.exists(path := storage.join(folder, name)))]
 
