@@ -1,6 +1,8 @@
 """Draw a ring, and have three classes drawn into it.
 
 python -m examples.draw --output drawn.png
+
+Its guide is docs/guides/draw.md.
 """
 
 from __future__ import annotations

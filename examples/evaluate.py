@@ -1,6 +1,8 @@
 """Measure a shipped sampler on a few samples, with the classifier and the reference that ship with it.
 
 python -m examples.evaluate --each 20
+
+Its guide is docs/guides/evaluate.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Draw the same seeds with a sampler and with the one that was distilled of it, and count their passes.
 
 python -m examples.fast_sampling --output both.png
+
+Its guide is docs/guides/fast_sampling.md.
 """
 
 from __future__ import annotations

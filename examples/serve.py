@@ -1,6 +1,8 @@
 """Ask a running server (`make serve`) for a picture, with nothing but Python's own library.
 
 python -m examples.serve --prompt Bag --output bag.png
+
+Its guide is docs/guides/serve.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Copy a sampler into a store and load it from there: any URL of fsspec, such as s3://bucket/models/clothes.
 
 python -m examples.store --url memory://models/clothes
+
+Its guide is docs/guides/storage.md.
 """
 
 from __future__ import annotations

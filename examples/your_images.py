@@ -1,6 +1,8 @@
 """See how nvg reads a folder of images, one folder per class, before you train on it.
 
 python -m examples.your_images FOLDER --output views.png
+
+Its guide is docs/guides/your_images.md.
 """
 
 from __future__ import annotations

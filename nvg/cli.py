@@ -86,6 +86,10 @@ def usage() -> str:
             "Next visual granularity generation: train, measure, serve and draw.",
             "",
             *lines,
+            "",
+            "Draw at once, with a model that ships with the package:",
+            "",
+            "  nvg sample fashion-mnist --classes Bag,Coat --count 4 --output grid.png",
         )
     )
 

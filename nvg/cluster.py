@@ -27,17 +27,14 @@ OWN_RAY = "nvg_own_ray"  # a resource of a Ray that one of our commands started:
 
 
 def start_ray(config: ClusterConfig | ServeConfig) -> None:
-    """Connect to the cluster that RAY_ADDRESS or a submitted job names, else start a Ray on this machine.
-
-    A job shows what nvg/console.py says; a server shows all that its processes write.
-    """
+    """Connect to the cluster that RAY_ADDRESS or a submitted job names, else start a Ray on this machine, and show of
+    its processes what nvg/console.py says."""
     import ray
 
     if ray.is_initialized():
         return
-    job = isinstance(config, ClusterConfig)
     shown = {"runtime_env": {"env_vars": environment_variables()}, "log_to_driver": True}
-    if job and not verbose():
+    if not verbose():
         shown["logging_level"] = logging.ERROR
     if not on_terminal():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # escape codes before each line of a worker
@@ -54,11 +51,17 @@ def start_ray(config: ClusterConfig | ServeConfig) -> None:
             include_dashboard=True,
             **shown,
         )
-    if job:
-        listen()
-        cpus, where = ray.cluster_resources().get("CPU", 0), os.environ.get("RAY_ADDRESS", "this machine")
-        dashboard = f", dashboard at http://{context.dashboard_url}" if context.dashboard_url else ""
-        say(f"Ray on {where}: {cpus:g} CPUs{dashboard}")
+    listen()
+    cpus, where = ray.cluster_resources().get("CPU", 0), os.environ.get("RAY_ADDRESS", "this machine")
+    dashboard = f", dashboard at http://{context.dashboard_url}" if context.dashboard_url else ""
+    say(f"Ray on {where}: {cpus:g} CPUs{dashboard}")
+
+
+def logs_folder() -> str:
+    """The folder of the running Ray's log files, on this process's node."""
+    from ray._private import worker
+
+    return str(worker._global_node.get_logs_dir_path())
 
 
 def environment_variables() -> dict[str, str]:

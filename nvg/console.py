@@ -17,7 +17,10 @@ TERMINAL = "NVG_TERMINAL"  # in the environment of Ray's processes: 1 where the 
 VERBOSE = "NVG_VERBOSE"
 MARK = "\x1f"  # begins each line of this module in a process of Ray's; the driver takes it away
 NODES = ("autoscaler", "raylet")  # whose lines are for an operator
-STARTS = "worker processes have been started"  # not this: tasks of a part of a CPU are many
+NOTICES = (  # but for these
+    "worker processes have been started",  # tasks of a part of a CPU are many
+    "Task ServeController.",  # was asked of Ray Serve while it went
+)
 _ended: set[str] = set()  # names that `end` has told this driver
 _listens = threading.Event()  # whether `listen` was called in this process
 
@@ -69,7 +72,7 @@ def _show(data: dict[str, Any]) -> None:
     sink = sys.stderr if data["is_err"] else sys.stdout
     print_worker_logs({**data, "lines": [line.removeprefix(MARK) for line in own]}, sink, ignore_prefix=True)
     if data.get("pid") in NODES and not verbose():
-        rest = [line for line in rest if STARTS not in line]
+        rest = [line for line in rest if not any(notice in line for notice in NOTICES)]
     if data.get("pid") in NODES or verbose():
         print_worker_logs({**data, "lines": rest}, sink)
     _ended.update(line.removeprefix(MARK + MARK) for line in ends)

@@ -1,8 +1,9 @@
-"""The size of a configuration's models and tokens: parameters, tokens, bytes and arithmetic, without memory or weights.
+"""Print how large the models and tokens of configurations are: parameters, tokens, bytes and arithmetic.
 
-    python -m nvg.describe conf/*.yaml
+    nvg describe conf/*.yaml
 
-prints a Markdown table (the README's). Models are built on torch's meta device, which knows shapes and nothing else.
+The result is a Markdown table. Nothing is trained or loaded: models are built on torch's meta device, which knows
+shapes alone.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Reading needs nothing from here: `hf://org/name[@revision]` is a URL like others
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nvg import config as configuration
-from nvg import storage
+from nvg import model_card, storage
 from nvg.artifacts.models import PARTS, licence_of, load_sampler, model_config, read_metadata
 from nvg.config import Config
 from nvg.errors import ConfigError, StorageError
+from nvg.evaluation.meaning import OF_REAL_IMAGES
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -28,6 +30,27 @@ HUB_NAMES = {"Apache License 2.0": "apache-2.0"}  # licences of metadata.json th
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as the hub writes licences
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
+LOAD = {  # by library: how a card says that its folder is loaded
+    "nvg": """Install nvg with its extra `hub`.
+
+```python
+import nvg
+
+sampler = nvg.load("hf://{repository}")
+images = sampler.generate([{classes}], seed=0)  # uint8 (N, H, W, C)
+```
+""",
+    "diffusers": """Install nvg with its extra `diffusers`: the code of this folder imports it.
+
+```python
+from diffusers import DiffusionPipeline
+
+folder = "..."  # this folder, on your machine
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+pictures = pipe(class_labels=[{classes}]).images
+```
+""",
+}
 OWN_SECTIONS = ("cluster", "tracking")  # of config.yaml: of the machines that trained, and read by nobody
 
 
@@ -136,7 +159,7 @@ def card(
     figures: dict[str, Any] | None,
     library: str = "nvg",
 ) -> str:
-    """README.md: front matter for the hub, then MODEL_CARD.md of the sampler's folder, or a short text in its place."""
+    """README.md: front matter for the hub, then MODEL_CARD.md of the sampler's folder, or what the files say."""
     from huggingface_hub import ModelCardData
 
     results = list(_results(figures, dataset)) if figures is not None and dataset is not None else []
@@ -150,17 +173,23 @@ def card(
         model_name=repository.partition("/")[2],
         eval_results=results or None,
     )
-    own = storage.join(sampler, "MODEL_CARD.md")
-    body = storage.read_bytes(own).decode() if storage.exists(own) else _body(config, metadata, repository)
-    return f"---\n{front.to_yaml()}\n---\n\n{body.rstrip()}\n{_footer(metadata, repository)}"
+    name, own = repository.partition("/")[2], storage.join(sampler, "MODEL_CARD.md")
+    if storage.exists(own):
+        body = storage.read_bytes(own).decode()
+    else:
+        body = model_card.body(config, metadata, name, figures, again=library == "nvg")
+    return f"---\n{front.to_yaml()}\n---\n\n{body.rstrip()}\n{_footer(metadata, repository, library)}"
 
 
 def _results(evaluation: dict[str, Any], dataset: str) -> Iterator[EvalResult]:
-    """The figures with an interval. Their names say the network: no distance on a small classifier is taken for FID."""
+    """The sampler's figures with an interval. Their names say the network: no distance on a small classifier is taken
+    for FID."""
     from huggingface_hub import EvalResult
 
     protocol = evaluation["protocol"]
     for name in evaluation["intervals"]:
+        if name in OF_REAL_IMAGES:
+            continue
         yield EvalResult(
             task_type=TASK,
             dataset_type=dataset,
@@ -171,30 +200,17 @@ def _results(evaluation: dict[str, Any], dataset: str) -> Iterator[EvalResult]:
         )
 
 
-def _body(config: Config, metadata: dict[str, Any], repository: str) -> str:
-    size, names = config.tokenizer.image_size, metadata["class_names"]
-    steps = metadata.get("training", {}).get("steps")
-    trained = f" The last training took {steps:,} steps." if steps else ""
-    return f"""# {repository.partition("/")[2]}
-
-Draws {size}x{size} images of {len(names):,} classes from coarse to fine, in {config.tokenizer.last_stage + 1} stages:
-{", ".join(names[:10])}{", ..." if len(names) > 10 else ""}.{trained}
-"""
-
-
-def _footer(metadata: dict[str, Any], repository: str) -> str:
+def _footer(metadata: dict[str, Any], repository: str, library: str) -> str:
+    """How to load it, what the method is, and the licence."""
     licence = metadata.get("licence")
     stated = f"The weights have the licence: {licence}." if licence else "Their owner has stated no licence."
+    names = metadata["class_names"]
+    first = ", ".join(json.dumps(name, ensure_ascii=False) for name in names[:2] if names.count(name) == 1) or "0"
+    load = LOAD[library].format(repository=repository, classes=first)
     return f"""
 ## Load it
 
-```python
-import nvg
-
-sampler = nvg.load("hf://{repository}")
-images = sampler.generate([0, 1], seed=0)  # uint8 (N, H, W, C)
-```
-
+{load}
 The method is next visual granularity generation (Wang et al., [arXiv 2508.12811](https://arxiv.org/abs/2508.12811)).
 
 ## Licence

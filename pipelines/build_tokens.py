@@ -1,6 +1,6 @@
 """Tokenize an image set: images -> granularity tokens in Parquet, by Ray Data.
 
-    python pipelines/build_tokens.py --config conf/fashion_mnist.yaml key=value ...
+    nvg build-tokens --config conf/fashion_mnist.yaml
 
 A row of the stream is a (unit, view): reading tasks decode and crop its images on CPUs (`Read`), cluster.encoders
 tokenizer actors encode them (`Encode`), writing tasks write one Parquet part each (`Write`). Parts that exist are not

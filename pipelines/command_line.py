@@ -16,20 +16,27 @@ from nvg.console import VERBOSE
 from nvg.errors import ConfigError, NvgError
 
 
+def described_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser whose help begins with the first line of a file's docstring and ends with its indented lines, which are
+    commands to try."""
+    description, _, rest = (docstring or "").partition("\n")
+    commands = [line for line in rest.splitlines() if line.startswith("    ")]
+    return argparse.ArgumentParser(
+        description=description,
+        epilog="\n".join(("examples:", *commands)) if commands else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def job_parser(docstring: str | None) -> argparse.ArgumentParser:
-    """The command line of every job, `--config FILE key=value ...`, described by the first line of its docstring."""
-    result = argparse.ArgumentParser(description=first_line(docstring))
+    """The command line of every job, `--config FILE key=value ...`."""
+    result = described_parser(docstring)
     result.add_argument("--config", required=True, help="YAML file, a path or URL (conf/*.yaml)")
     result.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings over the file, such as train.lr=2e-4"
     )
     result.add_argument("--verbose", action="store_true", help="show all that Ray's processes write")
     return result
-
-
-def first_line(docstring: str | None) -> str:
-    """The first line of a file's docstring, which describes its command."""
-    return (docstring or "").partition("\n")[0]
 
 
 def read_config(arguments: argparse.Namespace) -> Config:

@@ -1,7 +1,7 @@
 """Distil the generators into ones of fewer passes: structure in one step, guidance folded into structure and content.
 
-    python pipelines/distill.py --config conf/fashion_mnist_fast.yaml [distill.steps=6000 key=value ...]
-    python pipelines/distill.py --config conf/fashion_mnist_fast.yaml distill.teacher=null
+    nvg distill --config conf/fashion_mnist_fast.yaml distill.steps=6000
+    nvg distill --config conf/fashion_mnist_fast.yaml distill.teacher=null
 
 docs/guides/fast_sampling.md says how. The tokenizer, and a generator that is not in distill.parts, are taken over as
 they are. distill.teacher is a sampler's name, folder or URL, and needs tokens alone; without one the generators

@@ -1,8 +1,8 @@
 """Measure a trained sampler: distances to real images, a classifier's verdict, reconstructions, sample grids.
 
-    python pipelines/evaluate.py --config conf/fashion_mnist.yaml key=value ...
-    python pipelines/evaluate.py --config conf/eval/imagenet_fid50k.yaml --sampler s3://.../generators-... key=value ...
-    python pipelines/evaluate.py --config conf/fashion_mnist.yaml --given other:3
+    nvg evaluate --config conf/fashion_mnist.yaml
+    nvg evaluate --config conf/eval/imagenet_fid50k.yaml --sampler s3://BUCKET/generators-KEY
+    nvg evaluate --config conf/fashion_mnist.yaml --given other:3
 
 The first form measures the sampler that train.py made with this configuration. With --sampler it is any other one, by
 name, folder or URL: the configuration then only changes the settings that the sampler was trained with. --given KIND is
@@ -27,8 +27,9 @@ from nvg.console import say
 from nvg.evaluation.evaluation import SAMPLES_FILE, Evaluated, Evaluation
 from nvg.evaluation.metrics import Figure
 from pipelines.command_line import job_parser, one_line_errors, placed, read_config, remark, words
+from pipelines.figures import figures_of
 from pipelines.job import already, make_artifact
-from pipelines.steps import Artifact, as_drawn, check_evaluation, claimed, file_fingerprints, split_fingerprints
+from pipelines.steps import Artifact, as_drawn, check_evaluation, claimed, file_fingerprints, plan, split_fingerprints
 
 RESULT = "evaluation.json"
 
@@ -119,34 +120,42 @@ def evaluation_of(config: Config, sampler_folder: str) -> Artifact:
     return Artifact("evaluation", key, storage.join(config.output, f"evaluation-{key}"))
 
 
-def evaluate_any(arguments: argparse.Namespace) -> None:
-    """Measure the sampler of --sampler, unless that is done already. Raises the errors of `make_artifact`."""
+def evaluate_any(arguments: argparse.Namespace) -> str:
+    """Measure the sampler of --sampler, unless that is done already; returns the evaluation's folder. Raises the errors
+    of `make_artifact`."""
     folder = sampler_folder(arguments.sampler)
     settings = configuration.merged(model_settings(folder), configuration.read(arguments.config))
     config = placed(configuration.from_dict(settings, arguments.overrides, where=arguments.config))
     remark(config)
     evaluation = evaluation_of(config, folder)
-    if already(evaluation):
-        return
-    check_evaluation(config)
-    with claimed(evaluation):
-        start_ray(config.cluster)
-        evaluate(config, folder, evaluation.folder)
+    if not already(evaluation):
+        check_evaluation(config)
+        with claimed(evaluation):
+            start_ray(config.cluster)
+            evaluate(config, folder, evaluation.folder)
+    return evaluation.folder
 
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure a finished sampler, unless that is done already. argv: the command line without the program."""
     parser = job_parser(__doc__)
-    parser.add_argument("--sampler", help="a sampler by name, folder or URL, instead of the one this file trains")
-    parser.add_argument("--given", metavar="KIND", help="evaluate.given: own:STAGE, other:STAGE, drawn, noisy:SHARE")
+    parser.add_argument("--sampler", help="any sampler, by name, folder or URL (default: the one that --config trains)")
+    parser.add_argument(
+        "--given",
+        metavar="KIND",
+        help="structure to give to every sample: own:STAGE, other:STAGE, drawn or noisy:SHARE",
+    )
     arguments = parser.parse_intermixed_args(words(argv))
     if arguments.given is not None:
         arguments.overrides.append(f"evaluate.given={arguments.given}")
     if arguments.sampler is None:
-        make_artifact("evaluation", read_config(arguments), ["--config", arguments.config, *arguments.overrides])
+        config = read_config(arguments)
+        make_artifact("evaluation", config, ["--config", arguments.config, *arguments.overrides])
+        folder = plan(config)["evaluation"].folder
     else:
-        evaluate_any(arguments)
+        folder = evaluate_any(arguments)
+    print("\n".join(("", *figures_of(folder))))
 
 
 if __name__ == "__main__":

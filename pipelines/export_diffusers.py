@@ -7,20 +7,19 @@ Whoever loads the folder needs nvg installed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from nvg import storage
 from nvg.artifacts.models import load_sampler, model_config, read_metadata, sampler_folder
 from nvg.config import with_home
-from nvg.hub import card
-from pipelines.command_line import first_line, one_line_errors
+from nvg.hub import card, read_evaluation
+from pipelines.command_line import described_parser, one_line_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the folder and say how to load it. argv: the command line without the program."""
-    parser = argparse.ArgumentParser(description=first_line(__doc__))
+    parser = described_parser(__doc__)
     parser.add_argument(
         "sampler", help="a sampler: a name such as fashion-mnist, a folder, a URL, models:/NAME@champion"
     )
@@ -32,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         source, output = sampler_folder(arguments.sampler), Path(with_home(arguments.output))
         metadata, config = read_metadata(source), model_config(source)
         export(load_sampler(source), config, output)
-        text = card(source, config, metadata, f"ORG/{output.name}", dataset=None, figures=None, library="diffusers")
+        figures = read_evaluation(source, None)
+        text = card(source, config, metadata, f"ORG/{output.name}", dataset=None, figures=figures, library="diffusers")
         storage.write_bytes(str(output / "README.md"), text.encode())
     print(
         f"{output}: load it with\n"

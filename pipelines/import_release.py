@@ -7,16 +7,15 @@ docs/guides/published_weights.md says where the files come from and under which 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from nvg.released.importing import LICENCE, import_release
-from pipelines.command_line import first_line, one_line_errors
+from pipelines.command_line import described_parser, one_line_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert, and say what was written. argv: the command line without the program."""
-    parser = argparse.ArgumentParser(description=first_line(__doc__))
+    parser = described_parser(__doc__)
     parser.add_argument("--tokenizer", required=True, metavar="FILE", help="the published ae.ckpt")
     parser.add_argument("--generators", required=True, metavar="FILE", help="the published d16, d20 or d24.ckpt")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="the sampler's new folder, a path or URL")

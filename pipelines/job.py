@@ -70,6 +70,6 @@ def require(artifact: Artifact, arguments: Sequence[str]) -> None:
     """Raises CheckpointError, naming the command that makes the artifact, where it is not complete."""
     if not artifact.complete:
         raise CheckpointError(
-            f"this job needs the {artifact.step} in {artifact.folder}, which are not there (or not finished). "
-            f"Make them with: python {STEPS[artifact.step].script} {' '.join(arguments)}"
+            f"this job needs the result of step {artifact.step}, and {artifact.folder} is missing or not finished. "
+            f"Make it with: python {STEPS[artifact.step].script} {' '.join(arguments)}"
         )

@@ -8,28 +8,31 @@ The card states the licence that metadata.json names. Weights that name none get
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from nvg.artifacts.models import sampler_folder
 from nvg.hub import Upload, prepare, upload
-from pipelines.command_line import first_line, one_line_errors
+from pipelines.command_line import described_parser, one_line_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what is uploaded, and upload it with --yes. argv: the command line without the program."""
-    parser = argparse.ArgumentParser(description=first_line(__doc__))
+    parser = described_parser(__doc__)
     parser.add_argument(
         "sampler", help="a sampler: a name such as fashion-mnist, a folder, a URL, models:/NAME@champion"
     )
     parser.add_argument("repository", metavar="ORG/NAME", help="the model's name on the hub")
     parser.add_argument("--licence", metavar="ID", help="for weights that name none: apache-2.0, mit, cc-by-4.0, ...")
     parser.add_argument(
-        "--dataset", metavar="ORG/NAME", help="the data set, for the card; known where data.train is hf://"
+        "--dataset",
+        metavar="ORG/NAME",
+        help="its data set on the hub, for the card (default: that of data.train=hf://...)",
     )
-    parser.add_argument("--evaluation", metavar="FOLDER", help="its evaluation, for the card (default: in its folder)")
+    parser.add_argument(
+        "--evaluation", metavar="FOLDER", help="its evaluation, for the card (default: the one in its folder)"
+    )
     parser.add_argument("--private", action="store_true", help="create the repository for its owner alone")
     parser.add_argument("--yes", action="store_true", help="upload; without it nothing leaves this machine")
     arguments = parser.parse_args(argv)

@@ -1,6 +1,9 @@
-"""The whole pipeline: images -> tokenizer -> tokens -> generators [-> distilled] -> evaluation.
+"""Run the whole pipeline: images -> tokenizer -> tokens -> generators [-> distilled] -> evaluation.
 
-    python pipelines/run.py --config conf/fashion_mnist.yaml [--until STEP] [--force STEP] [--dry-run] key=value ...
+    nvg run --config conf/fashion_mnist.yaml --dry-run
+    nvg run --config conf/fashion_mnist.yaml train.steps=500 output=runs/short
+    nvg run --config conf/fashion_mnist.yaml --until tokens
+    nvg run --config conf/fashion_mnist.yaml --force generators
 
 Every step is a Ray task with retries over durable artifacts (pipelines/steps.py): a step whose artifact is complete is
 skipped, an interrupted one goes on from its own checkpoints or parts, and the order is kept by passing each step's
@@ -20,9 +23,9 @@ from nvg.cluster import PeakMemory, start_ray
 from nvg.config import Config
 from nvg.console import duration, end, wait_for_end
 from nvg.errors import StepFailed, final_error
-from nvg.evaluation.meaning import MEANINGS, bars
 from nvg.training.jobs import tidy
 from pipelines.command_line import job_parser, one_line_errors, read_config
+from pipelines.figures import figures_of
 from pipelines.steps import STEPS, Artifact, claimed, fetched, make, plan, planned, tidy_up
 
 
@@ -182,32 +185,9 @@ def report(config: Config, artifacts: Mapping[str, Artifact], steps: Sequence[st
         seconds = storage.read_json(timing)["seconds"] if storage.exists(timing) else "-"
         lines.append(f"{step:<12}{seconds:>8}  {folder}")
     if "evaluation" in steps:
-        lines += _figures(artifacts["evaluation"].folder)
+        lines += ["", *figures_of(artifacts["evaluation"].folder)]
     lines += ["", f"compare runs:  mlflow ui --backend-store-uri {tracking.tracking_uri(config)}"]
     return "\n".join(lines)
-
-
-def _figures(folder: str) -> list[str]:
-    """Lines on an evaluation: every figure with its interval and meaning, and the files that are worth a look."""
-    result = storage.read_json(storage.join(folder, "evaluation.json"))
-    reached = bars(result["figures"])
-    network = result["protocol"]["network"]
-    lines = ["", f"{'figure':<33}{'value':>10}  {'95% interval':<22}{'good':<15}meaning, by {network}"]
-    for name, value in result["figures"].items():
-        low, high = result["intervals"].get(name, (None, None))
-        interval = f"{_number(low)} ... {_number(high)}" if low is not None else ""
-        good, bar = reached.get(name, (None, ""))
-        verdict = "" if good is None else f"{'yes' if good else 'no'}, {bar}"
-        left = f"{name:<33}{_number(value):>10}  {interval:<22}{verdict}"
-        lines.append(f"{left.rstrip():<82}{MEANINGS.get(name, '')}".rstrip())
-    names = ["samples.png", "stages.png", "reconstruction.png", "samples.npz", "evaluation.json"]
-    return [*lines, "", *(path for name in names if storage.exists(path := storage.join(folder, name)))]
-
-
-def _number(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(_number(item) for item in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A sweep: every combination of some settings, each run as pipelines/run.py would, below one parent run of MLflow.
+"""Run every combination of some settings, each as `nvg run` would, and compare the results.
 
-    python pipelines/sweep.py --config conf/fashion_mnist.yaml --vary train.lr=1e-4,3e-4 seed=0,1 -- [key=value ...]
+    nvg sweep --config conf/fashion_mnist.yaml --vary train.lr=2.4e-2,4.8e-2 seed=0,1 -- train.steps=500
 
 Steps that combinations share are done once (artifacts have keys), and a sweep that was stopped goes on: the same
-command finds its runs. MLflow shows the parent, below it a run for each combination with its settings and the figures
+command finds its runs. MLflow shows the sweep, below it a run for each combination with its settings and the figures
 of its evaluation, and below these the trainings that it started. Prints the combinations, the best one first.
 """
 
@@ -61,7 +61,8 @@ def sweep(config: Config, variants: dict[str, Config]) -> dict[str, dict[str, An
     with _ended(parent):
         for number, (name, (variant, artifacts)) in enumerate(planned.items(), start=1):
             todo = [step for step, artifact in artifacts.items() if not artifact.complete]
-            print(f"== {number} of {len(planned)}: {name} ({', '.join(todo) or 'complete'})", flush=True)
+            left = f"to do: {', '.join(todo)}" if todo else "complete, nothing to do"
+            print(f"\ncombination {number} of {len(planned)}: {name} ({left})", flush=True)
             child = tracking.start(_below(parent, variant), name, folder=folder)
             child.set_tags({step: artifact.folder for step, artifact in artifacts.items()})
             with _ended(child):
@@ -110,7 +111,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """The combinations with their figures, the best first."""
     shown = [SORTED_BY, "accuracy_on_samples", "precision", "recall"]
     width = max(map(len, results))
-    lines = [f"{'':<{width}}" + "".join(f"{key:>22}" for key in shown)]
+    lines = [f"The best come first: a lower {SORTED_BY} is better, of the others a higher value.", ""]
+    lines += [f"{'':<{width}}" + "".join(f"{key:>22}" for key in shown)]
     for name, figures in sorted(results.items(), key=lambda item: item[1].get(SORTED_BY, float("inf"))):
         lines.append(f"{name:<{width}}" + "".join(f"{figures.get(key, float('nan')):>22.4f}" for key in shown))
     return "\n".join(lines)
@@ -129,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for variant in variants.values():
         check_evaluation(variant)
-    print(table(sweep(config, variants)))
+    results = sweep(config, variants)
+    print(f"\n{table(results)}\n\ncompare runs:  mlflow ui --backend-store-uri {tracking.tracking_uri(config)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train the generators: granularity tokens -> content and structure generator, and the sampler made of them.
 
-    python pipelines/train.py --config conf/fashion_mnist.yaml key=value ...
+    nvg train --config conf/fashion_mnist.yaml
 
 train.parts=[content] or [structure] trains one alone; the other is added by a second run with the same configuration.
 """

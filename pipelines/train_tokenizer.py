@@ -1,6 +1,6 @@
 """Train the tokenizer: images -> the multi-granularity quantized autoencoder.
 
-    python pipelines/train_tokenizer.py --config conf/fashion_mnist.yaml key=value ...
+    nvg train-tokenizer --config conf/fashion_mnist.yaml
 
 A training that was stopped goes on from its last checkpoint: give the same command again.
 """

@@ -1,7 +1,7 @@
 """Check artifacts before a cluster is spent on them: token sets, tokenizers, samplers, training checkpoints.
 
-    python pipelines/verify.py --config conf/fashion_mnist.yaml [--step tokens] key=value ...
-    python pipelines/verify.py FOLDER_OR_URL ...
+    nvg verify --config conf/fashion_mnist.yaml --step tokens
+    nvg verify runs/fashion_mnist/generators-KEY
 
 The first form checks what the configuration's jobs have made, against its images: some are encoded again. The second
 one checks folders by themselves. One line a check; exit code 0: all is well, 1: a check failed, 2: bad usage.
@@ -9,7 +9,6 @@ one checks folders by themselves. One line a check; exit code 0: all is well, 1:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -23,7 +22,7 @@ from nvg.data import open_source
 from nvg.errors import ConfigError
 from nvg.verify import Check, TokenChecks, check_folder, check_weights, some_images
 from pipelines.build_tokens import token_format
-from pipelines.command_line import first_line, one_line_errors
+from pipelines.command_line import described_parser, one_line_errors
 from pipelines.steps import STEPS, Artifact, fetched, plan
 
 CHECKED = tuple(step for step in STEPS if step != "evaluation")  # an evaluation holds figures and pictures alone
@@ -90,7 +89,7 @@ def check_folders(folders: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check and print; returns the exit code. argv: the command line without the program."""
-    parser = argparse.ArgumentParser(description=first_line(__doc__))
+    parser = described_parser(__doc__)
     parser.add_argument("--config", help="YAML file, a path or URL: check what its jobs have made")
     parser.add_argument("--step", choices=CHECKED, help="only this step's artifact, which must be there")
     parser.add_argument("--images", type=int, default=64, help="training images to encode again (default 64)")

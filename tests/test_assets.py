@@ -16,6 +16,7 @@ from nvg import storage
 from nvg.evaluation import metrics
 from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.reference import load_reference
+from scripts.release import model_card
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "nvg" / "assets"
@@ -71,6 +72,14 @@ def test_the_cards_figures_are_those_of_its_evaluation(asset):
             assert row is not None, name
             assert float(row.group(1)) == pytest.approx(value, rel=5e-3, abs=5e-4), name
     assert result["figures"]["samples"] == 10_000 and result["protocol"]["reference_images"] == 10_000
+
+
+def test_the_card_is_what_the_program_writes(asset):
+    text = (asset / "MODEL_CARD.md").read_text()
+    made = text.partition("## How it was made")[2].partition("## Limits")[0]
+    rows = dict(re.findall(r"^\| (?!command|---)([^|]+) \| (.+) \|$", made, re.MULTILINE))
+    assert {"data", "machine", "commit", "date", "weights", "licence"} <= set(rows)
+    assert text == model_card.card(asset.name, storage.read_json(str(asset / "evaluation.json")), rows)
 
 
 def test_a_sample_is_the_same_alone_and_after_a_reload(sampler, asset):

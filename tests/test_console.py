@@ -40,9 +40,15 @@ def test_a_driver_shows_what_is_said_and_no_notice(monkeypatch, capsys, error):
     assert all(line in text for line in noise) and MARK not in text and "\ntokens: 3 of" in f"\n{text}"
 
 
-def test_a_nodes_own_process_is_heard(capsys):
+@pytest.mark.parametrize(
+    "usual",
+    [
+        "WARNING: 8 PYTHON worker processes have been started on node: 1172cf",
+        "Task ServeController.graceful_shutdown failed. There are infinite retries remaining",
+    ],
+)
+def test_a_nodes_own_process_is_heard_but_for_notices_of_what_is_usual(capsys, usual):
     line = "The node's memory is 95% full: workers will be killed"
-    usual = "WARNING: 8 PYTHON worker processes have been started on node: 1172cf"
     console._show(sent([line, usual], pid="raylet"))
     said = capsys.readouterr().out
     assert line in said and usual not in said

@@ -80,6 +80,21 @@ def folder_of_classes(folder: Path) -> Path:
     return folder
 
 
+def database(folder: Path) -> str:
+    """An MLflow database with two finished evaluations and one that failed; its address."""
+    from nvg import tracking
+    from tests.support.toy_config import toy_config
+
+    config = toy_config()
+    config.output = str(folder)
+    for sampler, distance in (("worse", 2.0), ("better", 1.0), ("failed", 0.5)):
+        run = tracking.start(config, "evaluate", folder=str(folder / sampler))
+        run.set_tags({"sampler": sampler})
+        run.log_metrics({"frechet_distance": distance, "recall": 0.5}, 0)
+        run.end("FAILED" if sampler == "failed" else "FINISHED")
+    return tracking.tracking_uri(config)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_does_what_it_says(
     name: str,
@@ -95,7 +110,9 @@ def test_an_example_does_what_it_says(
         "fast_sampling": ["--output", output],
         "your_images": [str(folder_of_classes(tmp_path / "images")), "--output", output],
         "evaluate": ["--each", "5"],
+        "hub": ["--output", str(tmp_path / "new")],
         "store": [],
+        "track": ["--uri", database(tmp_path / "runs")] if name == "track" else [],
         "serve": ["--address", address, "--output", output],
     }[name]
     says = {
@@ -104,12 +121,14 @@ def test_an_example_does_what_it_says(
         "your_images": "7 images of birds, cats, dogs\ncannot be read: cats/broken",
         "evaluate": r"0\.[6-9]\d \(95% interval .*recognised as their class\n0\.\d\d .*covered\nOf 50 samples",
         "store": "memory://models/clothes: .*the same pictures: True",
+        "hub": "README.md +.*bytes\n.*Licence on the card: Apache License 2.0\n.*the same pictures: True",
         "serve": "Bag, seed 0",
+        "track": r"^frechet_distance .*\n1 .*0\.5 +better\n2 .*0\.5 +worse\n$",
     }[name]
     importlib.import_module(f"examples.{name}").main(words)
     said = capsys.readouterr().out
-    assert re.search(says, said), said
-    if "--output" in words:
+    assert re.search(says, said, re.DOTALL if name == "hub" else 0), said
+    if output in words:
         with Image.open(output) as picture:
             assert picture.width >= 32 and np.asarray(picture).std() > 10
 
@@ -122,9 +141,28 @@ def test_what_the_server_refuses_is_one_line(address: str) -> None:
         serve.main(["--address", "http://127.0.0.1:9"])
 
 
-def test_the_page_lists_every_example() -> None:
+def test_the_page_lists_every_example_and_says_which_guides_have_none() -> None:
     text = (EXAMPLES / "README.md").read_text()
     assert [name for name in SCRIPTS if f"`python -m examples.{name} " not in text] == []
+    guides = {path.name for path in (ROOT / "docs" / "guides").glob("*.md")} - {"index.md"}
+    assert {*re.findall(r"\(\.\./docs/guides/(\w+\.md)\)", text)} == guides
+
+
+def test_a_guide_links_to_its_example_and_an_example_to_its_guide() -> None:
+    rows = re.findall(
+        r"^\| `python -m examples\.(\w+) .*guides/(\w+\.md)\) \|$", (EXAMPLES / "README.md").read_text(), re.M
+    )
+    assert {name for name, _ in rows} == {*SCRIPTS}
+    for name, guide in rows:
+        assert f"](../../examples/{name}.py)" in (ROOT / "docs" / "guides" / guide).read_text(), guide
+        assert f"docs/guides/{guide}" in (EXAMPLES / f"{name}.py").read_text(), name
+
+
+def test_a_missing_database_is_one_line_and_none_is_made(tmp_path: Path) -> None:
+    track = importlib.import_module("examples.track")
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}/mlflow.db: no such file: .*$"):
+        track.main(["--uri", f"sqlite:///{tmp_path}/mlflow.db"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_notebook_has_ten_cells_and_keeps_no_output() -> None:

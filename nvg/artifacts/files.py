@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nvg import storage
 from nvg.errors import CheckpointError
 
+AGAIN = "copy the folder again, or make it again"
 # What metadata.json must hold to be used, by kind.
 FIELDS: dict[str, dict[str, type]] = {
     "training": {"step": int, "files": dict, "identity": str, "ema_updates": dict},
@@ -70,20 +71,22 @@ def checked_record(folder: str, *kinds: str) -> dict[str, Any]:
     try:
         metadata = storage.read_json(path)
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise CheckpointError(f"{path} is damaged: {error}: {AGAIN}") from None
     if not isinstance(metadata, dict) or metadata.get("kind") not in kinds:
         kind = metadata.get("kind") if isinstance(metadata, dict) else None
-        raise CheckpointError(f"{folder} holds a {kind or 'thing of unknown kind'}, expected a {' or '.join(kinds)}")
+        raise CheckpointError(
+            f"{folder} holds a {kind or 'thing of unknown kind'}: give the folder of a {' or '.join(kinds)}"
+        )
     storage.check_format(metadata, folder, CheckpointError)
     for name, kind in FIELDS[metadata["kind"]].items():
         if type(metadata.get(name)) is not kind:
             value = f"{metadata.get(name)!r:.80}"
-            raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {value}")
+            raise CheckpointError(f"{path} is damaged: {name} must be a {kind.__name__}, not {value}: {AGAIN}")
     if not isinstance(metadata.get("weights", {}), dict):
-        raise CheckpointError(f"{path} is damaged: weights must be fingerprints by name")
+        raise CheckpointError(f"{path} is damaged: weights must be fingerprints by name: {AGAIN}")
     names = metadata.get("class_names", [])
     if not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{path} is damaged: class_names must be strings, not {names!r:.80}")
+        raise CheckpointError(f"{path} is damaged: class_names must be strings, not {names!r:.80}: {AGAIN}")
     return metadata
 
 
@@ -93,9 +96,9 @@ def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {name}.safetensors") from None
+        raise CheckpointError(f"{folder} has no {name}.safetensors: {AGAIN}") from None
     except SafetensorError as error:
-        raise CheckpointError(f"{folder}/{name}.safetensors is damaged ({error}): make it again") from None
+        raise CheckpointError(f"{folder}/{name}.safetensors is damaged ({error}): {AGAIN}") from None
 
 
 def write_safetensors(

@@ -22,12 +22,14 @@ from ray.serve.config import AutoscalingConfig
 
 from nvg import tracking
 from nvg.artifacts.models import fingerprint, licence_of, load_sampler, sampler_folder, whole_name
+from nvg.cluster import logs_folder
 from nvg.config import ServeConfig
+from nvg.console import VERBOSE, duration, say, verbose
 from nvg.generator import Sampler
 from nvg.generator.compiled import cache_folder
 from nvg.serving.api import create_app
 from nvg.serving.engine import Engine, Served
-from nvg.serving.guard import api_key_hashes, log_to_stderr
+from nvg.serving.guard import api_key_hashes, log_requests
 from nvg.serving.metrics import Metrics
 from nvg.serving.routes import Service
 
@@ -57,13 +59,18 @@ def load_model(config: ServeConfig, model: str) -> Served:
 
 def compile_sampler(sampler: Sampler, max_batch: int) -> None:
     """Compile a sampler for batches up to max_batch, and say what is waited for, and for how long it was."""
-    log, start, sizes = logging.getLogger("ray.serve"), time.perf_counter(), batch_sizes(max_batch)
-    log.info(
-        f"compiling the sampler for batches of {', '.join(map(str, sizes))} images: this takes minutes at the first "
-        f"start, seconds where {cache_folder()} has the code; requests are answered afterwards"
+    start, sizes = time.perf_counter(), batch_sizes(max_batch)
+    say(
+        f"compiling for batches of {', '.join(map(str, sizes))} images: minutes at the first start, seconds where "
+        f"{cache_folder()} has the code"
     )
     sampler.compile(sizes)
-    log.info(f"compiled in {time.perf_counter() - start:.0f} s")
+    say(f"compiled in {duration(time.perf_counter() - start)}")
+
+
+def request_log(process: str = "*") -> str:
+    """The file in which a replica, by its process id, writes its requests on its own node; `*`: the pattern of all."""
+    return os.path.join(logs_folder(), "serve", f"requests_{process}.log")
 
 
 def batch_sizes(most: int) -> list[int]:
@@ -92,7 +99,7 @@ class SamplerReplica:
         self.config = ServeConfig(**config)
         torch.set_num_threads(self.config.threads_per_replica)
         sys.setswitchinterval(SWITCH_SECONDS)
-        log_to_stderr()
+        log_requests(request_log(str(os.getpid())), on_stderr=verbose())
         self.key_hashes, self.metrics = frozenset(key_hashes), Metrics()
         engine = Engine(
             max_batch=self.config.max_batch,
@@ -111,17 +118,17 @@ class SamplerReplica:
 
     def follow(self) -> None:
         """Load the new version when the alias has moved. Requests in hand end with the model that they started with."""
-        log = logging.getLogger("ray.serve")
         while True:
             time.sleep(self.config.follow_seconds)
             try:
                 version = tracking.registered_version(self.config.model)
                 if version != self.version:
                     self.service.model = load_model(self.config, version)
-                    log.info(f"{self.config.model} is {version} now, was {self.version}")
+                    say(f"{self.config.model} is {version} now, was {self.version}")
                     self.version = version
-            except Exception:  # a store that is away, a model that is broken: neither ends what is served
-                log.exception(f"{self.config.model} cannot be followed, {self.version} stays")
+            except Exception as error:  # a store that is away, a model that is broken: neither ends what is served
+                logging.getLogger("ray.serve").exception(f"{self.config.model} cannot be followed")
+                say(f"{self.config.model} cannot be followed, {self.version} stays: {type(error).__name__}: {error}")
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica that raises here."""
@@ -135,6 +142,8 @@ def application(config: ServeConfig) -> serve.Application:
     variables = ALLOCATOR | {"OMP_NUM_THREADS": str(config.threads_per_replica)}
     if tracking.ENVIRONMENT in os.environ:  # a replica looks models:/ up on its own node
         variables[tracking.ENVIRONMENT] = os.environ[tracking.ENVIRONMENT]
+    if verbose():
+        variables[VERBOSE] = "1"
     deployment = serve.deployment(
         SamplerReplica,
         name=DEPLOYMENT,

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 import uuid
+from logging.handlers import RotatingFileHandler
 from typing import Any, Protocol
 
 from starlette.exceptions import HTTPException
@@ -54,14 +55,18 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def log_to_stderr() -> None:
-    """Write one JSON line per request to stderr, without the content of the request."""
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+def log_requests(path: str, *, on_stderr: bool) -> None:
+    """Write one JSON line per request to a file, without the content of the request, and to stderr if asked for.
+
+    The file is closed at 100 MB and kept, with four before it, under its name and a number."""
+    handlers: list[logging.Handler] = [RotatingFileHandler(path, maxBytes=100_000_000, backupCount=5, delay=True)]
+    if on_stderr:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    logger.handlers = handlers
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 class Guard:

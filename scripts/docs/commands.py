@@ -20,7 +20,7 @@ HEAD = """\
 <!-- Made by python -m scripts.docs of the parsers. -->
 
 `nvg COMMAND` starts the file of that command: `nvg run` is `python pipelines/run.py`, with the same arguments and the
-same exit code. `nvg COMMAND --help` prints the same.
+same exit code. `nvg COMMAND --help` prints the same, and commands to try.
 
 Two arguments mean the same everywhere. `--config` names a YAML file, a path or a URL. `key=value` goes over the file
 and sets any field of the [configuration](configuration/index.md), such as `train.lr=2e-4`.

@@ -171,7 +171,7 @@ def test_half_a_sampler_says_what_is_missing_and_the_other_half_completes_it(tmp
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="holds a training, expected a sampler"):
+    with pytest.raises(CheckpointError, match="holds a training: give the folder of a sampler"):
         models.load_sampler(str(OLD / "training"))
     with pytest.raises(CheckpointError, match="no metadata.json"):
         nvg.load(str(tmp_path))

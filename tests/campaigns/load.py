@@ -161,7 +161,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # as a replica has
     faults, kills = [], []
-    with ServeJob(*SETTINGS) as job:
+    with ServeJob("--verbose", *SETTINGS) as job:
         memory = Memory(job.process)
         memory.start()
         start = time.monotonic()

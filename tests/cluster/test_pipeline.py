@@ -174,7 +174,9 @@ def test_a_sweep_runs_what_combinations_do_not_share_below_one_parent(done, argu
     asked = [*others, "--vary", "train.steps=8,4", "sampler.flow_steps=2", "--"]
     for _ in range(2):  # the second one finds everything, its runs too
         sweep.main(asked)
-        lines = capsys.readouterr().out.strip().splitlines()[-3:]
+        *_, head, one, other, _, last = capsys.readouterr().out.strip().splitlines()
+        assert last.startswith("compare runs:  mlflow ui --backend-store-uri sqlite:///")
+        lines = [head, one, other]
         figures = {" ".join(line.split()[:2]): float(line.split()[2]) for line in lines[1:]}
         assert figures.keys() == {"train.steps=8 sampler.flow_steps=2", "train.steps=4 sampler.flow_steps=2"}
         assert list(figures.values()) == sorted(figures.values())
@@ -349,7 +351,7 @@ def test_a_job_without_its_input_names_the_command_that_makes_it(arguments, tmp_
 
     elsewhere = [*arguments, f"output={tmp_path}"]
     for job, script in ((build_tokens, "train_tokenizer.py"), (train, "train_tokenizer.py"), (evaluate, "train.py")):
-        with pytest.raises(SystemExit, match=f"Make them with: python pipelines/{script}"):
+        with pytest.raises(SystemExit, match=f"Make it with: python pipelines/{script}"):
             job.main(elsewhere)
 
 

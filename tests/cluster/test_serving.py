@@ -1,6 +1,7 @@
 """Serving for real: Ray Serve on a free port, the openai client, schemathesis, faults under load."""
 
 import base64
+import glob
 import io
 import json
 import os
@@ -8,8 +9,10 @@ import re
 import shutil
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -23,6 +26,8 @@ from schemathesis.specs.openapi import checks
 
 import nvg
 from nvg.artifacts.models import fingerprint
+from nvg.config import ServeConfig
+from pipelines.serve import deploy_until
 from tests.support.load import Load, picture, wrong_pictures
 from tests.support.processes import replicas
 from tests.support.serve_job import ServeJob
@@ -228,6 +233,21 @@ def test_a_new_model_version_takes_over_without_a_dropped_request(deploy, addres
     assert last == {load.answers[-1].fingerprint} != {load.answers[0].fingerprint}
 
 
+def test_a_model_that_no_replica_can_load_is_named_with_its_traceback_and_the_served_one_stays(
+    port, address, tmp_path, capfd
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(ASSET, broken)
+    shutil.copy(ASSET.parent / "fashion-mnist-fast" / "content.safetensors", broken)
+    config = ServeConfig(port=port, cpus_per_replica=0.5, model=str(broken))
+    with pytest.raises(RuntimeError, match=r"^no replica could start: .*/broken/content\.safetensors does not fit"):
+        deploy_until(threading.Event(), config)
+    said = capfd.readouterr()
+    assert "starting the model: 1 replica with 0.5 CPU each" in said.out
+    assert "Traceback (most recent call last)" in said.err and "in load_model" in said.err
+    assert ask(address, prompt="Bag").status_code == 200
+
+
 def test_replicas_come_with_load_and_a_killed_one_loses_no_request_that_a_retry_does_not_get_back(deploy):
     address = deploy(min_replicas=1, max_replicas=2, target_ongoing_requests=1.0, upscale_delay_s=1.0)
     with Load(address, threads=6) as load:
@@ -246,9 +266,35 @@ def test_replicas_come_with_load_and_a_killed_one_loses_no_request_that_a_retry_
 
 # ---- the job itself ----
 
+KINDS = {  # of lines that serving shows
+    "the model": r"model fashion-mnist: 32x32 images of 10 classes, /.*",
+    "where it runs": r"Ray on this machine: 2 CPUs, dashboard at http://[\d.]+:\d+",
+    "what is started": r"starting the model: 1 replica with 1 CPU each",
+    "what it waits for": r"waiting for \d+ (s|min): [01] of 1 replicas answer\..*",
+    "that it serves": r"serving fashion-mnist: press Ctrl\+C to stop",
+    "the studio": r"  studio    http://127.0.0.1:\d+/",
+    "the documentation": r"  API docs  http://127.0.0.1:\d+/docs",
+    "the models": r"  models    http://127.0.0.1:\d+/v1/models",
+    "the requests": r"  requests  /.*/logs/serve/requests_\*\.log",
+    "that it stops": r"stopping: requests in hand are answered first",
+    "that it has stopped": r"stopped",
+}
+
+
+def kinds_of(lines):
+    """The kinds of a server's lines, in order; a line of no kind as itself."""
+    found = [[kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, line)] or [line] for line in lines]
+    return [kind for (kind,) in found]
+
+
+def request_lines(pattern):
+    """The lines of all files of a pattern."""
+    return [line for path in sorted(glob.glob(pattern)) for line in Path(path).read_text().splitlines()]
+
 
 def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
-    with ServeJob(NVG_API_KEYS="one, two", RAY_worker_niceness="0") as job:  # conftest.py
+    busy = {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # conftest.py; by default 5 s
+    with ServeJob(NVG_API_KEYS="one, two", **busy) as job:
         assert ask(job.address, prompt="Bag").status_code == 401
         keyed = httpx.Client(headers={"Authorization": "Bearer two"}, timeout=120)
         assert "Next visual granularity" in keyed.get(f"{job.address}/openapi.json").text
@@ -260,6 +306,12 @@ def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
             assert job.stop() == 0
             answer = slow.result()
         assert answer.status_code == 200 and len(answer.json()["data"]) == 32
-        assert "stopping: requests in hand" in "".join(job.lines) and job.answered.total() == 1
+        shown = "".join(job.lines)
+        kinds = [kind for kind in kinds_of(shown.splitlines()) if kind != "what it waits for"]  # on a slow machine
+        assert kinds == [kind for kind in KINDS if kind != "what it waits for"], shown
+        requests = [json.loads(line) for line in request_lines(re.search(r"^  requests  (.*)$", shown, re.M)[1])]
+        asked = [(one["route"], one["status"]) for one in requests if one["method"] == "POST"]
+        assert asked == [("other", 401), ("/v1/images/generations", 200)]  # a refused request reaches no route
+        assert not any("Bag" in str(one) for one in requests)
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{job.address}/healthz")

@@ -1,6 +1,7 @@
 """What a job says and does before it needs a Ray: what is complete, what is missing, what is wrong."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,9 @@ def job(step):
 def finish(artifact):
     """Make an artifact complete, as a job's last write does."""
     storage.write_json(storage.join(artifact.folder, "metadata.json"), {})
+    if artifact.step == "evaluation":
+        measured = {"figures": {"recall": 0.5}, "intervals": {"recall": [0.4, 0.6]}, "protocol": {"network": "a net"}}
+        storage.write_json(storage.join(artifact.folder, "evaluation.json"), measured)
 
 
 def finish_before(step, arguments):
@@ -54,7 +58,13 @@ def test_a_complete_step_is_not_made_again(step, arguments, capsys):
     finish(artifact)
     job(step)(arguments)
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("warning: ")]
-    assert lines == [f"{step}: complete, nothing to do ({artifact.folder})"]
+    assert lines[0] == f"{step}: complete, nothing to do ({artifact.folder})"
+    if step == "evaluation":  # says what was measured
+        head, figure, *_, path = lines[2:]
+        assert head.endswith("meaning, by a net") and path == f"{artifact.folder}/evaluation.json"
+        assert re.fullmatch(r"recall +0\.5  0\.4 \.\.\. 0\.6 +share of real images .*", figure)
+    else:
+        assert lines[1:] == []
 
 
 @pytest.mark.parametrize("step", [name for name, step in STEPS.items() if step.needs])
@@ -64,8 +74,8 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(step, arguments
         with pytest.raises(SystemExit) as stop:
             job(step)(arguments)
         message = str(stop.value)
-        assert message.startswith(f"error: this job needs the {missing.step} in {missing.folder}, which are not there")
-        assert message.endswith(f"Make them with: python {STEPS[missing.step].script} {' '.join(arguments)}")
+        assert message.startswith(f"error: this job needs the result of step {missing.step}, and {missing.folder} is")
+        assert message.endswith(f"Make it with: python {STEPS[missing.step].script} {' '.join(arguments)}")
         finish(missing)
 
 
@@ -139,3 +149,20 @@ def test_other_errors_keep_their_traceback_unless_a_command_names_them():
         raise ZeroDivisionError
     with pytest.raises(SystemExit, match="^error: the reason$"), one_line_errors(ZeroDivisionError):
         raise ZeroDivisionError("the reason")
+
+
+def test_a_sweeps_table_says_which_end_is_good_and_begins_with_the_best():
+    shares = {"accuracy_on_samples": 0.5, "precision": 0.5, "recall": 0.5}
+    text = sweep.table({"seed=0": {"frechet_distance": 2.0} | shares, "seed=1": {"frechet_distance": 1.0} | shares})
+    first, _, head, best, worst = text.splitlines()
+    assert first == "The best come first: a lower frechet_distance is better, of the others a higher value."
+    assert head.split()[0] == "frechet_distance" and best.split()[:2] == ["seed=1", "1.0000"]
+    assert worst.startswith("seed=0")
+
+
+@pytest.mark.parametrize("name", ["run", "sweep", "serve", "evaluate", "verify", "push"])
+def test_help_ends_with_commands_to_try(name, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"pipelines.{name}").main(["--help"])
+    _, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    assert examples and all(line.startswith(f"    nvg {name} ") for line in examples.splitlines())

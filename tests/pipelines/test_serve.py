@@ -27,6 +27,21 @@ def test_a_taken_port_is_passed_over(monkeypatch):
         assert port not in serve.free_ports(3)
 
 
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("", ""),
+        ("one line", "one line"),
+        (
+            "A replica failed to start. Error:\n  File x\n    raise\nCheckpointError: no y\n",
+            "A replica failed to start. Error: CheckpointError: no y",
+        ),
+    ],
+)
+def test_a_message_with_a_traceback_is_told_in_a_line(message, line):
+    assert serve.brief(message) == line
+
+
 def test_serving_on_a_port_that_is_taken_or_of_no_model_ends_with_one_line(tmp_path):
     (tmp_path / "serve.yaml").write_text("model: fashion-mnist\n")
     with socket.socket() as taken:

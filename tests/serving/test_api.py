@@ -425,6 +425,22 @@ def test_every_request_is_counted_and_logged_in_one_line_without_its_prompt(serv
     assert not any("Bag" in record.message or "Nonsense" in record.message for record in caplog.records)
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_requests_are_logged_to_a_file_and_to_the_console_where_a_person_asked_for_it(tmp_path, capsys, shown):
+    from nvg.serving import guard
+
+    before = guard.logger.handlers
+    guard.log_requests(str(tmp_path / "requests_1.log"), on_stderr=shown)
+    try:
+        guard.logger.info('{"status": 200}')
+    finally:
+        for handler in guard.logger.handlers:
+            handler.close()
+        guard.logger.handlers, guard.logger.propagate = before, True
+    assert (tmp_path / "requests_1.log").read_text() == '{"status": 200}\n'
+    assert capsys.readouterr() == ("", '{"status": 200}\n' if shown else "")
+
+
 def test_wrong_methods_and_json_are_told_in_the_same_form(serve):
     async def test(server):
         return await server.client.get(GENERATE), await server.client.post(

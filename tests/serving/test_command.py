@@ -70,6 +70,20 @@ def test_an_address_that_others_reach_is_warned_of_without_keys(monkeypatch, cap
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("example.org", "http://example.org:8000"),
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+    ],
+)
+def test_the_address_that_is_said_can_be_opened(host, address):
+    assert serve.address_of(ServeConfig(host=host)) == address
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
 def test_an_address_of_this_machine_alone_needs_no_keys(monkeypatch, capsys, host):
     monkeypatch.delenv("NVG_API_KEYS", raising=False)

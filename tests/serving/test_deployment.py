@@ -24,6 +24,10 @@ def test_ray_serves_own_tools_build_it_from_words_and_see_no_key(monkeypatch):
     assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"  # where a replica looks models:/ up
     assert ALLOCATOR.items() <= variables.items()  # glibc reads them where the replica's process begins
     assert told.max_surge_percent == 100  # a new version starts before the old one stops
+    assert "NVG_VERBOSE" not in variables
+    monkeypatch.setenv("NVG_VERBOSE", "1")  # --verbose: a replica then writes its requests to the console too
+    spoken = build({"model": "fashion-mnist"})._bound_deployment.ray_actor_options["runtime_env"]["env_vars"]
+    assert spoken == variables | {"NVG_VERBOSE": "1"}
 
 
 def test_a_model_is_served_in_the_precision_that_is_asked_for():
@@ -34,15 +38,14 @@ def test_a_model_is_served_in_the_precision_that_is_asked_for():
         serve_config({}, ["precision=float16"])
 
 
-def test_compiling_says_what_it_waits_for_and_covers_every_batch(monkeypatch, caplog):
+def test_compiling_says_what_it_waits_for_and_covers_every_batch(monkeypatch, capsys):
     assert [batch_sizes(most) for most in (1, 6, 16)] == [[1], [1, 2, 4, 6], [1, 2, 4, 8, 16]]
     sizes = []
     monkeypatch.setattr(Sampler, "compile", lambda sampler, some: sizes.extend(some))  # tests/generator compiles
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/some/folder")
-    with caplog.at_level("INFO", "ray.serve"):
-        load_model(ServeConfig(compile=True, max_batch=3), "fashion-mnist")
+    load_model(ServeConfig(compile=True, max_batch=3), "fashion-mnist")
     assert sizes == [1, 2, 3]
-    first, last = (record.message for record in caplog.records)
+    first, last = capsys.readouterr().out.splitlines()
     assert "batches of 1, 2, 3 images" in first and "/some/folder" in first and last.startswith("compiled in")
 
 

@@ -1,4 +1,5 @@
-"""`python pipelines/serve.py` as a user starts it, in a process of its own, and which of its replicas answered."""
+"""`python pipelines/serve.py` as a user starts it, in a process of its own, and which of its replicas answered: with
+`--verbose`, which shows a line per request."""
 
 import os
 import re

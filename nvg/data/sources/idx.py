@@ -76,7 +76,7 @@ def _read(path: str, dimensions: int, *, head: bool = False) -> tuple[tuple[int,
     header = 4 + 4 * dimensions
     raw = _unzip(path, header if head else None) if path.endswith(".gz") else storage.read_bytes(path)
     if len(raw) < header or raw[:3] != b"\0\0\x08" or raw[3] != dimensions:
-        raise DataError(f"{path} is not an idx file of {dimensions} dimensions of bytes")
+        raise DataError(f"{path} is not an idx file of {dimensions} dimensions of bytes: fetch it again")
     shape = struct.unpack(f">{dimensions}I", raw[4:header])
     row = math.prod(shape[1:])
     rows = 0 if head or not row else min(shape[0], (len(raw) - header) // row)
