@@ -41,7 +41,6 @@ class Result:
 
 def machine(size: str, threads: int) -> dict[str, str | int]:
     """The facts that a reader needs to compare: machine, versions, date, commit."""
-    import psutil
     import torch
 
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
@@ -52,7 +51,7 @@ def machine(size: str, threads: int) -> dict[str, str | int]:
         "processor": models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count() or 0,
-        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -98,10 +98,9 @@ def parts_of(sampler: Sampler) -> dict[str, list[Target]]:
 
 def draw(sampler: Sampler, schedule: str, images: int, flow_steps: int) -> None:
     """Draw one batch by a schedule; flow_steps: Euler steps per stage."""
-    # A new sampler: one keeps what it has computed of a class, and here each picture is the first of its class.
-    fresh = Sampler(sampler.tokenizer, sampler.content, sampler.structure, sampler.settings, sampler.class_names)
+    sampler._first_logits.clear()  # it keeps what it has computed of a class: here each picture is the first of its
     with _twice_at_every_stage() if schedule == "paper" else nullcontext():
-        fresh.generate([index % len(fresh.class_names) for index in range(images)], flow_steps=flow_steps)
+        sampler.generate([index % len(sampler.class_names) for index in range(images)], flow_steps=flow_steps)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks import loops
 from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
 from nvg.cluster import start_ray
@@ -38,7 +39,7 @@ from nvg.data import token_batches
 from nvg.data.tokens import TokenFormat, finish, part_name, write_part
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.jobs import endless
-from nvg.training.loop import Loop, LoopSettings, Place, Start
+from nvg.training.loop import Loop, Place
 from nvg.training.prefetch import Prefetch
 from nvg.training.task import Batch
 
@@ -101,25 +102,10 @@ def loop_of(
     config: Config, stream: Callable[[int], Iterator[Batch]], names: list[str], checkpoints: str, steps: int
 ) -> Loop:
     """The loop of a training of `steps` steps, before its first one."""
-    settings = config.train
     place = Place()
     torch.manual_seed(0)
     task = GeneratorTask(config, Autoencoder(config.tokenizer), stream, steps, class_names=names, device=place.device)
-    portions = LoopSettings(
-        job="profile",
-        total_steps=steps,
-        batch_size=settings.batch_size,
-        slices=settings.accumulate,
-        clip_norm=settings.clip_norm,
-        checkpoint_every=steps + 1,
-        log_every=config.tracking.log_every,
-        preview_every=0,
-        evaluate_every=0,
-        precision=settings.precision,
-        seed=config.seed,
-        identity="profile",
-    )
-    return Loop(task, portions, config=config, checkpoints=checkpoints, place=place, start=Start())
+    return loops.loop_of(task, config.train, config, steps, checkpoints=checkpoints, place=place)
 
 
 def rows_of(config: Config, steps: int) -> int:

@@ -23,7 +23,8 @@ import numpy as np
 import simpy
 
 from benchmarks.capacity import training_cost as cost
-from benchmarks.capacity.training_cost import Assumptions, Counts, assumed
+from benchmarks.capacity.counts import Counts, encoding_flops, generator_counts
+from benchmarks.capacity.training_cost import Assumptions, assumed
 from nvg import config as configuration
 from nvg.config import Config
 
@@ -419,9 +420,9 @@ def runs(
     """On demand and on spot nodes with plain tokens, and on spot nodes with alignment features, by workers."""
     outcomes = []
     for tokens, spot in (("plain", False), ("plain", True), ("aligned", True)):
-        every = [*([cost.PLAIN] if tokens == "plain" else []), *settings]
-        counts = cost.generator_counts(path, *every)
-        encoding = cost.encoding_seconds(*cost.encoding_flops(path, *every), a)
+        every = [*(["repa.weights=null"] if tokens == "plain" else []), *settings]
+        counts = generator_counts(path, *every)
+        encoding = cost.encoding_seconds(*encoding_flops(path, *every), a)
         for count in workers:
             config = configuration.load(path, [*every, f"cluster.num_workers={count}"])
             name = f"{count}, {'spot' if spot else 'on demand'}, {tokens}"

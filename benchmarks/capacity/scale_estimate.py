@@ -1,9 +1,9 @@
 """The cost of ImageNet's tokens: bytes, GPU hours, cores and requests, from measured figures (docs/reports/scale.md).
 
-    python -m benchmarks.capacity.scale_estimate [--images 1281167] [--views 10] [--gpu-tflops 156] ...
+    python -m benchmarks.capacity.scale_estimate [--images 1281167] [--views 10] [--encoder-tflops 112] ...
 
-Measured on one core: reading a JPEG of 500x375 into a view, the bytes of a token part, listing the files, the shares of
-tokenizing. Counted: the encoder's operations. Assumed, and options: the speed of a GPU, the bytes of an image, prices.
+Measured on one core: reading a JPEG of 500x375 into a view, the bytes of a token part, listing the files. Counted: the
+encoder's operations. Options: what one H200 did (docs/reports/gpu.md), and, assumed, the bytes of an image and prices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.clustering_share import seconds_by_part
 from benchmarks.memory_curve import jpegs
 from nvg import config as configuration
 from nvg.config import Config
@@ -87,16 +86,13 @@ class Measured:
     row_bytes: float  # of a token row on disk
     decode: float  # CPU seconds of a JPEG
     view: float  # CPU seconds of a view of it
-    extra: float  # seconds of clustering and quantization over the encoder's
     flops: float  # of the encoder, per image
     listing: tuple[float, float, float]  # what `listing` returns
 
     @staticmethod
-    def of(config: Config, path: str, encoded: int, files: int) -> Measured:
-        """Measure it all; encoded: images that are encoded, files: empty files that are listed."""
-        parts = seconds_by_part(path, encoded, 1, 2)
-        extra = (parts["clustering"] + parts["quantization"]) / parts["encoder"]
-        return Measured(part_bytes(config), *reading(config), extra, forward_flops(config)["encoder"], listing(files))
+    def of(config: Config, files: int) -> Measured:
+        """Measure it all; files: empty files that are listed."""
+        return Measured(part_bytes(config), *reading(config), forward_flops(config)["encoder"], listing(files))
 
     @property
     def reading(self) -> float:
@@ -120,8 +116,8 @@ class Estimate:
     @property
     def rate(self) -> float:
         """Images per second and GPU."""
-        speed = self.options.gpu_tflops * 1e12 * self.options.utilization
-        return speed / self.measured.flops / (1 + self.measured.extra)
+        encoding = self.measured.flops / (self.options.encoder_tflops * 1e12)
+        return 1 / (encoding + self.options.clustering_ms * 1e-3)
 
     @property
     def cores(self) -> float:
@@ -150,7 +146,7 @@ class Estimate:
     def computing(self) -> list[Line]:
         """Encoders, readers and the memory between them."""
         data, gpus, rows, measured = self.config.data, self.config.cluster.encoders, self.total / 1e6, self.measured
-        gflops, speed = measured.flops / 1e9, f"{self.options.gpu_tflops:g} TFLOP/s × {self.options.utilization:g}"
+        gflops, speed, clustering = measured.flops / 1e9, self.options.encoder_tflops, self.options.clustering_ms
         decode, view, read = (1e3 * seconds for seconds in (measured.decode, measured.view, measured.reading))
         hours, fed = self.total / self.rate / 3600, gpus * self.cores
         piece = data.unit_images * data.image_size**2 * data.channels
@@ -159,10 +155,10 @@ class Estimate:
         reading_hours = self.total * measured.reading / 3600
         return [
             ("encoder", "counted, one forward pass", f"{gflops:.1f} GFLOP"),
-            ("clustering and quantization", "measured, of the encoder's seconds on a CPU", f"{measured.extra:.1%}"),
+            ("clustering and quantization", "measured on one H200", f"{clustering:g} ms"),
             (
                 "images per second and GPU",
-                f"{speed} ÷ ({gflops:.1f} GFLOP × {1 + measured.extra:.3f})",
+                f"1 ÷ ({gflops:.1f} GFLOP ÷ {speed:g} TFLOP/s + {clustering:g} ms)",
                 f"{self.rate:,.0f}",
             ),
             ("**GPU hours**", f"{rows:.2f} M ÷ {self.rate:,.0f}/s", f"**{hours:.1f}**"),
@@ -220,17 +216,16 @@ def main() -> None:
     parser.add_argument("--config", default="conf/imagenet_d16.yaml")
     parser.add_argument("--images", type=int, default=1_281_167)
     parser.add_argument("--views", type=int, default=10)
-    parser.add_argument("--gpu-tflops", type=float, default=156, help="peak; 156: an A100's TF32, as the encoder runs")
-    parser.add_argument("--utilization", type=float, default=0.4, help="share of the peak that the encoder reaches")
+    parser.add_argument("--encoder-tflops", type=float, default=112, help="of the encoder in TF32: one H200's")
+    parser.add_argument("--clustering-ms", type=float, default=0.16, help="and quantization, of an image: one H200's")
     parser.add_argument("--image-kb", type=float, default=115.4, help="a JPEG; the training archive over its images")
     parser.add_argument("--get-price", type=float, default=0.4, help="dollars per million GET requests")
     parser.add_argument("--put-price", type=float, default=5.0, help="dollars per million PUT and LIST requests")
     parser.add_argument("--store-price", type=float, default=0.023, help="dollars per GB and month")
     parser.add_argument("--files", type=int, default=100_000, help="empty files that are listed to measure")
-    parser.add_argument("--encoded", type=int, default=4, help="images that are encoded to measure shares")
     options = parser.parse_args()
     config = configuration.load(options.config, [f"data.views={options.views}", "repa.weights=null"])
-    measured = Measured.of(config, options.config, options.encoded, options.files)
+    measured = Measured.of(config, options.files)
     print(f"{options.config}, {platform.processor() or platform.machine()}, {date.today()}\n")
     print("| | arithmetic | |\n| --- | --- | --- |")
     print("\n".join("| " + " | ".join(line) + " |" for line in Estimate(options, config, measured).lines()))

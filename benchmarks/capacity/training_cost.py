@@ -1,11 +1,10 @@
-"""Hours and dollars of training d16, d20 and d24 on 8, 32 and 64 GPUs: a model, not a measurement.
+"""Hours and dollars of training d16, d20 and d24 on 8 to 256 GPUs: a model set by what one H200 did.
 
-    python -m benchmarks.capacity.training_cost [--gpus 8 32 64] [--utilization 0.4] [--network-gb-s 30] ...
+    python -m benchmarks.capacity.training_cost [--gpus 8 32 64 256] [--utilization 0.36] [--network-gb-s 200] ...
 
-Counted, on torch's meta device: operations of a training step (the real losses, forward and backward) and how
-many the host starts for it, parameters, bytes of a token row and of its features. Everything else is a field of
-`Assumptions`: an option, with its default and where that comes from in --help and in the table that is printed. Prints
-the tables of docs/reports/training_cost.md; --measure prints what this machine can measure of the assumptions.
+Counted (counts.py): operations of a training step, how many the host starts for it, parameters, bytes. Everything else
+is a field of `Assumptions`: an option, with its default and where that comes from in --help and in the table that is
+printed. Prints the tables of docs/reports/training_cost.md.
 
 A step: busy = max(compute + update, launches); total = max(busy + exposed all-reduce, reading). Functions give seconds,
 bytes or dollars, as their docstrings say; a GB is 10^9 bytes.
@@ -14,40 +13,23 @@ bytes or dollars, as their docstrings say; a GB is 10^9 bytes.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import functools
 import math
-import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
-import numpy as np
-import torch
-from torch import nn
-
-from benchmarks.common import Counter
+from benchmarks.capacity.counts import Counts, encoding_flops, generator_counts, tokenizer_counts
+from benchmarks.schedules import FORMS
 from nvg import config as configuration
-from nvg.autoencoder import Autoencoder
 from nvg.config import Config
-from nvg.data.features import CHECKSUM, FETCHERS, checksums, with_features, write_features
-from nvg.describe import feature_bytes, forward_flops, parameters, row_bytes
-from nvg.generator import ContentGenerator, StructureGenerator
-from nvg.granularity import GranularitySequence
-from nvg.training.checkpoint import save_checkpoint
-from nvg.training.ema import EMA
-from nvg.training.generator_loss import Generators
-from nvg.training.tokenizer_loss import tokenizer_loss
-from nvg.training.tokenizer_task import TokenizerTask
+from nvg.data.features import FETCHERS
 
 CONFIGS = [f"conf/imagenet_d{depth}.yaml" for depth in (16, 20, 24)]
+RELEASED = (*FORMS["positions"], "content.residual=false")  # as conf/imagenet_d16_released.yaml has it
 CHECKPOINT_BYTES = 16  # a parameter: weights, their average, two moments, float32
 GRADIENT_BYTES = 4  # a parameter: float32, whatever the autocast
 UPDATE_BYTES = 52  # a parameter of GPU memory a step: clip 12, AdamW 28, average 12
+MOST_GPUS = 10_000  # up to which the bound of reading is looked for
 
 
 def assumed(default: float, meaning: str) -> Any:
@@ -57,139 +39,35 @@ def assumed(default: float, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """A node is eight A100 of 40 GB with NVSwitch, 96 virtual CPUs and a 400 Gbit/s network (AWS p4d.24xlarge)."""
+    """A node is eight H200 with NVSwitch, 192 virtual CPUs and a 3,200 Gbit/s network (as AWS p5en.48xlarge)."""
 
     images: int = assumed(1_281_167, "training images: ILSVRC 2012")
-    peak_tflops: float = assumed(312, "of a GPU in bfloat16: A100's data sheet")
-    tf32_tflops: float = assumed(156, "of a GPU in TF32, for the tokenizer and its tokens: A100's data sheet")
-    utilization: float = assumed(0.4, "share of the peak that compute reaches: assumed, as in conf/*.yaml")
-    memory_gb_s: float = assumed(1300, "of a GPU's memory: 84% of the data sheet's 1,555")
-    op_us: float = assumed(5, "host's time to start an operation, views included: assumed, PyTorch without compile")
+    matmul_tflops: float = assumed(792, "of a GPU in bfloat16: measured on one H200")
+    utilization: float = assumed(0.36, "share of it in a generators' step: measured there, compiled blocks; 0.2 before")
+    tokenizer_tflops: float = assumed(120, "of a tokenizer's step, TF32: measured there, 124 images/s")
+    encoder_tflops: float = assumed(112, "of the encoder, TF32: measured there, 822 images/s")
+    clustering_ms: float = assumed(0.16, "clustering and quantization of an image: measured there, 16,500 and 9,950/s")
+    memory_gb_s: float = assumed(4000, "of a GPU's memory: assumed, 83% of the data sheet's 4,800")
+    op_us: float = assumed(5, "host's time to start an operation, views included: assumed, without compile")
     gpus_per_node: int = assumed(8, "GPUs of a node")
-    cpus_per_node: int = assumed(96, "virtual CPUs of a node")
-    nvlink_gb_s: float = assumed(230, "bus bandwidth of all-reduce in a node: nccl-tests on p4d, NVIDIA/nccl#527")
-    network_gb_s: float = assumed(30, "bus bandwidth of all-reduce over 4 nodes: nccl-tests on p4d, NVIDIA/nccl#527")
+    cpus_per_node: int = assumed(192, "virtual CPUs of a node")
+    nvlink_gb_s: float = assumed(450, "bus bandwidth of all-reduce in a node: assumed, half of NVLink's 900")
+    network_gb_s: float = assumed(200, "bus bandwidth of all-reduce over nodes: assumed, half of 3,200 Gbit/s")
     overlap: float = assumed(0.8, "share of the backward pass that hides all-reduce: assumed")
     storage_gb_s: float = assumed(12.5, "of a node from the object store: assumed, 100 Gbit/s")
     stream_rows_s: float = assumed(
         51285, "token rows a second of a worker's stream: measured, docs/reports/benchmarks_parts.md"
     )
-    fetch_gb_s: float = assumed(0.6, "features that a worker fetches, checks and copies: measured, --measure")
+    fetch_gb_s: float = assumed(0.6, "features that a worker fetches and checks: measured, capacity.store_rates")
     request_ms: float = assumed(50, "a request to the object store, of a row's features: assumed")
-    decode_ms: float = assumed(
-        4.06, "a core's time for an antialiased view of a JPEG: measured, benchmarks/capacity/scale_estimate.py"
-    )
+    decode_ms: float = assumed(17.0, "a core's time for a view of a JPEG, lanczos8: measured, docs/reports/scale.md")
     image_kb: float = assumed(115.4, "bytes of a JPEG: the training archive over its images")
-    clustering: float = assumed(0.006, "clustering and quantization over the encoder: measured, scale_estimate.py")
     checkpoint_gb_s: float = assumed(0.3, "a checkpoint to the object store, or back: assumed")
     group_s: float = assumed(8, "Ray Train's stop and start of a group: measured here with two workers on CPUs")
     preemptions: float = assumed(0.02, "of a spot node an hour: assumed, one in 50 hours")
     notice_s: float = assumed(120, "between a spot node's notice and its end: AWS")
-    price: float = assumed(2.75, "dollars a GPU hour on demand: assumed, p4d's list price of 2025 over 8")
-    spot_price: float = assumed(1.25, "dollars a GPU hour, spot: assumed")
-
-
-# ---- what is counted ----
-
-
-@dataclass(frozen=True)
-class Counts:
-    """The operations, parameters and bytes of a training, per image where not said otherwise."""
-
-    flops: float  # forward and backward
-    backward: float  # the share of them that is backward
-    ops: float  # operations that the host starts for a slice, whatever its images
-    parameters: int  # whose gradients are exchanged
-    item_bytes: int  # of an image or token row as it is read
-    feature_bytes: int = 0  # of the alignment features of a row
-    tf32: bool = False  # computed in TF32 (precision: float32), not in bfloat16
-
-
-def _count(images: int, loss: Callable[[], torch.Tensor]) -> tuple[float, float, int]:
-    """Operations of forward and backward an image, of forward alone, and operations started."""
-    no_autocast = mock.patch("torch.autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no meta device
-    with no_autocast, Counter() as counter:
-        value = loss()
-        forward = counter.flops
-        value.backward()
-    return counter.flops / images, forward / images, counter.ops
-
-
-@functools.cache
-def generator_counts(path: str, *settings: str) -> Counts:
-    """The counts of both generators, of all stages of an image."""
-    config, images = configuration.load(path, settings), 2
-    positions, repa = config.tokenizer.positions, config.repa
-    with torch.device("meta"):
-        quantizer = Autoencoder(config.tokenizer).quantizer.requires_grad_(False)
-        content, structure = ContentGenerator(config.content), StructureGenerator(config.structure)
-        both = Generators(content, structure, quantizer, config.train, repa.weight)
-        sequence = GranularitySequence.from_flat(
-            torch.empty(images, positions, dtype=torch.int64), torch.empty(images, 2 * positions - 1, dtype=torch.int64)
-        )
-        labels = torch.empty(images, dtype=torch.int64)
-        features = torch.empty(images, positions, repa.feature_width) if repa.weights is not None else None
-    for part in (content, structure):
-        part.backbone.gradient_checkpointing = config.train.gradient_checkpointing
-    draws = torch.Generator().manual_seed(0)
-    total, forward, ops = _count(images, lambda: both(sequence, labels, draws, features)[0])
-    return Counts(total, 1 - forward / total, ops, parameters(both), row_bytes(config), feature_bytes(config))
-
-
-@functools.cache
-def tokenizer_counts(path: str, image_kb: float) -> Counts:
-    """The counts of the tokenizer with LPIPS and, from discriminator_start on, the adversarial loss, as a mean.
-    Clustering is left out (it holds no matrix product), and so is the first epoch's soft assignment."""
-    from transformers import ViTConfig, ViTModel
-
-    from nvg.frozen.dino import DinoBackbone
-    from nvg.frozen.lpips import LPIPS
-    from nvg.training.discriminator import Discriminator, LogitAverages
-
-    config = configuration.load(path)
-    settings, size = config.tokenizer_train, config.tokenizer.image_size
-    with torch.device("meta"):
-        autoencoder, lpips = Autoencoder(config.tokenizer), LPIPS()
-        small = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)  # dino-vits16
-        discriminator = Discriminator(DinoBackbone(ViTModel(small, add_pooling_layer=False)))
-        images = torch.empty(1, config.tokenizer.channels, size, size)
-    codes = torch.empty(1, config.tokenizer.positions, dtype=torch.int64, device="meta")
-    logits = LogitAverages().to("meta")
-    sums = torch.zeros(3, device="meta")
-    task: Any = SimpleNamespace(discriminator=discriminator, settings=settings, logits=logits, _logits=sums)
-    draws = torch.Generator().manual_seed(0)
-
-    def loss(adversarial: bool) -> torch.Tensor:
-        value, _, output = tokenizer_loss(autoencoder, images, settings, warm_up=False, lpips=lpips)
-        return value + TokenizerTask._adversarial(task, images, output.reconstruction, draws)[0] * adversarial
-
-    # Clusters follow from the values of latents, which a meta tensor has not.
-    with mock.patch.object(autoencoder.quantizer, "structure_codes", lambda latents: codes):
-        plain = _count(1, lambda: tokenizer_loss(autoencoder, images, settings, warm_up=False, lpips=lpips)[0])
-        whole = _count(1, lambda: loss(True))
-    share = settings.discriminator_start
-    total, forward, ops = (share * a + (1 - share) * b for a, b in zip(plain, whole, strict=True))
-    learned = parameters(autoencoder) + parameters(discriminator.heads)
-    tf32 = settings.precision == "float32"
-    return Counts(total, 1 - forward / total, ops, learned, round(image_kb * 1e3), tf32=tf32)
-
-
-@functools.cache
-def encoding_flops(path: str, *settings: str) -> tuple[float, float]:
-    """The operations of building an image's tokens: the encoder's, and DINOv2's where alignment features are made."""
-    from transformers import Dinov2Config, Dinov2Model
-
-    from nvg.frozen.dinov2 import DinoFeatures
-
-    config = configuration.load(path, settings)
-    if config.repa.weights is None:
-        return forward_flops(config)["encoder"], 0.0
-    with torch.device("meta"):  # dinov2-base
-        dino = DinoFeatures(Dinov2Model(Dinov2Config(hidden_size=768, num_attention_heads=12, patch_size=14)))
-        image = torch.empty(1, 3, config.tokenizer.image_size, config.tokenizer.image_size)
-    with Counter() as counter:
-        dino(image, config.tokenizer.grid)
-    return forward_flops(config)["encoder"], float(counter.flops)
+    price: float = assumed(5.0, "dollars a GPU hour on demand: assumed")
+    spot_price: float = assumed(2.5, "dollars a GPU hour, spot: assumed")
 
 
 # ---- a step, a term a function ----
@@ -197,8 +75,8 @@ def encoding_flops(path: str, *settings: str) -> tuple[float, float]:
 
 def compute_seconds(counts: Counts, images: float, a: Assumptions) -> float:
     """Seconds of a GPU for the operations of a number of images."""
-    peak = a.tf32_tflops if counts.tf32 else a.peak_tflops
-    return images * counts.flops / (peak * 1e12 * a.utilization)
+    rate = a.tokenizer_tflops if counts.convolutions else a.matmul_tflops * a.utilization
+    return images * counts.flops / (rate * 1e12)
 
 
 def update_seconds(counts: Counts, a: Assumptions) -> float:
@@ -315,19 +193,11 @@ class Training:
     steps: int
     batch: int
     checkpoint: float  # seconds a step, of which most make none
-    restart: float  # seconds, in the middle of an epoch
-    lost: float  # seconds of work that a preemption undoes
 
     @property
     def hours(self) -> float:
-        """The hours without preemptions."""
+        """The hours without interruptions."""
         return self.steps * (self.step.total + self.checkpoint) / 3600
-
-    def spot_hours(self, a: Assumptions) -> float:
-        """The hours with a restart and lost work for every node that is taken; another one joins at once."""
-        rate = a.preemptions * math.ceil(self.gpus / a.gpus_per_node) / 3600  # preemptions a second
-        share = rate * (self.restart + self.lost)
-        return self.hours / (1 - share) if share < 1 else math.inf
 
 
 def training(
@@ -337,11 +207,7 @@ def training(
     batch, steps_per_epoch = section.batch_size, a.images // section.batch_size
     steps = section.steps if section.steps is not None else math.ceil(section.epochs * steps_per_epoch)
     one = step(counts, batch, gpus, reading, a, slices)
-    checkpoint = checkpoint_seconds(counts, a) / section.checkpoint_every
-    # A notice brings a checkpoint at once (nvg/training/loop.py): what is lost is what comes between it and the end.
-    lost = min(a.notice_s, section.checkpoint_every * (one.total + checkpoint) / 2)
-    restart = restart_seconds(counts, steps_per_epoch / 2, reading, a)
-    return Training(gpus, one, steps, batch, checkpoint, restart, lost)
+    return Training(gpus, one, steps, batch, checkpoint_seconds(counts, a) / section.checkpoint_every)
 
 
 def train_generators(config: Config, counts: Counts, gpus: int, a: Assumptions) -> Training:
@@ -357,8 +223,9 @@ def train_tokenizer(config: Config, counts: Counts, gpus: int, a: Assumptions) -
 
 
 def encoding_seconds(encoder: float, features: float, a: Assumptions) -> float:
-    """Seconds of a GPU an image whose tokens are built."""
-    return (encoder * (1 + a.clustering) + features) / (a.tf32_tflops * 1e12 * a.utilization)
+    """Seconds of a GPU an image whose tokens are built: operations of the encoder and of DINOv2, and clustering."""
+    dino = features / (a.matmul_tflops * 1e12 * a.utilization)
+    return encoder / (a.encoder_tflops * 1e12) + a.clustering_ms * 1e-3 + dino
 
 
 def token_hours(images: float, encoding: float, cpus_per_worker: float, gpus: int, a: Assumptions) -> float:
@@ -383,57 +250,27 @@ def assumptions_table(a: Any) -> str:
     return table("assumption | value | what it is, and whose", rows)
 
 
-def _step_cells(one: Training) -> list[str]:
-    s = one.step
-    terms = (s.compute, s.update, s.launches, s.all_reduce, s.exposed, s.reading, s.total)
-    return [str(one.gpus), *(f"{1e3 * value:,.0f}" for value in terms), s.bound, f"{one.batch / s.total:,.0f}"]
-
-
 @dataclass(frozen=True)
 class Plan:
     """All three jobs of a configuration on a number of GPUs."""
 
-    gpus: int
     tokenizer: Training
     token_hours: float
     generators: Training
 
     @property
     def hours(self) -> float:
+        """The hours of all jobs, one after the other."""
         return self.tokenizer.hours + self.token_hours + self.generators.hours
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.hours * self.gpus
-
-    def spot_hours(self, a: Assumptions) -> float:
-        """The hours with preemptions, but for the tokens, which lose a part or two."""
-        return self.tokenizer.spot_hours(a) + self.token_hours + self.generators.spot_hours(a)
-
-    def cells(self, smallest: Plan, a: Assumptions) -> list[str]:
-        spot = self.spot_hours(a)
-        hours = (self.tokenizer.hours, self.token_hours, self.generators.hours, self.hours)
-        return [
-            str(self.gpus),
-            *(f"{value:,.1f}" for value in hours),
-            f"{self.gpu_hours:,.0f}",
-            f"{smallest.gpu_hours / self.gpu_hours:.0%}",
-            f"{self.gpu_hours * a.price:,.0f}",
-            f"{spot:,.1f}",
-            f"{spot * self.gpus * a.spot_price:,.0f}",
-        ]
 
 
 def plan(path: str, gpus: int, a: Assumptions, *settings: str) -> Plan:
     """The plan of a configuration with key=value settings on a number of GPUs."""
     config = configuration.load(path, settings)
     tokenizer = train_tokenizer(config, tokenizer_counts(path, a.image_kb), gpus, a)
-    encoding = encoding_seconds(*encoding_flops(path, *settings), a)
+    encoding = encoding_seconds(*encoding_flops(path), a)
     hours = token_hours(a.images * config.data.views, encoding, config.cluster.cpus_per_worker, gpus, a)
-    return Plan(gpus, tokenizer, hours, train_generators(config, generator_counts(path, *settings), gpus, a))
-
-
-MOST_GPUS = 10_000  # up to which the bound of reading is looked for
+    return Plan(tokenizer, hours, train_generators(config, generator_counts(path, *settings), gpus, a))
 
 
 def reading_bounds_from(counts: Counts, batch: int, a: Assumptions) -> int | None:
@@ -444,117 +281,75 @@ def reading_bounds_from(counts: Counts, batch: int, a: Assumptions) -> int | Non
     return None
 
 
-def _reading_cells(counts: Counts, one: Training, a: Assumptions) -> list[str]:
-    """The cells of what reading alone allows. one: on GPUs that fill their node."""
-    reading, bound = one.step.reading, reading_bounds_from(counts, one.batch, a)
+def counted_cells(counts: Counts, batch: int, a: Assumptions) -> list[str]:
+    """What is counted of a training, and where its tokens bound it."""
+    bound = reading_bounds_from(counts, batch, a)
     return [
-        str(one.gpus),
-        f"{counts.item_bytes:,}",
-        f"{counts.feature_bytes:,}",
-        f"{one.steps * one.batch * (counts.item_bytes + counts.feature_bytes / one.gpus) / 1e12:,.1f}",
-        f"{1e3 * reading:,.0f}",
-        f"{one.batch / reading:,.0f}",
-        f"{one.steps * reading / 3600:,.1f}",
-        f"{bound:,}" if bound else f"more than {MOST_GPUS:,}",
+        f"{counts.flops / 1e9:,.0f}",
+        f"{counts.ops:,.0f}",
+        f"{counts.parameters / 1e6:,.1f}",
+        f"{counts.parameters * CHECKPOINT_BYTES / 1e9:.1f}",
+        "" if counts.convolutions else f"{bound:,}" if bound else f"more than {MOST_GPUS:,}",
     ]
 
 
-PLAIN = "repa.weights=null"  # tokens without alignment features
+def step_cells(one: Training, smallest: Training) -> list[str]:
+    """A training on a number of GPUs: the terms of its step, what bounds it, its hours."""
+    s = one.step
+    used, least = one.hours * one.gpus, smallest.hours * smallest.gpus
+    return [
+        str(one.gpus),
+        f"{one.batch / one.gpus:.3g}",
+        *(f"{1e3 * value:,.0f}" for value in (s.compute, s.launches, s.exposed, s.reading, s.total)),
+        s.bound,
+        f"{one.batch / s.total:,.0f}",
+        f"{one.hours:,.1f}",
+        f"{used:,.0f}",
+        f"{least / used:.0%}",
+    ]
 
 
 def report(paths: list[str], gpus: list[int], a: Assumptions) -> str:
     """All tables as Markdown."""
-    cases = {
-        configuration.load(path).name + (", plain" if settings else ""): (path, *settings)
-        for path in paths
-        for settings in ((), (PLAIN,))
-    }
+    cases: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        name = configuration.load(path).name.removeprefix("imagenet_")
+        cases |= {f"{name}, as released": (path, *RELEASED), f"{name}, cluster tokens": (path,)}
     plans = {name: [plan(path, n, a, *settings) for n in gpus] for name, (path, *settings) in cases.items()}
-    counted = {name: generator_counts(path, *settings) for name, (path, *settings) in cases.items()}
     first = next(iter(plans.values()))
+    trainings = {"tokenizer": [one.tokenizer for one in first]}
+    trainings |= {name: [one.generators for one in row] for name, row in plans.items()}
+    counted = {"tokenizer": tokenizer_counts(paths[0], a.image_kb)}
+    counted |= {name: generator_counts(path, *settings) for name, (path, *settings) in cases.items()}
     return "\n\n".join(
         [
             assumptions_table(a),
             table(
-                "counted | training GFLOP an image | of it backward | operations started | parameters, M | "
-                "gradients, GB | checkpoint, GB",
+                "counted | training GFLOP an image | operations started | parameters, M | checkpoint, GB | "
+                "reading bounds from, GPUs",
+                [[name, *counted_cells(c, trainings[name][0].batch, a)] for name, c in counted.items()],
+            ),
+            table(
+                "training | GPUs | images of a GPU | compute, ms | launches, ms | all-reduce shown, ms | reading, ms | "
+                "step, ms | bound by | images a second | hours | GPU hours | efficiency",
+                [[name, *step_cells(one, row[0])] for name, row in trainings.items() for one in row],
+            ),
+            table(
+                "all three jobs, hours | " + " | ".join(f"{n} GPUs" for n in gpus) + " | $ on " + f"{gpus[0]} GPUs",
                 [
                     [
                         name,
-                        f"{c.flops / 1e9:,.0f}",
-                        f"{c.backward:.0%}",
-                        f"{c.ops:,.0f}",
-                        f"{c.parameters / 1e6:,.1f}",
-                        f"{c.parameters * GRADIENT_BYTES / 1e9:.2f}",
-                        f"{c.parameters * CHECKPOINT_BYTES / 1e9:.1f}",
+                        *(f"{one.hours:,.0f}" for one in row),
+                        f"{row[0].hours * gpus[0] * a.price:,.0f}",
                     ]
-                    for name, c in {"tokenizer": tokenizer_counts(paths[0], a.image_kb), **counted}.items()
+                    for name, row in plans.items()
                 ],
-            ),
-            table(
-                "a step, ms | GPUs | compute | update | launches | all-reduce | exposed | reading | step | bound by | "
-                "images a second",
-                [["tokenizer", *_step_cells(one.tokenizer)] for one in first]
-                + [[name, *_step_cells(one.generators)] for name, row in plans.items() for one in row],
-            ),
-            table(
-                "reading alone | GPUs | bytes of every row | and of its own rows | a worker reads, TB | ms a step | "
-                "images a second at most | hours at least | bounds from, GPUs",
-                [[name, *_reading_cells(counted[name], row[-1].generators, a)] for name, row in plans.items()],
-            ),
-            table(
-                "all | GPUs | tokenizer, h | tokens, h | generators, h | hours | GPU hours | efficiency | $ | "
-                "hours, spot | $, spot",
-                [[name, *one.cells(row[0], a)] for name, row in plans.items() for one in row],
             ),
         ]
     )
 
 
-# ---- what this machine can measure ----
-
-
-def measured_fetch_gb_s(config: Config, batches: int = 4, rows: int = 64) -> float:
-    """GB a second of CPU time in which a worker fetches features from the local disk (nvg/data/features.py)."""
-    shape = (config.tokenizer.positions, config.repa.feature_width)
-    features = np.random.default_rng(0).standard_normal((rows, *shape), np.float32).astype(np.float16)
-    batch = {"part": np.zeros(rows, np.int64), "row": np.arange(rows), CHECKSUM: checksums(features)}
-    with tempfile.TemporaryDirectory() as folder:
-        part = f"{folder}/part.parquet"
-        write_features(part, features, shape)
-        start = time.process_time()
-        given = sum(one["features"].nbytes for one in with_features([batch] * batches, [part], shape))
-        return given / (time.process_time() - start) / 1e9
-
-
-def measured_checkpoint_gb_s(parameters: int = 2**24) -> float:
-    """GB a second of a checkpoint on the local disk: copies, files and checksums, no upload."""
-    module = nn.Linear(2**12, parameters // 2**12, bias=False)
-    optimizer = torch.optim.AdamW(module.parameters())
-    module.weight.grad = torch.zeros_like(module.weight)
-    optimizer.step()
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        save_checkpoint(
-            folder,
-            1,
-            modules={"m": module},
-            averages={"m": EMA(module, 0.9)},
-            optimizers={"o": optimizer},
-            config=configuration.load(CONFIGS[0]),
-            metadata={},
-        )
-        return parameters * CHECKPOINT_BYTES / (time.perf_counter() - start) / 1e9
-
-
-def measure() -> None:
-    """Print what can be measured without a GPU, as options, sorted."""
-    config, rounds = configuration.load(CONFIGS[0]), 5
-    for option, call in {
-        "--fetch-gb-s": lambda: measured_fetch_gb_s(config),
-        "--checkpoint-gb-s": measured_checkpoint_gb_s,
-    }.items():
-        print(option, *(f"{value:.2f}" for value in sorted(call() for _ in range(rounds))))
+# ---- the command line ----
 
 
 def add_assumptions(parser: argparse.ArgumentParser, defaults: Any) -> None:
@@ -575,12 +370,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", default=CONFIGS, metavar="FILE")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 32, 64])
-    parser.add_argument("--measure", action="store_true", help="print what this machine can measure, and nothing else")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 32, 64, 256])
     add_assumptions(parser, Assumptions())
     arguments = parser.parse_args()
-    if arguments.measure:
-        return measure()
     print(report(arguments.configs, arguments.gpus, from_arguments(Assumptions, arguments)))
 
 

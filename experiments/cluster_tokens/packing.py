@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.capacity.training_cost import Counter
+from benchmarks.common import Counter
 from nvg.config import ContentConfig
 from nvg.generator import ContentGenerator
 

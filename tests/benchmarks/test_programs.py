@@ -52,19 +52,18 @@ def test_a_commit_without_the_package_is_refused_by_name(
 def test_the_documents_estimate_follows_from_its_measured_figures() -> None:
     path = "conf/imagenet_d16.yaml"
     config = configuration.load(ROOT / path, ["data.views=10", "repa.weights=null"])
-    measured = Measured(1173, 1.96e-3, 2.1e-3, 0.006, 260.0e9, (3.59, 552.7, 40.7))
+    measured = Measured(1173, 1.96e-3, 2.1e-3, 260.0e9, (3.59, 552.7, 40.7))
     options = argparse.Namespace(
         config=path,
         images=1_281_167,
         views=10,
-        gpu_tflops=156,
-        utilization=0.4,
+        encoder_tflops=112,
+        clustering_ms=0.16,
         image_kb=115.4,
         get_price=0.4,
         put_price=5.0,
         store_price=0.023,
         files=100_000,
-        encoded=4,
     )
     document = (ROOT / "docs" / "reports" / "scale.md").read_text().splitlines()
     for line in Estimate(options, config, measured).lines():
