@@ -102,7 +102,7 @@ class Counts:
     parameters: int  # whose gradients are exchanged
     item_bytes: int  # of an image or token row as it is read
     feature_bytes: int = 0  # of the alignment features of a row
-    tf32: bool = False  # computed in TF32 (precision: float32), not in bfloat16
+    tf32: bool = False  # computed in TF32 (precision: tf32), not in bfloat16
 
 
 def _count(images: int, loss: Callable[[], torch.Tensor]) -> tuple[float, float, int]:
@@ -170,7 +170,7 @@ def tokenizer_counts(path: str, image_kb: float) -> Counts:
     share = settings.discriminator_start
     total, forward, ops = (share * a + (1 - share) * b for a, b in zip(plain, whole, strict=True))
     learned = parameters(autoencoder) + parameters(discriminator.heads)
-    tf32 = settings.precision == "float32"
+    tf32 = settings.precision == "tf32"
     return Counts(total, 1 - forward / total, ops, learned, round(image_kb * 1e3), tf32=tf32)
 
 

@@ -101,7 +101,9 @@ class TrainingConfig:
     ema_decay: float = number(0.999, least=0, below=1)  # of the averaged weights, which the sampler has
     checkpoint_every: int = number(1000, least=1, operational=True)  # steps
     preview_every: int = number(0, least=0, operational=True)  # steps between pictures in MLflow; 0 = only at the end
-    precision: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 where the device has it
+    # auto | float32 | tf32 | bfloat16 (nvg/precision.py); auto = the experiment's `precision` and, where that is auto
+    # too, bfloat16 on a GPU that has it, else float32
+    precision: str = "auto"
 
 
 @dataclass
@@ -323,6 +325,9 @@ class Config:
     name: str = field(default=REQUIRED, metadata=OPERATIONAL)  # of the experiment: MLflow's experiment is called so
     output: str = path(operational=True)  # folder or URL that receives every artifact
     seed: int = number(0, least=SEEDS.least, most=SEEDS.most)  # of every random draw of the trainings
+    # auto | float32 | tf32 | bfloat16: of all arithmetic, a training's own before it (nvg/precision.py). Encoder and
+    # decoder stay in float32 or TF32 outside of trainings. auto = TF32 convolutions on a GPU; trainings: see theirs
+    precision: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
@@ -357,7 +362,9 @@ class ServeConfig:
     cpus_per_replica: float = number(1.0, least=0)  # CPUs that Ray sets aside for a replica
     gpus_per_replica: float = number(0.0, least=0)  # above 0 the sampler runs on CUDA
     threads_per_replica: int = number(1, least=1)  # torch threads
-    precision: str = "float32"  # float32 | bfloat16: of the transformers' blocks; slower on a CPU without it
+    # auto | float32 | tf32 | bfloat16: bfloat16 is of the transformers' blocks, slower on a CPU without it; auto =
+    # float32, of a GPU's convolutions TF32 (nvg/precision.py)
+    precision: str = "auto"
     compile: bool = False  # torch.compile before the first request: minutes at the first start, then from a cache
     max_batch: int = number(16, least=1)  # images that are drawn at once
     batch_wait_ms: float = number(2.0, least=0)  # how long a batch smaller than the one before it waits for more

@@ -25,6 +25,7 @@ from nvg.artifacts.models import fingerprint, licence_of, load_sampler, sampler_
 from nvg.config import ServeConfig
 from nvg.generator import Sampler
 from nvg.generator.compiled import cache_folder
+from nvg.precision import set_precision
 from nvg.serving.api import create_app
 from nvg.serving.engine import Engine, Served
 from nvg.serving.guard import api_key_hashes, log_to_stderr
@@ -46,9 +47,9 @@ SWITCH_SECONDS = 0.0005
 
 def load_model(config: ServeConfig, model: str) -> Served:
     """Load the model of a deployment onto its device. Raises ValueError as `nvg.load` does."""
-    device = "cuda" if config.gpus_per_replica > 0 else "cpu"
+    device = torch.device("cuda" if config.gpus_per_replica > 0 else "cpu")
     folder = sampler_folder(model)
-    sampler = load_sampler(folder).to(device, dtype=getattr(torch, config.precision))
+    sampler = load_sampler(folder).to(device, dtype=set_precision(config.precision, device))
     if config.compile:
         compile_sampler(sampler, config.max_batch)
     name = config.name or default_name(config.model)

@@ -24,6 +24,7 @@ from nvg import storage
 from nvg.config import Config
 from nvg.console import Bar, progress, say
 from nvg.errors import TrainingDiverged
+from nvg.precision import set_precision
 from nvg.tracking import Run
 from nvg.training.checkpoint import (
     checkpoint_step,
@@ -173,7 +174,7 @@ class Loop:
         self.first_step = start.step
         self.first_loss = start.first_loss
         self.good_step = start.step  # the last step at which the loss was looked at and found good
-        self.autocast = autocast(settings.precision, place.device)
+        self.dtype = set_precision(settings.precision, place.device, training=True)
         self.share = place.share(settings.slices)
         # Of a slice in a worker's sum: gradients and records are means over the workers, whose shares may differ.
         self.weights = [place.world / settings.slices] * len(self.share)
@@ -181,7 +182,7 @@ class Loop:
         if self.shards > 1:  # a pass gathers weights from all, so all make as many: some do their last slice in vain
             self.weights += [0.0] * (math.ceil(settings.slices / place.world) - len(self.share))
         self.flops = task.flops() if place.rank == 0 else None  # of an image
-        self.peak = device_peak(place.device) if in_bfloat16(settings.precision, place.device) else None
+        self.peak = device_peak(place.device) if self.dtype == torch.bfloat16 else None
         self.waited = 0.0  # seconds for data, in this process
         self.window = Window()
         self.warned = False  # that a machine is leaving
@@ -278,7 +279,7 @@ class Loop:
 
     def forward(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a slice, and its terms."""
-        with self.autocast():
+        with torch.autocast(self.place.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return self.task.loss(batch, step, rng)
 
     def backward(self, loss: Tensor) -> None:
@@ -430,19 +431,6 @@ def slice_of(batch: Batch, number: int, count: int) -> Batch:
 def pinned(batch: Batch) -> Batch:
     """The batch in page-locked memory, from which a GPU copies while the host goes on."""
     return {name: value.pin_memory() for name, value in batch.items()}
-
-
-def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """The autocast context of a precision."""
-    enabled = in_bfloat16(precision, device)
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def in_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether a precision is bfloat16: auto is on a CUDA device that has it, else it is float32."""
-    return precision == "bfloat16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
 
 
 def peak_memory(device: torch.device) -> float:

@@ -85,6 +85,20 @@ def test_a_seed_changes_everything() -> None:
     assert not set(identities(before).values()) & set(identities(after).values())
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_the_experiments_precision_is_of_every_step_that_has_none_of_its_own(precision: str) -> None:
+    before = keys(fashion_mnist())
+    after = keys(fashion_mnist(f"precision={precision}"))
+    assert not set(before.values()) & set(after.values())
+    assert keys(fashion_mnist("precision=auto")) == before
+    own = [f"{section}.precision=float32" for section in ("tokenizer_train", "train", "distill")]
+    trained, other = keys(fashion_mnist(*own)), keys(fashion_mnist(*own, f"precision={precision}"))
+    assert trained["tokenizer"] == other["tokenizer"] and trained["tokens"] != other["tokens"]
+    given = {"kind": "sampler"}
+    one, two = (keys(fashion_mnist("distill.steps=0", *more), given) for more in ((), (f"precision={precision}",)))
+    assert one["evaluation"] != two["evaluation"]
+
+
 def test_views_are_the_tokens_and_test_images_the_evaluations() -> None:
     before = keys(fashion_mnist())
     views = keys(fashion_mnist("data.views=2"))
