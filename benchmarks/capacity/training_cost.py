@@ -41,6 +41,7 @@ from nvg.granularity import GranularitySequence
 from nvg.training.checkpoint import save_checkpoint
 from nvg.training.ema import EMA
 from nvg.training.generator_loss import Generators
+from nvg.training.saver import Saver
 from nvg.training.tokenizer_loss import tokenizer_loss
 from nvg.training.tokenizer_task import TokenizerTask
 
@@ -296,7 +297,8 @@ def step(counts: Counts, batch: int, gpus: int, reading: float, a: Assumptions, 
 
 
 def checkpoint_seconds(counts: Counts, a: Assumptions) -> float:
-    """Seconds in which all workers wait for the first one's checkpoint; reading it back takes as long."""
+    """Seconds until the first worker's checkpoint is written; reading it back takes as long. The model lets all workers
+    wait for it, an upper bound: they wait for a copy into the host's memory (nvg/training/saver.py)."""
     return counts.parameters * CHECKPOINT_BYTES / (a.checkpoint_gb_s * 1e9)
 
 
@@ -535,15 +537,17 @@ def measured_checkpoint_gb_s(parameters: int = 2**24) -> float:
     optimizer.step()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        save_checkpoint(
-            folder,
-            1,
-            modules={"m": module},
-            averages={"m": EMA(module, 0.9)},
-            optimizers={"o": optimizer},
-            config=configuration.load(CONFIGS[0]),
-            metadata={},
-        )
+        with Saver() as saver:
+            save_checkpoint(
+                saver,
+                folder,
+                1,
+                modules={"m": module},
+                averages={"m": EMA(module, 0.9)},
+                optimizers={"o": optimizer},
+                config=configuration.load(CONFIGS[0]),
+                metadata={},
+            )
         return parameters * CHECKPOINT_BYTES / (time.perf_counter() - start) / 1e9
 
 

@@ -35,6 +35,7 @@ from nvg.training.checkpoint import (
 )
 from nvg.training.parallel import exchange_gradients, shards, whole
 from nvg.training.prefetch import Prefetch
+from nvg.training.saver import Saver
 from nvg.training.seeds import draw_seed, seed_dropout, seeded
 from nvg.training.task import Batch, Task
 from nvg.training.utilization import device_peak, shown, speed
@@ -181,6 +182,8 @@ class Loop:
         self.shards = max(map(shards, task.modules.values()))
         if self.shards > 1:  # a pass gathers weights from all, so all make as many: some do their last slice in vain
             self.weights += [0.0] * (math.ceil(settings.slices / place.world) - len(self.share))
+        self.saver = Saver(place.rank, self.shards)
+        self.unreported: dict[str, float] | None = None  # of the checkpoint in hand
         self.flops = task.flops() if place.rank == 0 else None  # of an image
         self.peak = device_peak(place.device) if self.dtype == torch.bfloat16 else None
         self.waited = 0.0  # seconds for data, in this process
@@ -201,7 +204,8 @@ class Loop:
             where = f" from step {self.first_step}" if self.first_step else ""
             bar = place.bar(len(steps), settings.job + where)
         try:
-            metrics = self.steps(steps, stream, bar)
+            with self.saver:
+                metrics = self.steps(steps, stream, bar)
         finally:
             if bar is not None:
                 bar.close()
@@ -223,8 +227,9 @@ class Loop:
             if settings.preview_every and done % settings.preview_every == 0 and not ended:
                 self.preview(done)
             if ended or done % settings.checkpoint_every == 0 or notice:
-                self.checkpoint(done, notice=notice)
-                self.place.report({"step": done, "loss": metrics.get("loss", math.nan)})
+                self.checkpoint(done, metrics.get("loss", math.nan), notice=notice)
+            if ended or notice or self.saver.failed:
+                self.written()
             if settings.evaluate_every and done % settings.evaluate_every == 0 and not ended:
                 self.place.evaluate({"step": done}, self.snapshot(done))
             if bar is not None:
@@ -356,6 +361,7 @@ class Loop:
         """The error to raise. Checkpoints since the loss was good are removed, so that the newest one is good."""
         newest = None
         if self.place.rank == 0:
+            self.saver.wait()
             for checkpoint in list_checkpoints(self.checkpoints):
                 if checkpoint_step(checkpoint) > self.good_step:
                     storage.remove(checkpoint)
@@ -365,21 +371,24 @@ class Loop:
             f"{newest or 'the beginning'}. Lower lr or raise warmup_steps"
         )
 
-    def checkpoint(self, done: int, *, notice: bool = False) -> None:
-        """Write a checkpoint, on the first worker or, where weights are split, on all.
+    def checkpoint(self, done: int, loss: float, *, notice: bool = False) -> None:
+        """Begin a checkpoint, on the first worker or, where weights are split, on all: it is written while the training
+        goes on. Waits for the one before.
 
-        done: how many steps are done. notice: whether it was announced that a machine is about to be taken away.
+        done: how many steps are done. loss: of the last record, for the report. notice: whether it was announced that a
+        machine is about to be taken away.
         """
+        self.written()
+        self.unreported = {"step": done, "loss": loss}
         if self.place.rank < self.shards:
             save_checkpoint(
+                self.saver,
                 self.checkpoints,
                 done,
                 modules=self.task.modules,
                 averages=self.task.averages,
                 optimizers=self.task.optimizers,
                 config=self.config,
-                shard=self.place.rank,
-                shards=self.shards,
                 metadata={
                     "identity": self.settings.identity,
                     "seed": self.settings.seed,
@@ -390,6 +399,13 @@ class Loop:
                     "first_loss": self.first_loss,
                 },
             )
+
+    def written(self) -> None:
+        """Wait until the checkpoint in hand is written, and report it. Raises the error of writing it."""
+        self.saver.wait()
+        if self.unreported is not None:
+            report, self.unreported = self.unreported, None
+            self.place.report(report)
 
     def preview(self, done: int) -> None:
         """Log pictures of the present state, on the first worker."""
