@@ -111,6 +111,7 @@ def loop_of(
         total_steps=steps,
         batch_size=settings.batch_size,
         slices=settings.accumulate,
+        micro_batch=settings.micro_batch,
         clip_norm=settings.clip_norm,
         checkpoint_every=steps + 1,
         log_every=config.tracking.log_every,

@@ -70,6 +70,7 @@ INTERFACE = {
         "batches",
         "loss",
         "begin",
+        "draw",
         "before_optimizers",
         "after_step",
         "flops",

@@ -91,7 +91,9 @@ class TrainingConfig:
     """What the three trainings (tokenizer, generators, distillation) share. The defaults are the generators'."""
 
     batch_size: int = number(768, least=1)  # over all workers
-    accumulate: int = number(1, least=1, operational=True)  # micro-batches per step and worker, with all num_workers
+    # Slices of a worker's share of a batch, with all num_workers: random numbers are drawn for a slice, and a slice is
+    # computed at once or, of `train`, in parts (train.micro_batch)
+    accumulate: int = number(1, least=1, operational=True)
     # of the generators and in distillation: at batch 256, scaled linearly with the batch size
     lr: float = number(1e-4, above=0)
     betas: list[float] = number([0.9, 0.95], least=0, below=1)  # of AdamW
@@ -210,6 +212,9 @@ class TrainConfig(GeneratorTrainingConfig):
     )  # share of images trained without their class, which guidance needs
     # of |x - x_hat|^2 against the cross-entropy; 0 = predict the next content alone
     canvas_weight: float = number(1.0, least=0)
+    # Images of a slice that are computed at once, at most; null = on a GPU as many as its memory holds, which passes of
+    # one and two images measure before the first step, on a CPU all. Results are the same, but for the order of sums
+    micro_batch: int | None = number(None, least=1, operational=True)
     gradient_checkpointing: bool = field(default=False, metadata=OPERATIONAL)  # less memory, more time
     compile: bool = field(default=False, metadata=OPERATIONAL)  # torch.compile of each block: a slow first step
 

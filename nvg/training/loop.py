@@ -33,6 +33,7 @@ from nvg.training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
+from nvg.training.micro_batch import missing_moments, most_rows, parts_of
 from nvg.training.parallel import exchange_gradients, shards, whole
 from nvg.training.prefetch import Prefetch
 from nvg.training.saver import Saver
@@ -69,7 +70,8 @@ class LoopSettings:
     job: str
     total_steps: int
     batch_size: int  # over all workers
-    slices: int  # micro-batches per step, over all workers: a worker computes one at once
+    slices: int  # of a step, over all workers: random numbers are drawn for a slice
+    micro_batch: int | None  # rows of a slice that are computed at once; None = as many as fit into a GPU, else all
     clip_norm: float
     checkpoint_every: int
     log_every: int
@@ -184,6 +186,7 @@ class Loop:
             self.weights += [0.0] * (math.ceil(settings.slices / place.world) - len(self.share))
         self.saver = Saver(place.rank, self.shards)
         self.unreported: dict[str, float] | None = None  # of the checkpoint in hand
+        self.parts: int | None = None  # of a slice, one of which is computed at once; known from the first step on
         self.flops = task.flops() if place.rank == 0 else None  # of an image
         self.peak = device_peak(place.device) if self.dtype == torch.bfloat16 else None
         self.waited = 0.0  # seconds for data, in this process
@@ -249,15 +252,44 @@ class Loop:
         for done, weight in enumerate(self.weights, start=1):
             position = min(done, len(self.share)) - 1
             rng = self.seed_slice(step, self.share[position])
-            for module in task.parallel:
-                exchange_gradients(module, done == len(self.weights))
-            loss, terms = self.forward(slice_of(batch, position, len(self.share)), step, rng)
-            self.backward(loss * weight)
-            self.window.add({"loss": loss, **terms}, weight)
+            rows = task.draw(slice_of(batch, position, len(self.share)), rng)
+            if self.parts is None:
+                self.parts = self.choose_parts(rows, step, rng)
+            for part in range(self.parts):
+                last = done == len(self.weights) and part == self.parts - 1
+                for module in task.parallel:
+                    exchange_gradients(module, last)
+                loss, terms = self.forward(slice_of(rows, part, self.parts), step, rng)
+                self.backward(loss * (weight / self.parts))
+                self.window.add({"loss": loss, **terms}, weight / self.parts)
         norms = self.clip(step, loss)
         self.optimize()
         self.average()
         self.record(step, rates, norms)
+
+    def choose_parts(self, rows: Batch, step: int, rng: torch.Generator) -> int:
+        """The parts in which a slice is computed, the same on every worker. rows: a slice."""
+        count, device = len(next(iter(rows.values()))), self.place.device
+        if not self.task.divisible or count == 1:
+            return 1
+        most = self.settings.micro_batch
+        if most is None and device.type == "cuda":
+
+            def run(number: int) -> None:
+                loss, _ = self.forward({name: value[:number] for name, value in rows.items()}, step, rng)
+                self.backward(loss)
+
+            reserved = missing_moments(self.task.optimizers.values())
+            if self.shards > 1:  # between the parts of a step each worker holds the gradients of all weights
+                reserved += sum(4 * weight.numel() for part in self.task.clip.values() for weight in part)
+            with torch.compiler.set_stance("force_eager"):  # compiled, a pass holds less, and is of one number of rows
+                most = most_rows(run, count, device, reserved)
+            for optimizer in self.task.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+        parts = parts_of(count, most or count)
+        if parts > 1 and self.place.rank == 0:
+            say(f"{self.settings.job}: {count // parts} of the {count} images of a slice are computed at once")
+        return parts
 
     def fetch(self, stream: Iterator[Batch]) -> Batch:
         """The next batch, on the device."""

@@ -43,6 +43,7 @@ def test_another_format_changes_every_key(monkeypatch: pytest.MonkeyPatch) -> No
     [
         *("tokenizer_train.accumulate=2", "tokenizer_train.checkpoint_every=7", "tokenizer_train.preview_every=3"),
         *("train.accumulate=4", "train.gradient_checkpointing=true", "train.compile=true", "train.parallel=fsdp"),
+        "train.micro_batch=2",
         *("train.checkpoint_every=7", "train.preview_every=3"),
         *("distill.accumulate=2", "distill.checkpoint_every=7", "distill.preview_every=3"),
         *("name=other", "output=/elsewhere", "cluster.num_workers=1", "tracking.log_every=3"),

@@ -299,6 +299,7 @@ def test_a_missing_value_is_asked_for_by_name(key: str) -> None:
         (["cluster.num_workers=5"], ["tokenizer_train.batch_size=256", "cluster.num_workers", "5"]),
         (["train.batch_size=10", "train.accumulate=4"], ["train.batch_size=10", "train.accumulate", "4"]),
         (["train.accumulate=0"], ["train.accumulate=0"]),
+        (["train.micro_batch=0"], ["train.micro_batch=0 must be at least 1"]),
         (["train.parts=[canvas]"], ["train.parts=['canvas']"]),
         (["train.parts=[]"], ["train.parts=[]"]),
         *(
