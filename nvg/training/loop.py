@@ -35,7 +35,7 @@ from nvg.training.checkpoint import (
 )
 from nvg.training.micro_batch import missing_moments, most_rows, parts_of
 from nvg.training.parallel import exchange_gradients, shards, whole
-from nvg.training.prefetch import Prefetch
+from nvg.training.prefetch import Feed
 from nvg.training.saver import Saver
 from nvg.training.seeds import draw_seed, seed_dropout, seeded
 from nvg.training.task import Batch, Task
@@ -119,7 +119,7 @@ def train(
     start = restore(task, checkpoints, settings.identity)
     # The stream is opened first: it and MLflow take seconds to start, side by side.
     batches = task.batches(start.step) if start.step < settings.total_steps else iter(())
-    stream = Prefetch(map(pinned, batches) if place.device.type == "cuda" else batches)
+    stream = Feed(batches, place.device)
     run = None
     try:
         if start_tracking is not None and place.rank == 0:
@@ -294,7 +294,7 @@ class Loop:
     def fetch(self, stream: Iterator[Batch]) -> Batch:
         """The next batch, on the device."""
         start = time.perf_counter()
-        batch = {name: value.to(self.place.device, non_blocking=True) for name, value in next(stream).items()}
+        batch = next(stream)
         seconds = time.perf_counter() - start
         self.waited += seconds
         self.window.waited += seconds
@@ -474,11 +474,6 @@ def slice_of(batch: Batch, number: int, count: int) -> Batch:
     """Slice `number` of `count` equal ones of a batch, by rows."""
     size = next(iter(batch.values())).shape[0] // count
     return {name: value[number * size : (number + 1) * size] for name, value in batch.items()}
-
-
-def pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory, from which a GPU copies while the host goes on."""
-    return {name: value.pin_memory() for name, value in batch.items()}
 
 
 def peak_memory(device: torch.device) -> float:
