@@ -23,12 +23,13 @@ from benchmarks.common import median_seconds
 from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
 from nvg.generator.batches import to_pixels
+from nvg.precision import set_precision
 
 
 def call(module: nn.Module, inputs: Tensor, precision: str) -> Tensor:
     """One pass in a precision, done when this returns."""
     device = inputs.device
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    set_precision(precision, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         result: Tensor = module(inputs)
     if device.type == "cuda":

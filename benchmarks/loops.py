@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvg.config import Config, TrainingConfig
+from nvg.config import Config, TrainConfig, TrainingConfig
 from nvg.training.loop import Loop, LoopSettings, Place, Start
 from nvg.training.task import Task
 
@@ -22,6 +22,7 @@ def loop_of(
         total_steps=steps,
         batch_size=section.batch_size,
         slices=section.accumulate,
+        micro_batch=section.micro_batch if isinstance(section, TrainConfig) else None,
         clip_norm=section.clip_norm,
         checkpoint_every=steps + 1,
         log_every=config.tracking.log_every,

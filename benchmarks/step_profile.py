@@ -18,6 +18,7 @@ time under the profiler less the same is an upper bound: the profiler's own work
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import tempfile
 import time
@@ -199,11 +200,15 @@ def table(measured: Measured) -> str:
     return "\n".join(lines)
 
 
-def checkpoint_seconds(loop: Loop) -> float:
-    """The time that a checkpoint takes."""
+def checkpoint_seconds(loop: Loop) -> tuple[float, float]:
+    """For how long a checkpoint stops the training, as each one does but the first, and until it is written."""
+    loop.checkpoint(loop.settings.total_steps, math.nan)
+    loop.written()
     start = time.perf_counter()
-    loop.checkpoint(loop.settings.total_steps)
-    return time.perf_counter() - start
+    loop.checkpoint(loop.settings.total_steps, math.nan)
+    stopped = time.perf_counter() - start
+    loop.written()
+    return stopped, time.perf_counter() - start
 
 
 def main() -> None:
@@ -228,7 +233,7 @@ def main() -> None:
             measured = measure(loop, stream, arguments.steps, arguments.rounds)
         finally:
             stream.close()
-        checkpoint = checkpoint_seconds(loop)
+        stopped, written = checkpoint_seconds(loop)
     print(
         f"\n{arguments.config} {' '.join(arguments.overrides)}, {arguments.threads} threads, "
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {date.today()}: "
@@ -236,8 +241,11 @@ def main() -> None:
         f"{1000 * measured.profiled:.1f} ms under the profiler\n\n{table(measured)}"
     )
     every = config.train.checkpoint_every
-    share = checkpoint / (every * measured.plain)
-    print(f"\na checkpoint: {checkpoint:.2f} s, {share:.2%} of {every} steps (train.checkpoint_every)")
+    share = stopped / (every * measured.plain)
+    print(
+        f"\na checkpoint stops the training for {stopped:.3f} s, {share:.3%} of {every} steps "
+        f"(train.checkpoint_every), and is written in {written:.2f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def generator_step(config: Config, *, bfloat16: bool = False, compiled: bool = F
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss, _ = both(sequence, labels, rng)
+            loss, _ = both(sequence, labels, both.draw(count, rng))
         loss.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()

@@ -31,6 +31,7 @@ from nvg.data.images import to_float
 from nvg.data.stream import read_pieces
 from nvg.data.tokens import TokenFormat, UnitView, finish, part_files, part_name, read_footers, write_part
 from nvg.errors import ConfigError
+from nvg.precision import set_precision
 from pipelines.job import run_job
 
 WRITER_CPUS = 0.25  # a writing task waits for storage more than it computes
@@ -141,6 +142,7 @@ class Encode:
         self.batch = config.cluster.encode_batch
         self.device = device_of(config.cluster)
         set_threads(config.cluster)
+        set_precision(config.precision, self.device)
         self.tokenizer = load_tokenizer(tokenizer_folder).to(self.device)
         self.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
         self.features = None

@@ -21,6 +21,7 @@ FLOORS = (
     "nvg.errors",
     "nvg.extras",
     "nvg.config",
+    "nvg.precision",
     "nvg.pairing_kernel",
     "nvg.granularity",
     "nvg.autoencoder",
@@ -58,7 +59,7 @@ FLOORS = (
 )
 NEIGHBOURS = ("nvg.training", "nvg.evaluation", "nvg.serving")  # they do not know each other
 SCIENCE = (
-    *("nvg.errors", "nvg.extras", "nvg.config", "nvg.pairing_kernel", "nvg.granularity"),
+    *("nvg.errors", "nvg.extras", "nvg.config", "nvg.precision", "nvg.pairing_kernel", "nvg.granularity"),
     *("nvg.autoencoder", "nvg.generator"),
 )
 # Overrides of these need no docstring: the interface that a class derives from has it.
@@ -70,6 +71,7 @@ INTERFACE = {
         "batches",
         "loss",
         "begin",
+        "draw",
         "before_optimizers",
         "after_step",
         "flops",

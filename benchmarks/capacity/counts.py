@@ -63,7 +63,7 @@ def generator_counts(path: str, *settings: str) -> Counts:
     for part in (content, structure):
         part.backbone.gradient_checkpointing = config.train.gradient_checkpointing
     draws = torch.Generator().manual_seed(0)
-    total, forward, ops = _count(images, lambda: both(sequence, labels, draws, features)[0])
+    total, forward, ops = _count(images, lambda: both(sequence, labels, both.draw(images, draws), features)[0])
     return Counts(total, 1 - forward / total, ops, parameters(both), row_bytes(config), feature_bytes(config))
 
 

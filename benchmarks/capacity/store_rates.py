@@ -19,6 +19,7 @@ from nvg.config import Config
 from nvg.data.features import CHECKSUM, checksums, with_features, write_features
 from nvg.training.checkpoint import save_checkpoint
 from nvg.training.ema import EMA
+from nvg.training.saver import Saver
 
 CONFIG = "conf/imagenet_d16.yaml"
 
@@ -44,15 +45,17 @@ def measured_checkpoint_gb_s(parameters: int = 2**24) -> float:
     optimizer.step()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        save_checkpoint(
-            folder,
-            1,
-            modules={"m": module},
-            averages={"m": EMA(module, 0.9)},
-            optimizers={"o": optimizer},
-            config=configuration.load(CONFIG),
-            metadata={},
-        )
+        with Saver() as saver:
+            save_checkpoint(
+                saver,
+                folder,
+                1,
+                modules={"m": module},
+                averages={"m": EMA(module, 0.9)},
+                optimizers={"o": optimizer},
+                config=configuration.load(CONFIG),
+                metadata={},
+            )
         return parameters * CHECKPOINT_BYTES / (time.perf_counter() - start) / 1e9
 
 

@@ -174,7 +174,8 @@ def step(counts: Counts, batch: int, gpus: int, reading: float, a: Assumptions, 
 
 
 def checkpoint_seconds(counts: Counts, a: Assumptions) -> float:
-    """Seconds in which all workers wait for the first one's checkpoint; reading it back takes as long."""
+    """Seconds until the first worker's checkpoint is written; reading it back takes as long. The model lets all workers
+    wait for it, an upper bound: they wait for a copy into the host's memory (nvg/training/saver.py)."""
     return counts.parameters * CHECKPOINT_BYTES / (a.checkpoint_gb_s * 1e9)
 
 

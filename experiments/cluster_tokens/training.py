@@ -77,7 +77,7 @@ def loss_of(form: Form, network: Any, quantizer: GranularityQuantizer, config: C
     train = replace(config.train, canvas_weight=0.0) if form.canvas_loss == "none" else config.train
     both = alone(network, quantizer, train)
     if form.canvas_loss not in UNPOOLED:
-        return lambda sequence, labels, rng: both(sequence, labels, rng)[0]
+        return lambda sequence, labels, rng: both(sequence, labels, both.draw(len(labels), rng))[0]
 
     def unpooled(sequence: Any, labels: Tensor, rng: torch.Generator) -> Tensor:
         assert isinstance(network, ContentGenerator)

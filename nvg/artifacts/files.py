@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -34,6 +34,13 @@ DTYPES = {  # of tensors that artifacts hold, as the safetensors format names th
     torch.int64: "I64",
 }
 _CHUNK = 1 << 22  # bytes read at once for a checksum
+
+
+class Writable(Protocol):
+    """What can be written to, as a binary file."""
+
+    def write(self, data: Any, /) -> Any:
+        """Write some bytes."""
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -101,9 +108,7 @@ def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{folder}/{name}.safetensors is damaged ({error}): {AGAIN}") from None
 
 
-def write_safetensors(
-    file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_safetensors(file: Writable, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write the safetensors format a tensor at a time: beside the tensors themselves it takes the memory of one.
 
     The library's own functions hold two more copies of all of them, and write metadata in a random order, while files
@@ -122,11 +127,6 @@ def write_safetensors(
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:
         file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU, contiguous and each in its own memory, as safetensors wants them."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 
 def checksum(path: Path) -> dict[str, int]:

@@ -46,8 +46,10 @@ def artifact_keys(
         keys["tokenizer"] = digest(teacher)
         images = (train_images, data, seed)  # a tokenizer of our own has these in its key
     layout = [] if config.repa.weights is None else ["features by row"]  # they were a column of the tokens before
+    precision = [] if config.precision == "auto" else [config.precision]  # of trainings it is in their sections
     keys["tokens"] = digest(
-        "tokens", keys["tokenizer"], config.data.views, config.repa.weights, *images, *read_by("repa"), *layout
+        *("tokens", keys["tokenizer"], config.data.views, config.repa.weights, *images, *read_by("repa")),
+        *(*layout, *precision),
     )
     if teacher is None:
         networks, training = (config.content, config.structure), without_operational(config.train)
@@ -59,7 +61,8 @@ def artifact_keys(
         inputs, training = (keys["tokens"], keys["generators"]), without_operational(config.distill)
         sampler = keys["distilled"] = digest("distilled", inputs, training, seed)
     drawn = drawn_with(config)
-    keys["evaluation"] = digest("evaluation", sampler, test_images, config.evaluate, drawn, *read_by("evaluate"))
+    weights = read_by("evaluate")
+    keys["evaluation"] = digest("evaluation", sampler, test_images, config.evaluate, drawn, *weights, *precision)
     return keys
 
 

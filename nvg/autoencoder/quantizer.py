@@ -25,6 +25,7 @@ from nvg.granularity import (
     structure_map,
     take,
 )
+from nvg.precision import exact_products
 
 BLOCK = 32  # entries whose least distance is compared before the entries themselves
 CACHED_DISTANCES = 2**20  # on a CPU at a time: 4 MB, which its cache holds; twice as fast
@@ -99,7 +100,9 @@ class GranularityQuantizer(nn.Module):
         """|vector - c|^2 for all entries c, less |vector|^2, which moves no argmin or softmax: (..., e) -> (..., V)."""
         norms = self.codebook.square().sum(dim=1)
         flat = vectors.reshape(-1, vectors.shape[-1])
-        return torch.addmm(norms, flat, self.codebook.T, alpha=-2.0).view(*vectors.shape[:-1], -1)
+        with exact_products():
+            products = torch.addmm(norms, flat, self.codebook.T, alpha=-2.0)
+        return products.view(*vectors.shape[:-1], -1)
 
     # ---- encoding and training ----
 
@@ -148,7 +151,8 @@ class GranularityQuantizer(nn.Module):
                 entropy_term = entropy_term + _entropy_term(probabilities) / stage_count
             if soft:
                 one_hot = F.one_hot(tokens, self.codebook.shape[0]).to(probabilities.dtype)
-                vectors = (one_hot + probabilities - probabilities.detach()) @ self.codebook
+                with exact_products():  # the entries themselves, as they are looked up later
+                    vectors = (one_hot + probabilities - probabilities.detach()) @ self.codebook
                 canvas = canvas + self.phi(stage, assign(vectors, labels))
             else:
                 canvas = canvas + self.increment(stage, tokens, labels)

@@ -22,7 +22,7 @@ from nvg.config.schema import (
 from nvg.errors import ConfigError
 
 EXPERIMENT_LENGTH = 500
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 
 
 class Checker:
@@ -40,6 +40,7 @@ def validate(config: Config, where: str = "configuration") -> None:
     """Check what no type can say. Raises ConfigError naming the key."""
     check_ranges(config, f"{where}: ")
     check = Checker(where)
+    _precision(check, "precision", config.precision)
     _data(check, config.data)
     _tokenizer(check, config.tokenizer, config.data)
     _generators(check, config)
@@ -50,6 +51,10 @@ def validate(config: Config, where: str = "configuration") -> None:
     _cluster(check, config.cluster)
     _evaluate(check, config)
     _tracking(check, config)
+
+
+def _precision(check: Checker, key: str, precision: str) -> None:
+    check(precision in PRECISIONS, f"{key}={precision!r} is none of {', '.join(PRECISIONS)}")
 
 
 def _data(check: Checker, data: DataConfig) -> None:
@@ -114,7 +119,7 @@ def _generators(check: Checker, config: Config) -> None:
 
 def _training(check: Checker, name: str, section: TrainingConfig, workers: int) -> None:
     """What the three trainings share."""
-    check(section.precision in PRECISIONS, f"{name}.precision={section.precision!r} is none of {', '.join(PRECISIONS)}")
+    _precision(check, f"{name}.precision", section.precision)
     slices = workers * section.accumulate
     check(
         section.batch_size % slices == 0,
@@ -251,7 +256,7 @@ def validate_serving(config: ServeConfig, where: str = "configuration") -> None:
             origin == "*" or re.fullmatch(r"https?://[^/\s*]+", origin) is not None,
             f"allowed_origins={origin!r}: write scheme://host or scheme://host:port without a slash at the end, or *",
         )
-    check(config.precision in PRECISIONS[1:], f"precision={config.precision!r} is none of {', '.join(PRECISIONS[1:])}")
+    _precision(check, "precision", config.precision)
     check(
         config.max_replicas >= config.min_replicas,
         f"max_replicas={config.max_replicas} is below min_replicas={config.min_replicas}",

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from nvg.config.checks import validate, validate_serving
 from nvg.config.fields import range_of
 from nvg.config.paths import expand_paths, with_home
-from nvg.config.schema import DERIVED, Config, ServeConfig
+from nvg.config.schema import DERIVED, Config, ServeConfig, trainings
 from nvg.config.text import TextError, parse
 from nvg.errors import ConfigError
 from nvg.extras import require_store
@@ -119,6 +119,9 @@ def _beside(file: str, name: str) -> str:
 def from_dict(content: dict, overrides: Sequence[str] = (), *, where: str = "configuration") -> Config:
     """As `load`, from a nested dictionary."""
     config = _typed(Config, content, overrides, where, DERIVED)
+    for section in trainings(config).values():
+        if section.precision == "auto":
+            section.precision = config.precision
     validate(config, where)
     return config
 

@@ -91,7 +91,9 @@ class TrainingConfig:
     """What the three trainings (tokenizer, generators, distillation) share. The defaults are the generators'."""
 
     batch_size: int = number(768, least=1)  # over all workers
-    accumulate: int = number(1, least=1, operational=True)  # micro-batches per step and worker, with all num_workers
+    # Slices of a worker's share of a batch, with all num_workers: random numbers are drawn for a slice, and a slice is
+    # computed at once or, of `train`, in parts (train.micro_batch)
+    accumulate: int = number(1, least=1, operational=True)
     # of the generators and in distillation: at batch 256, scaled linearly with the batch size
     lr: float = number(1e-4, above=0)
     betas: list[float] = number([0.9, 0.95], least=0, below=1)  # of AdamW
@@ -101,7 +103,9 @@ class TrainingConfig:
     ema_decay: float = number(0.999, least=0, below=1)  # of the averaged weights, which the sampler has
     checkpoint_every: int = number(1000, least=1, operational=True)  # steps
     preview_every: int = number(0, least=0, operational=True)  # steps between pictures in MLflow; 0 = only at the end
-    precision: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 where the device has it
+    # auto | float32 | tf32 | bfloat16 (nvg/precision.py); auto = the experiment's `precision` and, where that is auto
+    # too, bfloat16 on a GPU that has it, else float32
+    precision: str = "auto"
 
 
 @dataclass
@@ -208,6 +212,9 @@ class TrainConfig(GeneratorTrainingConfig):
     )  # share of images trained without their class, which guidance needs
     # of |x - x_hat|^2 against the cross-entropy; 0 = predict the next content alone
     canvas_weight: float = number(1.0, least=0)
+    # Images of a slice that are computed at once, at most; null = on a GPU as many as its memory holds, which passes of
+    # one and two images measure before the first step, on a CPU all. Results are the same, but for the order of sums
+    micro_batch: int | None = number(None, least=1, operational=True)
     gradient_checkpointing: bool = field(default=False, metadata=OPERATIONAL)  # less memory, more time
     compile: bool = field(default=False, metadata=OPERATIONAL)  # torch.compile of each block: a slow first step
 
@@ -323,6 +330,9 @@ class Config:
     name: str = field(default=REQUIRED, metadata=OPERATIONAL)  # of the experiment: MLflow's experiment is called so
     output: str = path(operational=True)  # folder or URL that receives every artifact
     seed: int = number(0, least=SEEDS.least, most=SEEDS.most)  # of every random draw of the trainings
+    # auto | float32 | tf32 | bfloat16: of all arithmetic, a training's own before it (nvg/precision.py). Encoder and
+    # decoder stay in float32 or TF32 outside of trainings. auto = TF32 convolutions on a GPU; trainings: see theirs
+    precision: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
@@ -357,7 +367,9 @@ class ServeConfig:
     cpus_per_replica: float = number(1.0, least=0)  # CPUs that Ray sets aside for a replica
     gpus_per_replica: float = number(0.0, least=0)  # above 0 the sampler runs on CUDA
     threads_per_replica: int = number(1, least=1)  # torch threads
-    precision: str = "float32"  # float32 | bfloat16: of the transformers' blocks; slower on a CPU without it
+    # auto | float32 | tf32 | bfloat16: bfloat16 is of the transformers' blocks, slower on a CPU without it; auto =
+    # float32, of a GPU's convolutions TF32 (nvg/precision.py)
+    precision: str = "auto"
     compile: bool = False  # torch.compile before the first request: minutes at the first start, then from a cache
     max_batch: int = number(16, least=1)  # images that are drawn at once
     batch_wait_ms: float = number(2.0, least=0)  # how long a batch smaller than the one before it waits for more

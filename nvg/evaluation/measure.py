@@ -14,6 +14,7 @@ from nvg.console import progress
 from nvg.data import ImageSource
 from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.work import Networks, ReadUnit, Result, Work
+from nvg.precision import set_precision
 
 
 def measure(
@@ -71,13 +72,14 @@ class Measure:
 
         set_threads(config.cluster)
         device = device_of(config.cluster)
+        dtype = set_precision(config.precision, device)
         lpips = None
         if config.tokenizer_train.lpips_weights is not None:
             from nvg.frozen.lpips import load_lpips
 
             lpips = load_lpips(config.tokenizer_train.lpips_weights).to(device)
         self.networks = Networks(
-            load_sampler(sampler_folder, config.sampler).to(device),
+            load_sampler(sampler_folder, config.sampler).to(device, dtype=dtype),
             network.load(device),
             lpips,
             config.cluster.encode_batch,

@@ -62,15 +62,23 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self, x: Tensor, condition: Tensor, table: Tensor, lengths: Sequence[int], keep_last: int | None = None
+        self,
+        x: Tensor,
+        condition: Tensor,
+        table: Tensor,
+        lengths: Sequence[int],
+        keep_last: int | None = None,
+        chance: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, w): S segments of `lengths` side by side, which do not see each other; condition (B, S, w), already
         activated; table (B, 1, T, 32, 2) of `rotary_table`.
 
         keep_last: the number of tokens of each segment to return, counted from its end: (B, S keep_last, w). The others
         are attended to, but their queries and MLPs, which nobody reads, are not computed: the last block of a backbone.
+        chance (B, S): a uniform number of each segment, which decides in training whether it skips this block; by
+        default from torch's own random generator.
         """
-        return self.computed(x, condition, table, lengths, keep_last, self._surviving(condition))
+        return self.computed(x, condition, table, lengths, keep_last, self._surviving(condition, chance))
 
     def computed(
         self,
@@ -108,13 +116,14 @@ class Block(nn.Module):
             gate = gate * surviving.to(gate.dtype)
         return x + scaled(out, gate, kept)
 
-    def _surviving(self, condition: Tensor) -> Tensor | None:
+    def _surviving(self, condition: Tensor, chance: Tensor | None) -> Tensor | None:
         """The factors of whole segments' gates (B, S, 1) in training: 0 at the drop rate, so that the block adds
-        nothing, else 1 over the keep rate. None where no segment is left out. condition: (B, S, w)."""
+        nothing, else 1 over the keep rate. None where no segment is left out. condition (B, S, w), chance (B, S)."""
         if not self.training or self.drop_rate == 0.0:
             return None
-        kept = torch.rand(*condition.shape[:2], 1, device=condition.device) >= self.drop_rate
-        return kept / (1.0 - self.drop_rate)
+        if chance is None:
+            chance = torch.rand(condition.shape[:2], device=condition.device)
+        return (chance[..., None] >= self.drop_rate) / (1.0 - self.drop_rate)
 
 
 # ---- segments: sequences side by side, so that one matrix product serves all of them ----
@@ -192,13 +201,15 @@ class Backbone(nn.Module):
         extra: Tensor | None = None,
         tap: int | None = None,
         keep_last: int | None = None,
+        chances: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """S segments of tokens, (B, T_s, w) each without the class token, their tables for 1 + T_s tokens, labels (B,),
         stages and times (B, S) -> (outputs (B, T_s, w) each, hidden or None).
 
         A segment is a sequence of its own: of one image at one stage. extra (B, 1, w) or (B, S, w) is added to the
         conditions. `hidden` are the outputs of block number `tap` (from 1), without the class tokens, for
-        representation alignment. keep_last: the number of tokens of each output, counted from the end.
+        representation alignment. keep_last: the number of tokens of each output, counted from the end. chances
+        (B, S, depth): the `chance` of each block.
         """
         condition = self.condition(labels, stages, times, extra)
         first = self.class_token(labels)[:, None]
@@ -208,16 +219,23 @@ class Backbone(nn.Module):
         hidden = None
         for number, block in enumerate(self.blocks, start=1):
             keep = keep_last if number == len(self.blocks) else None
+            chance = None if chances is None else chances[..., number - 1]
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, condition, table, lengths, keep, use_reentrant=False)
+                x = checkpoint(block, x, condition, table, lengths, keep, chance, use_reentrant=False)
             else:
-                x = block(x, condition, table, lengths, keep)
+                x = block(x, condition, table, lengths, keep, chance)
             if number == tap:
                 hidden = [one[:, 1:] for one in x.split(lengths, dim=1)]
         kept = lengths if keep_last is None else [keep_last] * len(lengths)
         shift, scale = by_rows(self.modulation, condition).chunk(2, dim=-1)
         out = modulate(self.norm(x), shift, scale, kept).to(segments[0].dtype).split(kept, dim=1)
         return [one[:, 1:] for one in out] if keep_last is None else list(out), hidden
+
+
+def by_stage(chances: Tensor | None) -> Tensor | None:
+    """The chances of N images at S stages for a batch with a row for each stage and image, all images of a stage side
+    by side: (N, S, depth) -> (S N, 1, depth); None as it is."""
+    return None if chances is None else chances.transpose(0, 1).flatten(0, 1)[:, None]
 
 
 def drop_rates(depth: int) -> list[float]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nvg.config import ContentConfig
-from nvg.generator.block import Backbone, TimeEmbedding, by_rows
+from nvg.generator.block import Backbone, TimeEmbedding, by_rows, by_stage
 from nvg.generator.rope import GENERATED, Rotary, axis_widths, class_token_ids, cluster_ids, rotary_table
 from nvg.generator.tokens import CLUSTERS, PositionNetwork, cluster_tokens
 from nvg.granularity import cluster_means, code_order, last_stage, structure_embedding, structure_map
@@ -106,14 +106,15 @@ class ContentGenerator(nn.Module):
         tables: Sequence[Tensor],
         guidance: Tensor | None = None,
         order: Tensor | None = None,
+        chances: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """What N images lack at S stages: canvases x_i (N, L, e), one a stage; codes (N, L) known up to the last of
         them; labels (N,); the stages (S,); their tables, of `rotary`.
 
         Returns x_hat - x_i a stage, (N, L, e) or, of clusters, its means (N, 2^i, e); and the alignments, (N, L or
-        2^i, repa_width) a stage, of a model that was built with a `repa_block` and is training. guidance (N,) in
-        [1, max_guidance], of a guided generator alone: logits are then guided with this scale
-        (docs/reference/few_step.md). order (N, L): `code_order` of the codes, where it is known already.
+        2^i, repa_width) a stage, of a model with a `repa_block` that is training. guidance (N,) in [1, max_guidance],
+        of a guided generator alone: the scale of the logits (docs/reference/few_step.md). order (N, L): `code_order`
+        of the codes, where it is known. chances (N, S, depth): of the blocks that training skips (Block.forward).
         """
         tap = self.config.repa_block if self.training else None
         extra = None
@@ -132,7 +133,7 @@ class ContentGenerator(nn.Module):
             sizes = [table.shape[2] - 1 for table in tables]
             tokens = cluster_tokens(self.embed, self.position_network, seen, order, sizes)
             expanded = stages.expand(images, -1)
-            out, hidden = self.backbone(tokens, tables, labels, expanded, extra=extra, tap=tap)
+            out, hidden = self.backbone(tokens, tables, labels, expanded, extra=extra, tap=tap, chances=chances)
         else:  # all stages have L tokens: a row of the batch for each image and stage
             rows = torch.cat(seen)  # (S N, L, e)
             embedded = self.embed(rows)
@@ -145,6 +146,7 @@ class ContentGenerator(nn.Module):
                 stages.repeat_interleave(images, output_size=count * images)[:, None],
                 extra=None if extra is None else extra.repeat(count, 1, 1),
                 tap=tap,
+                chances=by_stage(chances),
             )
             out = list(out[0].chunk(count))
             hidden = None if hidden is None else list(hidden[0].chunk(count))

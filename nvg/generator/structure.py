@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nvg.config import StructureConfig
-from nvg.generator.block import Backbone, TimeEmbedding
+from nvg.generator.block import Backbone, TimeEmbedding, by_stage
 from nvg.generator.rope import (
     CONDITION,
     GENERATED,
@@ -96,6 +96,7 @@ class StructureGenerator(nn.Module):
         steps: Tensor | None = None,
         guidance: Tensor | None = None,
         order: Tensor | None = None,
+        chances: Tensor | None = None,
     ) -> list[Tensor]:
         """The velocities of N images at S stages that are to be generated: at z(t) (N, L, K), one a stage; times
         (N, S) in [0, 1]; canvases x_i (N, L, e), one a stage; codes (N, L) known up to the stage before the last of
@@ -103,7 +104,8 @@ class StructureGenerator(nn.Module):
 
         Of a few-step generator alone: the mean velocity over [time - step, time] of the flow that is guided with scale
         `guidance` (docs/reference/few_step.md); steps (N, S) in [0, 1], 0 = at the point itself, guidance (N, S) in
-        [1, max_guidance]. order (N, L): `code_order` of the codes, where it is known already.
+        [1, max_guidance]. order (N, L): `code_order` of the codes, where it is known already. chances (N, S, depth):
+        uniform numbers, of the blocks that a stage of an image skips in training (Block.forward).
         """
         count, images, positions = len(noisy), labels.shape[0], noisy[0].shape[1]
         extra = None
@@ -118,7 +120,9 @@ class StructureGenerator(nn.Module):
             known = cluster_tokens(self.embed_canvas, self.position_network, canvases, order, sizes)
             tokens = [torch.cat((one, self.embed_structure(z)), dim=1) for one, z in zip(known, noisy, strict=True)]
             expanded = stages.expand(images, -1)
-            out, _ = self.backbone(tokens, tables, labels, expanded, times, extra=extra, keep_last=positions)
+            out, _ = self.backbone(
+                tokens, tables, labels, expanded, times, extra=extra, keep_last=positions, chances=chances
+            )
             return list(self.velocity(torch.cat(out, dim=1)).chunk(count, dim=1))
         # All stages have 2 L tokens: a row of the batch for each image and stage.
         tokens = [
@@ -134,5 +138,6 @@ class StructureGenerator(nn.Module):
             times.T.reshape(-1, 1),
             extra=None if extra is None else extra.transpose(0, 1).reshape(count * images, 1, -1),
             keep_last=positions,
+            chances=by_stage(chances),
         )
         return list(self.velocity(one).chunk(count))

@@ -27,6 +27,7 @@ from nvg.config import ServeConfig
 from nvg.console import VERBOSE, duration, say, verbose
 from nvg.generator import Sampler
 from nvg.generator.compiled import cache_folder
+from nvg.precision import set_precision
 from nvg.serving.api import create_app
 from nvg.serving.engine import Engine, Served
 from nvg.serving.guard import api_key_hashes, log_requests
@@ -48,9 +49,9 @@ SWITCH_SECONDS = 0.0005
 
 def load_model(config: ServeConfig, model: str) -> Served:
     """Load the model of a deployment onto its device. Raises ValueError as `nvg.load` does."""
-    device = "cuda" if config.gpus_per_replica > 0 else "cpu"
+    device = torch.device("cuda" if config.gpus_per_replica > 0 else "cpu")
     folder = sampler_folder(model)
-    sampler = load_sampler(folder).to(device, dtype=getattr(torch, config.precision))
+    sampler = load_sampler(folder).to(device, dtype=set_precision(config.precision, device))
     if config.compile:
         compile_sampler(sampler, config.max_batch)
     name = config.name or default_name(config.model)

@@ -21,24 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nvg import config as configuration
 from nvg import storage
-from nvg.artifacts.files import checked_record, checksum, compare_shapes, plain, shapes
+from nvg.artifacts.files import checked_record, checksum, compare_shapes, shapes, write_safetensors
 from nvg.config import Config
 from nvg.errors import CheckpointError
 from nvg.training.ema import EMA
 from nvg.training.parallel import local
+from nvg.training.saver import Saver, TensorSets
 from nvg.training.shards import Saved, file_name, write_shards
 
-TensorSets = Mapping[str, Mapping[str, Tensor]]  # file name -> tensors by their names
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, by parameter
 KEEP = 2  # checkpoints of a training that stay: the newest may be hurt by a failing disk
 
 
 def save_checkpoint(
+    saver: Saver,
     folder: str,
     step: int,
     *,
@@ -47,16 +47,42 @@ def save_checkpoint(
     optimizers: Mapping[str, torch.optim.Optimizer],
     config: Config,
     metadata: Mapping[str, Any],
-    shard: int = 0,
-    shards: int = 1,
 ) -> str:
-    """Write `folder`/step-XXXXXXXX and drop all but the last two; returns its path or URL. `step` steps are done.
+    """Have the saver write `folder`/step-XXXXXXXX, of the present state, and drop all but the last two checkpoints;
+    returns its path or URL. `step` steps are done.
 
-    shards: among how many workers the weights are split; each of them must call this, with its number `shard`.
+    Where the weights are split over workers, each of them must call this.
     """
     url = storage.join(folder, f"step-{step:08d}")
+    content = {
+        "format": storage.FORMAT,
+        "kind": "training",
+        "step": step,
+        "ema_updates": {name: ema.updates for name, ema in averages.items()},
+        "shards": saver.shards,
+        **metadata,
+    }
+    text = configuration.to_yaml(config)
+
+    def write(tensor_sets: TensorSets) -> None:
+        if saver.shards == 1:
+            _write(url, tensor_sets, text, content)
+        else:
+            _write_split(url, tensor_sets, text, content, saver)
+        if saver.shard == 0:
+            for old in list_checkpoints(folder)[:-KEEP]:
+                storage.remove(old)
+
+    saver.save(state_of(modules, averages, optimizers), write)
+    return url
+
+
+def state_of(
+    modules: Mapping[str, nn.Module], averages: Mapping[str, EMA], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> TensorSets:
+    """The state of a training by the names that it has in a checkpoint: the tensors themselves, not copies."""
     names = parameter_names(modules)
-    tensor_sets = {
+    return {
         "model": {
             f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
         },
@@ -68,44 +94,27 @@ def save_checkpoint(
             for key, value in entry.items()
         },
     }
-    content = {
-        "format": storage.FORMAT,
-        "kind": "training",
-        "step": step,
-        "ema_updates": {name: ema.updates for name, ema in averages.items()},
-        "shards": shards,
-        **metadata,
-    }
-    if shards == 1:
-        _write(url, tensor_sets, config, content)
-    else:
-        _write_split(url, tensor_sets, config, content, shard, shards)
-        if shard > 0:
-            return url
-    for old in list_checkpoints(folder)[:-KEEP]:
-        storage.remove(old)
-    return url
 
 
-def _write(url: str, tensor_sets: TensorSets, config: Config, content: dict[str, Any]) -> None:
-    """Write a checkpoint of one file per tensor set. content: of metadata.json, without its list of files."""
+def _write(url: str, tensor_sets: TensorSets, config: str, content: dict[str, Any]) -> None:
+    """Write a checkpoint of one file per tensor set. config: as YAML. content: of metadata.json, without its list of
+    files."""
     with storage.folder_writer(url) as temporary:
         new = Path(temporary)
         for name, tensors in tensor_sets.items():
-            save_file(plain(tensors), new / f"{name}.safetensors")
-        (new / "config.yaml").write_text(configuration.to_yaml(config))
+            with (new / f"{name}.safetensors").open("wb") as file:
+                write_safetensors(file, tensors)
+        (new / "config.yaml").write_text(config)
         files = {path.name: checksum(path) for path in sorted(new.iterdir())}
         storage.write_json(str(new / storage.LAST_FILE), content | {"files": files})
 
 
-def _write_split(
-    url: str, tensor_sets: TensorSets, config: Config, content: dict[str, Any], shard: int, shards: int
-) -> None:
+def _write_split(url: str, tensor_sets: TensorSets, config: str, content: dict[str, Any], saver: Saver) -> None:
     """Write this worker's rows of a checkpoint; the first worker writes the other files when all rows are written."""
-    files = write_shards(url, tensor_sets, shard, shards)
+    files = write_shards(url, tensor_sets, saver)
     if files is None:
         return
-    data = configuration.to_yaml(config).encode()
+    data = config.encode()
     storage.write_bytes(storage.join(url, "config.yaml"), data)
     files["config.yaml"] = {"size": len(data), "crc32": zlib.crc32(data)}
     storage.write_json(storage.join(url, storage.LAST_FILE), content | {"files": files})

@@ -6,7 +6,7 @@ the class is dropped, and the noise of the flows, is drawn once an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,13 +47,31 @@ class Generators(nn.Module):
         if self.structure is not None:
             self.structure.begin(canvases[-1])
 
-    def forward(
-        self, sequence: GranularitySequence, labels: Tensor, rng: torch.Generator, features: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed loss and its terms.
+    def draw(self, images: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Every random number of the loss of N images, a row an image, on the CPU: whether the class is dropped (N,);
+        the noise (N, L, K) and the times (N, K - 1) of the flows; and `chances` of the content generator
+        (N, K + 1, depth) and of the structure generator (N, K - 1, depth)."""
+        last = self.quantizer[0].last_stage
+        draws = {"dropped": torch.rand(images, generator=rng) < self.config.class_dropout}
+        if self.structure is not None:
+            draws["noise"], draws["times"] = draw_flow(torch.Size((images, 2**last)), last, rng)
+        for name, network, stages in (("content", self.content, last + 1), ("structure", self.structure, last - 1)):
+            if network is not None:
+                depth = len(network.backbone.blocks)
+                draws[f"{name}_chances"] = torch.rand(images, stages, depth, generator=rng)
+        return draws
 
-        sequence and labels (N,) of N images; rng: random generator (CPU) of every draw of this step; features
-        (N, L, D) of DINOv2 for representation alignment, or None.
+    def forward(
+        self,
+        sequence: GranularitySequence,
+        labels: Tensor,
+        draws: Mapping[str, Tensor],
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss and its terms: means over images, so that those of a batch are the means of its parts'.
+
+        sequence and labels (N,) of N images; draws: of `draw`; features (N, L, D) of DINOv2 for representation
+        alignment, or None.
         """
         quantizer = self.quantizer[0]
         device = sequence.codes.device
@@ -61,15 +79,16 @@ class Generators(nn.Module):
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             canvases = quantizer.canvases(sequence)  # K + 2 of (N, L, e)
         last = quantizer.last_stage
-        dropped = (torch.rand(labels.shape[0], generator=rng) < self.config.class_dropout).to(device)
+        dropped = draws["dropped"].to(device)
         terms: dict[str, Tensor] = {}
         if self.content is not None:
             shown = torch.where(dropped, self.content.config.num_classes, labels)
-            terms |= content_loss(self.content, canvases, shown, sequence, range(last + 1), features)
+            chances = draws["content_chances"].to(device)
+            terms |= content_loss(self.content, canvases, shown, sequence, range(last + 1), features, chances)
         if self.structure is not None:
             shown = torch.where(dropped, self.structure.config.num_classes, labels)
-            noise, times = (value.to(device) for value in draw_flow(sequence.codes.shape, last, rng))
-            terms |= structure_loss(self.structure, canvases, shown, sequence.codes, range(1, last), noise, times)
+            flow = [draws[name].to(device) for name in ("noise", "times", "structure_chances")]
+            terms |= structure_loss(self.structure, canvases, shown, sequence.codes, range(1, last), *flow)
         weights = {"canvas": self.config.canvas_weight, "alignment": self.repa_weight}
         return sum(
             (weights.get(name, 1.0) * term for name, term in terms.items()), torch.zeros((), device=device)
@@ -90,16 +109,19 @@ def content_loss(
     sequence: GranularitySequence,
     stages: Sequence[int],
     features: Tensor | None = None,
+    chances: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """|x - x_hat|^2 over the tokens of a stage, and the cross-entropy of c_i over its clusters: means over N images and
     S stages.
 
-    canvases: x_0 ... x_{K+1} (N, L, e) each; labels (N,); features (N, L, D) or None. Raises ValueError where the
-    generator aligns its hidden states and there are no features.
+    canvases: x_0 ... x_{K+1} (N, L, e) each; labels (N,); features (N, L, D) or None; chances (N, S, depth), of the
+    blocks that are skipped, or None: torch's own. Raises ValueError where the generator aligns its hidden states and
+    there are no features.
     """
     codes, inputs = sequence.codes, [canvases[stage] for stage in stages]
     tables = [content.rotary(codes, stage) for stage in stages]
-    differences, aligned = content(inputs, codes, labels, labels.new_tensor(list(stages)), tables)
+    of_stages = labels.new_tensor(list(stages))
+    differences, aligned = content(inputs, codes, labels, of_stages, tables, chances=chances)
     squares, cross_entropies = [], []
     for stage, canvas, difference in zip(stages, inputs, differences, strict=True):
         target = content.of_tokens(canvases[-1] - canvas, codes, stage)
@@ -113,10 +135,10 @@ def content_loss(
                 "representation alignment needs DINOv2 features with each image: rebuild the tokens "
                 "with repa.weights set"
             )
-        of_stages = [content.of_tokens(features.float(), codes, stage) for stage in stages]
+        wanted = [content.of_tokens(features.float(), codes, stage) for stage in stages]
         similar = [
             F.cosine_similarity(found.float(), expected, dim=-1).mean()
-            for found, expected in zip(aligned, of_stages, strict=True)
+            for found, expected in zip(aligned, wanted, strict=True)
         ]
         terms["alignment"] = -torch.stack(similar).mean()
     return terms
@@ -130,12 +152,13 @@ def structure_loss(
     stages: Sequence[int],
     noise: Tensor,
     times: Tensor,
+    chances: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The rectified flow's |v - (eps - b)|^2, a mean over all channels, N images and S stages.
 
     canvases: x_0 ... x_{K+1} (N, L, e) each; labels (N,); codes (N, L) whole; stages to be generated; noise eps
     (N, L, K); times (N, S). Channels j < stage - 1 are known: there eps is b itself, so z(t) is clean and the
-    velocity 0.
+    velocity 0. chances (N, S, depth), of the blocks that are skipped, or None: torch's own.
     """
     bits = signed_bits(codes, structure.last_stage)  # (N, L, K)
     channel = torch.arange(structure.last_stage, device=codes.device)
@@ -143,6 +166,7 @@ def structure_loss(
     noisy = [bits + time[:, None, None] * target for time, target in zip(times.T, targets, strict=True)]
     tables = [structure.rotary(codes, stage) for stage in stages]
     inputs = [canvases[stage] for stage in stages]
-    velocities = structure(noisy, times, inputs, codes, labels, labels.new_tensor(list(stages)), tables)
+    of_stages = labels.new_tensor(list(stages))
+    velocities = structure(noisy, times, inputs, codes, labels, of_stages, tables, chances=chances)
     errors = [F.mse_loss(velocity.float(), target) for velocity, target in zip(velocities, targets, strict=True)]
     return {"flow": torch.stack(errors).mean()}

@@ -32,6 +32,8 @@ class GeneratorTask(Task):
     Batches hold codes (b, L), content (b, 2L - 1), labels (b,) and, for alignment, features (b, L, D).
     """
 
+    divisible = True
+
     def __init__(
         self,
         config: Config,
@@ -99,9 +101,13 @@ class GeneratorTask(Task):
         for average in self.averages.values():
             average.reset()
 
+    def draw(self, batch: Batch, rng: torch.Generator) -> Batch:
+        draws = self.bare.draw(len(batch["labels"]), rng)
+        return batch | {name: value.to(self.device, non_blocking=True) for name, value in draws.items()}
+
     def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         sequence = GranularitySequence.from_flat(batch["codes"], batch["content"])
-        return self.generators(sequence, batch["labels"], rng, batch.get("features"))
+        return self.generators(sequence, batch["labels"], batch, batch.get("features"))
 
     def flops(self) -> float:
         return 3.0 * sum(forward_flops(self.config, self.modules).values())

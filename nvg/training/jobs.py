@@ -353,6 +353,7 @@ def _loop_settings(name: str, config: Config, section: TrainingConfig, total_ste
         total_steps=total_steps,
         batch_size=section.batch_size,
         slices=_slices(config, section),
+        micro_batch=section.micro_batch if isinstance(section, TrainConfig) else None,
         clip_norm=section.clip_norm,
         checkpoint_every=section.checkpoint_every,
         log_every=config.tracking.log_every,

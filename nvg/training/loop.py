@@ -24,6 +24,7 @@ from nvg import storage
 from nvg.config import Config
 from nvg.console import Bar, progress, say
 from nvg.errors import TrainingDiverged
+from nvg.precision import set_precision
 from nvg.tracking import Run
 from nvg.training.checkpoint import (
     checkpoint_step,
@@ -32,8 +33,10 @@ from nvg.training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
+from nvg.training.micro_batch import missing_moments, most_rows, parts_of
 from nvg.training.parallel import exchange_gradients, shards, whole
-from nvg.training.prefetch import Prefetch
+from nvg.training.prefetch import Feed
+from nvg.training.saver import Saver
 from nvg.training.seeds import draw_seed, seed_dropout, seeded
 from nvg.training.task import Batch, Task
 from nvg.training.utilization import device_peak, shown, speed
@@ -67,7 +70,8 @@ class LoopSettings:
     job: str
     total_steps: int
     batch_size: int  # over all workers
-    slices: int  # micro-batches per step, over all workers: a worker computes one at once
+    slices: int  # of a step, over all workers: random numbers are drawn for a slice
+    micro_batch: int | None  # rows of a slice that are computed at once; None = as many as fit into a GPU, else all
     clip_norm: float
     checkpoint_every: int
     log_every: int
@@ -115,7 +119,7 @@ def train(
     start = restore(task, checkpoints, settings.identity)
     # The stream is opened first: it and MLflow take seconds to start, side by side.
     batches = task.batches(start.step) if start.step < settings.total_steps else iter(())
-    stream = Prefetch(map(pinned, batches) if place.device.type == "cuda" else batches)
+    stream = Feed(batches, place.device)
     run = None
     try:
         if start_tracking is not None and place.rank == 0:
@@ -173,15 +177,18 @@ class Loop:
         self.first_step = start.step
         self.first_loss = start.first_loss
         self.good_step = start.step  # the last step at which the loss was looked at and found good
-        self.autocast = autocast(settings.precision, place.device)
+        self.dtype = set_precision(settings.precision, place.device, training=True)
         self.share = place.share(settings.slices)
         # Of a slice in a worker's sum: gradients and records are means over the workers, whose shares may differ.
         self.weights = [place.world / settings.slices] * len(self.share)
         self.shards = max(map(shards, task.modules.values()))
         if self.shards > 1:  # a pass gathers weights from all, so all make as many: some do their last slice in vain
             self.weights += [0.0] * (math.ceil(settings.slices / place.world) - len(self.share))
+        self.saver = Saver(place.rank, self.shards)
+        self.unreported: dict[str, float] | None = None  # of the checkpoint in hand
+        self.parts: int | None = None  # of a slice, one of which is computed at once; known from the first step on
         self.flops = task.flops() if place.rank == 0 else None  # of an image
-        self.peak = device_peak(place.device) if in_bfloat16(settings.precision, place.device) else None
+        self.peak = device_peak(place.device) if self.dtype == torch.bfloat16 else None
         self.waited = 0.0  # seconds for data, in this process
         self.window = Window()
         self.warned = False  # that a machine is leaving
@@ -200,7 +207,8 @@ class Loop:
             where = f" from step {self.first_step}" if self.first_step else ""
             bar = place.bar(len(steps), settings.job + where)
         try:
-            metrics = self.steps(steps, stream, bar)
+            with self.saver:
+                metrics = self.steps(steps, stream, bar)
         finally:
             if bar is not None:
                 bar.close()
@@ -222,8 +230,9 @@ class Loop:
             if settings.preview_every and done % settings.preview_every == 0 and not ended:
                 self.preview(done)
             if ended or done % settings.checkpoint_every == 0 or notice:
-                self.checkpoint(done, notice=notice)
-                self.place.report({"step": done, "loss": metrics.get("loss", math.nan)})
+                self.checkpoint(done, metrics.get("loss", math.nan), notice=notice)
+            if ended or notice or self.saver.failed:
+                self.written()
             if settings.evaluate_every and done % settings.evaluate_every == 0 and not ended:
                 self.place.evaluate({"step": done}, self.snapshot(done))
             if bar is not None:
@@ -243,20 +252,49 @@ class Loop:
         for done, weight in enumerate(self.weights, start=1):
             position = min(done, len(self.share)) - 1
             rng = self.seed_slice(step, self.share[position])
-            for module in task.parallel:
-                exchange_gradients(module, done == len(self.weights))
-            loss, terms = self.forward(slice_of(batch, position, len(self.share)), step, rng)
-            self.backward(loss * weight)
-            self.window.add({"loss": loss, **terms}, weight)
+            rows = task.draw(slice_of(batch, position, len(self.share)), rng)
+            if self.parts is None:
+                self.parts = self.choose_parts(rows, step, rng)
+            for part in range(self.parts):
+                last = done == len(self.weights) and part == self.parts - 1
+                for module in task.parallel:
+                    exchange_gradients(module, last)
+                loss, terms = self.forward(slice_of(rows, part, self.parts), step, rng)
+                self.backward(loss * (weight / self.parts))
+                self.window.add({"loss": loss, **terms}, weight / self.parts)
         norms = self.clip(step, loss)
         self.optimize()
         self.average()
         self.record(step, rates, norms)
 
+    def choose_parts(self, rows: Batch, step: int, rng: torch.Generator) -> int:
+        """The parts in which a slice is computed, the same on every worker. rows: a slice."""
+        count, device = len(next(iter(rows.values()))), self.place.device
+        if not self.task.divisible or count == 1:
+            return 1
+        most = self.settings.micro_batch
+        if most is None and device.type == "cuda":
+
+            def run(number: int) -> None:
+                loss, _ = self.forward({name: value[:number] for name, value in rows.items()}, step, rng)
+                self.backward(loss)
+
+            reserved = missing_moments(self.task.optimizers.values())
+            if self.shards > 1:  # between the parts of a step each worker holds the gradients of all weights
+                reserved += sum(4 * weight.numel() for part in self.task.clip.values() for weight in part)
+            with torch.compiler.set_stance("force_eager"):  # compiled, a pass holds less, and is of one number of rows
+                most = most_rows(run, count, device, reserved)
+            for optimizer in self.task.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+        parts = parts_of(count, most or count)
+        if parts > 1 and self.place.rank == 0:
+            say(f"{self.settings.job}: {count // parts} of the {count} images of a slice are computed at once")
+        return parts
+
     def fetch(self, stream: Iterator[Batch]) -> Batch:
         """The next batch, on the device."""
         start = time.perf_counter()
-        batch = {name: value.to(self.place.device, non_blocking=True) for name, value in next(stream).items()}
+        batch = next(stream)
         seconds = time.perf_counter() - start
         self.waited += seconds
         self.window.waited += seconds
@@ -278,7 +316,7 @@ class Loop:
 
     def forward(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a slice, and its terms."""
-        with self.autocast():
+        with torch.autocast(self.place.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return self.task.loss(batch, step, rng)
 
     def backward(self, loss: Tensor) -> None:
@@ -355,6 +393,7 @@ class Loop:
         """The error to raise. Checkpoints since the loss was good are removed, so that the newest one is good."""
         newest = None
         if self.place.rank == 0:
+            self.saver.wait()
             for checkpoint in list_checkpoints(self.checkpoints):
                 if checkpoint_step(checkpoint) > self.good_step:
                     storage.remove(checkpoint)
@@ -364,21 +403,24 @@ class Loop:
             f"{newest or 'the beginning'}. Lower lr or raise warmup_steps"
         )
 
-    def checkpoint(self, done: int, *, notice: bool = False) -> None:
-        """Write a checkpoint, on the first worker or, where weights are split, on all.
+    def checkpoint(self, done: int, loss: float, *, notice: bool = False) -> None:
+        """Begin a checkpoint, on the first worker or, where weights are split, on all: it is written while the training
+        goes on. Waits for the one before.
 
-        done: how many steps are done. notice: whether it was announced that a machine is about to be taken away.
+        done: how many steps are done. loss: of the last record, for the report. notice: whether it was announced that a
+        machine is about to be taken away.
         """
+        self.written()
+        self.unreported = {"step": done, "loss": loss}
         if self.place.rank < self.shards:
             save_checkpoint(
+                self.saver,
                 self.checkpoints,
                 done,
                 modules=self.task.modules,
                 averages=self.task.averages,
                 optimizers=self.task.optimizers,
                 config=self.config,
-                shard=self.place.rank,
-                shards=self.shards,
                 metadata={
                     "identity": self.settings.identity,
                     "seed": self.settings.seed,
@@ -389,6 +431,13 @@ class Loop:
                     "first_loss": self.first_loss,
                 },
             )
+
+    def written(self) -> None:
+        """Wait until the checkpoint in hand is written, and report it. Raises the error of writing it."""
+        self.saver.wait()
+        if self.unreported is not None:
+            report, self.unreported = self.unreported, None
+            self.place.report(report)
 
     def preview(self, done: int) -> None:
         """Log pictures of the present state, on the first worker."""
@@ -425,24 +474,6 @@ def slice_of(batch: Batch, number: int, count: int) -> Batch:
     """Slice `number` of `count` equal ones of a batch, by rows."""
     size = next(iter(batch.values())).shape[0] // count
     return {name: value[number * size : (number + 1) * size] for name, value in batch.items()}
-
-
-def pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory, from which a GPU copies while the host goes on."""
-    return {name: value.pin_memory() for name, value in batch.items()}
-
-
-def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """The autocast context of a precision."""
-    enabled = in_bfloat16(precision, device)
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def in_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether a precision is bfloat16: auto is on a CUDA device that has it, else it is float32."""
-    return precision == "bfloat16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
 
 
 def peak_memory(device: torch.device) -> float:

@@ -1,4 +1,5 @@
-"""Batches fetched ahead by a thread, so that opening a stream and reading it go on beside the training step."""
+"""Batches fetched ahead by a thread, so that opening a stream, reading it and moving it to a GPU go on beside the
+training step."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ import queue
 import threading
 from collections.abc import Iterator
 from typing import Generic, TypeVar
+
+import torch
+
+from nvg.training.task import Batch
 
 T = TypeVar("T")
 _PATIENCE = 0.2  # seconds between looks whether the stream was closed
@@ -51,3 +56,37 @@ class Prefetch(Generic[T]):
     def close(self) -> None:
         """Stop fetching. What was fetched is lost."""
         self._closed.set()
+
+
+class Feed:
+    """The batches of a training in their order, fetched ahead. Those for a GPU are there already, or on their way: a
+    stream of its own copies them from page-locked memory while the GPU computes."""
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self.device = device
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ahead = Prefetch(map(self._send, batches))
+
+    def _send(self, batch: Batch) -> tuple[Batch, torch.cuda.Event | None]:
+        """In the thread: the batch on the device, and what happens when it has come."""
+        if self._copying is None:
+            return batch, None
+        with torch.cuda.stream(self._copying):
+            sent = {name: value.pin_memory().to(self.device, non_blocking=True) for name, value in batch.items()}
+            return sent, self._copying.record_event()
+
+    def __iter__(self) -> Feed:
+        return self
+
+    def __next__(self) -> Batch:
+        batch, sent = next(self._ahead)
+        if sent is not None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_event(sent)
+            for value in batch.values():  # whose memory the copying stream would take again while it is in use
+                value.record_stream(computing)
+        return batch
+
+    def close(self) -> None:
+        """Stop fetching. What was fetched is lost."""
+        self._ahead.close()

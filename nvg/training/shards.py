@@ -10,18 +10,18 @@ from the files that have them, so a checkpoint of any number of workers loads in
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as distributed
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from nvg import storage
-from nvg.training.parallel import is_split, local, local_rows
+from nvg.artifacts.files import write_safetensors
+from nvg.training.parallel import local_rows
+from nvg.training.saver import Saver, TensorSets
 
 
 def file_name(name: str, shard: int, shards: int) -> str:
@@ -29,23 +29,33 @@ def file_name(name: str, shard: int, shards: int) -> str:
     return f"{name}.safetensors" if shards == 1 else f"{name}-{shard:05d}-of-{shards:05d}.safetensors"
 
 
-def write_shards(
-    url: str, tensor_sets: Mapping[str, Mapping[str, Tensor]], shard: int, shards: int
-) -> dict[str, Any] | None:
+def write_shards(url: str, tensor_sets: TensorSets, saver: Saver) -> dict[str, Any] | None:
     """Write this worker's rows into the checkpoint's folder, and wait for the other workers.
 
-    tensor_sets: the tensors of each file name. Returns, on the first worker alone, size and CRC-32 of all workers'
-    files.
+    tensor_sets: the rows of each file name. Returns, on the first worker alone, size and CRC-32 of all workers' files.
     """
     written = {}
-    for name, tensors in tensor_sets.items():
-        rows = {key: value for key, value in tensors.items() if is_split(value) or shard == 0}
-        data = save({key: local(value.detach()).cpu().contiguous().clone() for key, value in rows.items()})
-        storage.write_bytes(storage.join(url, file_name(name, shard, shards)), data)
-        written[file_name(name, shard, shards)] = {"size": len(data), "crc32": zlib.crc32(data)}
-    everyone: list[Any] = [None] * shards
-    distributed.all_gather_object(everyone, written)
-    return {name: mark for files in everyone for name, mark in files.items()} if shard == 0 else None
+    for name, rows in tensor_sets.items():
+        name_here = file_name(name, saver.shard, saver.shards)
+        with storage.file_writer(storage.join(url, name_here)) as file:
+            checked = Checked(file)
+            write_safetensors(checked, rows)  # a tensor at a time: the training's thread hardly waits for Python
+        written[name_here] = {"size": checked.size, "crc32": checked.crc32}
+    everyone: list[Any] = [None] * saver.shards
+    distributed.all_gather_object(everyone, written, group=saver.group)
+    return {name: mark for files in everyone for name, mark in files.items()} if saver.shard == 0 else None
+
+
+class Checked:
+    """A file that is written, with its size and CRC-32 so far."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.size, self.crc32 = file, 0, 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write some bytes."""
+        self.file.write(data)
+        self.size, self.crc32 = self.size + len(data), zlib.crc32(data, self.crc32)
 
 
 class Saved:

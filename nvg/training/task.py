@@ -22,6 +22,7 @@ class Task:
     optimizers: dict[str, torch.optim.Optimizer]
     clip: dict[str, list[nn.Parameter]]  # groups of parameters, each clipped to its own norm
     parallel: list[nn.Module]  # modules as they are called, by whichever data parallelism (nvg/training/parallel.py)
+    divisible = False  # whether a slice's loss is the mean of its parts', which can then be computed one by one
 
     def lr(self, step: int) -> dict[str, float]:
         """The learning rate of each optimizer."""
@@ -31,10 +32,19 @@ class Task:
         """This worker's share of every batch from number `step` on, without end."""
         raise NotImplementedError
 
-    def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a slice of the batch, and the terms to record.
+    def draw(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """A slice of the batch with every random number of its loss, a row an image. A divisible task does so, so that
+        rows have the same ones in whatever parts they are computed.
 
-        rng (on the CPU) and torch's global random generators are seeded for this slice.
+        rng: on the CPU, seeded for this slice.
+        """
+        return batch
+
+    def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a slice of the batch, or of a part of it, and the terms to record.
+
+        batch: from `draw`. rng, the one that `draw` had, and torch's global random generators are seeded for this
+        slice.
         """
         raise NotImplementedError
 

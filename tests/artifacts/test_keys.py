@@ -43,6 +43,7 @@ def test_another_format_changes_every_key(monkeypatch: pytest.MonkeyPatch) -> No
     [
         *("tokenizer_train.accumulate=2", "tokenizer_train.checkpoint_every=7", "tokenizer_train.preview_every=3"),
         *("train.accumulate=4", "train.gradient_checkpointing=true", "train.compile=true", "train.parallel=fsdp"),
+        "train.micro_batch=2",
         *("train.checkpoint_every=7", "train.preview_every=3"),
         *("distill.accumulate=2", "distill.checkpoint_every=7", "distill.preview_every=3"),
         *("name=other", "output=/elsewhere", "cluster.num_workers=1", "tracking.log_every=3"),
@@ -83,6 +84,20 @@ def test_a_seed_changes_everything() -> None:
     before, after = fashion_mnist(), fashion_mnist("seed=1")
     assert not set(keys(before).values()) & set(keys(after).values())
     assert not set(identities(before).values()) & set(identities(after).values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_the_experiments_precision_is_of_every_step_that_has_none_of_its_own(precision: str) -> None:
+    before = keys(fashion_mnist())
+    after = keys(fashion_mnist(f"precision={precision}"))
+    assert not set(before.values()) & set(after.values())
+    assert keys(fashion_mnist("precision=auto")) == before
+    own = [f"{section}.precision=float32" for section in ("tokenizer_train", "train", "distill")]
+    trained, other = keys(fashion_mnist(*own)), keys(fashion_mnist(*own, f"precision={precision}"))
+    assert trained["tokenizer"] == other["tokenizer"] and trained["tokens"] != other["tokens"]
+    given = {"kind": "sampler"}
+    one, two = (keys(fashion_mnist("distill.steps=0", *more), given) for more in ((), (f"precision={precision}",)))
+    assert one["evaluation"] != two["evaluation"]
 
 
 def test_views_are_the_tokens_and_test_images_the_evaluations() -> None:

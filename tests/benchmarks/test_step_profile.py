@@ -57,4 +57,5 @@ def test_the_table_has_a_row_for_each_part_and_a_checkpoint_is_timed(measured):
     result, loop = measured
     table = step_profile.table(result)
     assert all(f"| {part} |" in table for part in step_profile.PARTS) and "| the rest |" in table
-    assert step_profile.checkpoint_seconds(loop) > 0 and len(list_checkpoints(loop.checkpoints)) == 1
+    stopped, written = step_profile.checkpoint_seconds(loop)
+    assert 0 < stopped < written and len(list_checkpoints(loop.checkpoints)) == 1

@@ -64,6 +64,7 @@ from nvg.serving.errors import RequestError
 from nvg.serving.images import open_drawing, open_upload
 from nvg.training import checkpoint
 from nvg.training.ema import EMA
+from nvg.training.saver import Saver
 from tests.support.pictures import config as image_config
 from tests.support.pictures import encode, pixels, write_folder, write_idx, write_parquet, write_tar
 
@@ -503,7 +504,8 @@ def write_artifacts(folder: Path) -> None:
     objects = training_objects()
     make_step(objects)
     metadata = {"identity": "toy", "seed": 0}
-    saved = checkpoint.save_checkpoint(str(folder), 1, **objects, config=config, metadata=metadata)
+    with Saver() as saver:
+        saved = checkpoint.save_checkpoint(saver, str(folder), 1, **objects, config=config, metadata=metadata)
     shutil.move(saved, folder / "training")
 
 

@@ -92,7 +92,7 @@ RELEASED: dict[str, dict[str, Any]] = {  # what the released system's three trai
         "lr": 1e-4,
         "weight_decay": 0.0,
         "ema_decay": 0.9999,
-        "precision": "float32",
+        "precision": "tf32",
         "index_backprop_epochs": 1,
         "l1_weight": 1.0,
         "l2_weight": 0.0,
@@ -299,9 +299,13 @@ def test_a_missing_value_is_asked_for_by_name(key: str) -> None:
         (["cluster.num_workers=5"], ["tokenizer_train.batch_size=256", "cluster.num_workers", "5"]),
         (["train.batch_size=10", "train.accumulate=4"], ["train.batch_size=10", "train.accumulate", "4"]),
         (["train.accumulate=0"], ["train.accumulate=0"]),
+        (["train.micro_batch=0"], ["train.micro_batch=0 must be at least 1"]),
         (["train.parts=[canvas]"], ["train.parts=['canvas']"]),
         (["train.parts=[]"], ["train.parts=[]"]),
-        (["train.precision=float8"], ["train.precision='float8'"]),
+        *(
+            ([f"{section}precision=float8"], [f"{section}precision='float8' is none of auto, float32, tf32, bfloat16"])
+            for section in ("", "tokenizer_train.", "train.")
+        ),
         (["train.betas=[0.9]"], ["train.betas=[0.9]"]),
         (["train.checkpoint_every=0"], ["train.checkpoint_every=0"]),
         (["tokenizer.widths=[16,130]"], ["tokenizer.widths=[16, 130]"]),
@@ -344,8 +348,7 @@ def test_values_that_do_not_fit_together_are_refused_by_name(overrides: list[str
     [
         ("max_batch=0", "max_batch=0 must be at least 1"),
         ("max_body_mb=0", "max_body_mb=0.0 must be above 0"),
-        ("precision=float16", "precision='float16' is none of float32, bfloat16"),
-        ("precision=auto", "precision='auto' is none of float32, bfloat16"),
+        ("precision=float16", "precision='float16' is none of auto, float32, tf32, bfloat16"),
         ("port=65536", "port=65536 must be at least 1, at most 65535"),
         ("drain_seconds=-1", "drain_seconds=-1.0 must be at least 0"),
         ("min_replicas=2", "max_replicas=1 is below min_replicas=2"),

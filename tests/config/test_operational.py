@@ -33,7 +33,9 @@ def test_what_the_trainings_share_is_marked_for_all_of_them() -> None:
     for section in (TrainingConfig, TokenizerTrainConfig, TrainConfig, DistillConfig):
         assert shared <= set(operational(section)), section.__name__
     generators = shared | {"evaluate_every", "evaluate_samples"}
-    assert set(operational(TrainConfig)) - generators == {"parts", "parallel", "gradient_checkpointing", "compile"}
+    assert set(operational(TrainConfig)) - generators == {
+        *("parts", "parallel", "micro_batch", "gradient_checkpointing", "compile")
+    }
     assert set(operational(DistillConfig)) - generators == {"teacher"}
 
 

@@ -93,7 +93,8 @@ def test_the_total_and_its_gradients_are_the_released_ones(networks, sequence, g
     """With class tables that are two here and one there: their gradients are added."""
     monkeypatch.setattr(generator_loss, "draw_flow", lambda *arguments: (golden["noise"], golden["times"]))
     both = Generators(*networks, ours.quantizer(), TrainConfig(class_dropout=0.0), repa_weight=0.5)
-    loss, _ = both(sequence, golden["labels"], torch.Generator(), golden["alignment_targets"])
+    draws = both.draw(len(golden["labels"]), torch.Generator())
+    loss, _ = both(sequence, golden["labels"], draws, golden["alignment_targets"])
     close(loss + 0.5, golden["loss.total"][0], 1e-5)  # 0.5 (1 - cosine) there, -0.5 cosine here
     loss.backward()
     found = {name: parameter.grad for name, parameter in both.named_parameters()}

@@ -68,6 +68,7 @@ def toy_settings(**changes):
         "total_steps": 12,
         "batch_size": 8,
         "slices": 1,
+        "micro_batch": None,
         "clip_norm": 1.0,
         "checkpoint_every": 4,
         "log_every": 3,

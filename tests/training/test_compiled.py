@@ -60,7 +60,7 @@ def losses_and_gradients(task):
             if isinstance(block, Block) and block.drop_rate > 0:
                 block.drop_rate = 0.3
     seed_dropout(7, CPU)
-    loss, terms = task.loss(next(task.batches(0)), 0, seeded(0))
+    loss, terms = task.loss(task.draw(next(task.batches(0)), seeded(0)), 0, seeded(0))
     loss.backward()
     gradients = {name: value.grad.clone() for name, value in task.bare.named_parameters() if value.grad is not None}
     return {name: term.detach() for name, term in terms.items()}, gradients

@@ -36,6 +36,11 @@ def content_of(form="positions", **changes):
     return awake(ContentGenerator(content_config(changes.pop("depth", 1), 4, form, codebook_size=50, **changes)))
 
 
+def drawn_loss(generators, sequence, labels, seed, features=None):
+    draws = generators.draw(len(labels), torch.Generator().manual_seed(seed))
+    return generators(sequence, labels, draws, features)
+
+
 def means_of_clusters(values, sequence, row, stage):
     """Of one image's positions (L, e), by loops: (2^stage, e)."""
     labels = sequence.structure_map(stage)[row]
@@ -100,7 +105,7 @@ def test_one_step_trains_every_parameter_of_both_and_none_of_the_quantizer(form,
     structure = awake(StructureGenerator(structure_config(2, 4, form))).train()
     generators = Generators(content, structure, quantizer, TrainConfig(), repa_weight=0.5)
     features = torch.randn(7, 16, 5)
-    loss, terms = generators(sequence, torch.arange(7), torch.Generator().manual_seed(0), features)
+    loss, terms = drawn_loss(generators, sequence, torch.arange(7), 0, features)
     expected = terms["canvas"] + terms["cross_entropy"] + 0.5 * terms["alignment"] + terms["flow"]
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -116,7 +121,7 @@ def test_an_image_counts_at_each_stage_alike(form, quantizer, sequence):
     content, structure = content_of(form), awake(StructureGenerator(structure_config(2, 4, form)))
     labels, canvases = torch.arange(7), [canvas.detach() for canvas in quantizer.canvases(sequence)]
     generators = Generators(content, structure, quantizer, TrainConfig(class_dropout=0.0))
-    _, terms = generators(sequence, labels, torch.Generator().manual_seed(0))
+    _, terms = drawn_loss(generators, sequence, labels, 0)
     single = [content_loss(content, canvases, labels, sequence, [stage]) for stage in range(5)]
     rng = torch.Generator().manual_seed(0)
     torch.rand(7, generator=rng)  # the dropped classes
@@ -137,7 +142,8 @@ def test_an_image_has_one_noise_and_one_dropped_class_for_all_its_stages_and_bot
             lambda module, inputs, name=name, labels=labels: seen.__setitem__(name, (inputs[0], inputs[labels]))
         )
     rng = torch.Generator().manual_seed(0)
-    Generators(content, structure, quantizer, TrainConfig(class_dropout=0.5))(sequence, torch.arange(7), rng)
+    generators = Generators(content, structure, quantizer, TrainConfig(class_dropout=0.5))
+    generators(sequence, torch.arange(7), generators.draw(7, rng))
     dropped = seen["content"][1]
     assert 0 < int((dropped == 1000).sum()) < 7 and torch.equal(seen["structure"][1], dropped)
     assert torch.equal(dropped[dropped < 1000], torch.arange(7)[dropped < 1000])
@@ -153,9 +159,7 @@ def test_an_image_has_one_noise_and_one_dropped_class_for_all_its_stages_and_bot
 
 def test_the_same_generator_state_gives_the_same_loss(quantizer, sequence):
     generators = Generators(content_of(), None, quantizer, TrainConfig(class_dropout=0.5))
-    first, second, other = (
-        generators(sequence, torch.arange(7), torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)
-    )
+    first, second, other = (drawn_loss(generators, sequence, torch.arange(7), seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
@@ -165,7 +169,7 @@ def test_classes_are_dropped_at_the_given_rate(quantizer, sequence):
     content.register_forward_hook(lambda module, inputs, output: seen.append(inputs[2]))
     generators = Generators(content, None, quantizer, TrainConfig(class_dropout=0.3))
     for seed in range(150):
-        generators(sequence, torch.arange(7), torch.Generator().manual_seed(seed))
+        drawn_loss(generators, sequence, torch.arange(7), seed)
     rate = (torch.cat(seen) == 1000).float().mean()
     assert 0.25 < rate < 0.35
 
@@ -176,7 +180,7 @@ def test_alignment_pulls_towards_the_features_of_each_token_and_asks_for_them(fo
     generators = Generators(content, None, quantizer, TrainConfig(class_dropout=0.0), repa_weight=0.5)
     features, aligned = torch.randn(7, 16, 5, generator=torch.Generator().manual_seed(0)), []
     handle = content.register_forward_hook(lambda module, inputs, output: aligned.extend(output[1]))
-    loss, terms = generators(sequence, torch.arange(7), torch.Generator().manual_seed(0), features)
+    loss, terms = drawn_loss(generators, sequence, torch.arange(7), 0, features)
     handle.remove()
     torch.testing.assert_close(loss, terms["canvas"] + terms["cross_entropy"] + 0.5 * terms["alignment"])
     similar = []
@@ -187,7 +191,7 @@ def test_alignment_pulls_towards_the_features_of_each_token_and_asks_for_them(fo
     assert len(similar) == 5 * 7
     torch.testing.assert_close(terms["alignment"], -torch.stack(similar).mean())
     with pytest.raises(ValueError, match="repa.weights"):
-        generators(sequence, torch.arange(7), torch.Generator().manual_seed(0))
+        drawn_loss(generators, sequence, torch.arange(7), 0)
 
 
 @every_form

@@ -53,6 +53,7 @@ def training(section, folder, stop_at=None, **changes):
         *((section, {"accumulate": 2}) for section in ("tokenizer_train", "train", "distill")),
         *((section, {"checkpoint_every": 3}) for section in ("tokenizer_train", "train", "distill")),
         *((section, {"preview_every": 5}) for section in ("tokenizer_train", "train", "distill")),
+        ("train", {"micro_batch": 3}),
         ("train", {"gradient_checkpointing": True}),
         ("train", {"compile": True}),
         ("train", {"parallel": "fsdp"}),

@@ -5,7 +5,7 @@ import torch
 
 from nvg.errors import TrainingDiverged
 from nvg.training.checkpoint import latest_checkpoint, list_checkpoints
-from nvg.training.loop import Place, autocast, train
+from nvg.training.loop import Place, train
 from nvg.training.seeds import draw_seed, seed_dropout, seeded
 from tests.support.recorders import Recorder, SilentBar
 from tests.support.toy import ToyTask, toy_settings
@@ -173,9 +173,3 @@ def test_dropout_draws_what_torch_manual_seed_lets_it_draw():
     expected = torch.nn.functional.dropout(torch.ones(50))
     seed_dropout(7, torch.device("cpu"))
     assert torch.equal(torch.nn.functional.dropout(torch.ones(50)), expected)
-
-
-def test_auto_precision_on_a_cpu_is_float32():
-    for precision, expected in (("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        with autocast(precision, torch.device("cpu"))():
-            assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == expected

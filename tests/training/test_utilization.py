@@ -103,7 +103,7 @@ def test_operations_are_those_of_a_step(name):
     task = TASKS[name]()
     batch = next(task.batches(0))
     with FlopCounterMode(display=False) as counter:
-        task.loss(batch, 0, seeded(0))[0].backward()
+        task.loss(task.draw(batch, seeded(0)), 0, seeded(0))[0].backward()
     images = len(next(iter(batch.values())))
     ratio = counter.get_total_flops() / images / task.flops()
     assert 0.9 < ratio < 1.25
