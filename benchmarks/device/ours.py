@@ -27,6 +27,7 @@ from benchmarks.schedules import PAPER_STEPS, build, configured, draw
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config
 from nvg.generator import Sampler
+from nvg.precision import set_precision
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.loop import Loop, Place
 from nvg.training.tokenizer_task import TokenizerTask
@@ -62,10 +63,10 @@ class Setup:
         return (96, 64, 48, 32, 24, 16, 8) if self.full else (2,)
 
 
-def set_stance(full: bool) -> None:
-    """As a GPU is used: float32 products in TF32. Toys stay as they are: to compile them takes longer than to run."""
-    torch.set_float32_matmul_precision("high")
-    if not full:
+def set_stance(setup: Setup) -> None:
+    """Arithmetic as jobs on a GPU have it. Toys stay uncompiled: to compile them takes longer than to run."""
+    set_precision("auto", setup.device)
+    if not setup.full:
         torch.compiler.set_stance("force_eager")
 
 
@@ -288,7 +289,7 @@ def tokenizer(setup: Setup) -> Iterator[Work]:
 def main(device: str, depth: str) -> None:
     """Print the seconds in which a sampler that is loaded comes to its first picture, compiled for one image."""
     setup = Setup(torch.device(device), full=depth == "d16")
-    set_stance(setup.full)
+    set_stance(setup)
     sampler = sampler_of(setup, "guided", "clusters")
     print(json.dumps({"seconds": seconds_of(lambda: sampler.compile((1,)), setup.device)}))
 

@@ -140,7 +140,7 @@ def run(names: Sequence[str], device: str, *, full: bool, minutes: float, var: P
     """Measure the parts; returns the exit code: 1 where one failed. What was left out is no failure."""
     deadline = time.monotonic() + 60 * minutes
     setup = Setup(torch.device(device), full, var)
-    set_stance(full)
+    set_stance(setup)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     facts = report.machine("full" if full else "smoke", torch.get_num_threads())
     run = Run(setup, output, deadline, {"device": name, "minutes": minutes, "cuda": torch.version.cuda} | facts)

@@ -61,9 +61,8 @@ main(sys.argv[1:])
 @pytest.fixture(autouse=True)
 def settings_kept() -> Iterator[None]:
     """Those of torch that a run sets for its process."""
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     yield
-    torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
 
 
