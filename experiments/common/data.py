@@ -1,4 +1,4 @@
-"""The images of an experiment as granularity sequences, encoded once and kept."""
+"""Images in memory, and their tokens, encoded once and kept."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ class Tokens:
     sequence: GranularitySequence
     labels: Tensor  # (N,)
 
+    @staticmethod
+    def of(kept: dict[str, Tensor]) -> Tokens:
+        """The tokens that `encode` kept."""
+        return Tokens(GranularitySequence.from_flat(kept["codes"], kept["content"]), kept["labels"])
+
     def rows(self, index: Tensor) -> tuple[GranularitySequence, Tensor]:
         """Those of some images."""
         return self.sequence[index], self.labels[index]
@@ -38,17 +43,26 @@ def views(data: DataConfig, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.stack([torch.from_numpy(view.copy()) for view in made]), torch.tensor([r.label for r in records])
 
 
+def all_images(data: DataConfig, split: str) -> tuple[Tensor, Tensor]:
+    """A split's images at once: uint8 (N, H, W, C), and their classes (N,)."""
+    images, labels = zip(*views(data, split), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
 @torch.no_grad()
-def encode(tokenizer: Autoencoder, data: DataConfig, split: str, path: Path) -> Tokens:
-    """The tokens of a split's images; made once and kept at path."""
+def encode(tokenizer: Autoencoder, data: DataConfig, split: str, path: Path) -> dict[str, Tensor]:
+    """The tokens of a split's images, one row an image: content (N, T), labels (N,) and, of a tokenizer with structure,
+    codes (N, L). Made once and kept at path."""
     if not path.exists():
-        batches: dict[str, list[Tensor]] = {"codes": [], "content": [], "labels": []}
+        batches: dict[str, list[Tensor]] = {"content": [], "labels": []}
         for images, labels in views(data, split):
             sequence = tokenizer.encode(to_float(images))
-            batches["codes"].append(sequence.codes)
             batches["content"].append(sequence.flat_content())
             batches["labels"].append(labels)
+            if isinstance(sequence, GranularitySequence):
+                batches.setdefault("codes", []).append(sequence.codes)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: torch.cat(values) for name, values in batches.items()}, path)
-    kept = load_file(path)
-    return Tokens(GranularitySequence.from_flat(kept["codes"], kept["content"]), kept["labels"])
+        unfinished = path.with_suffix(".unfinished")
+        save_file({name: torch.cat(values) for name, values in batches.items()}, unfinished)
+        unfinished.rename(path)
+    return load_file(path)
