@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from nvg import storage
+from nvg.artifacts.files import plain, write_safetensors
 from nvg.autoencoder import Autoencoder
 from nvg.config import DataConfig
 from nvg.data import ImageRecord, make_view, open_source
@@ -61,8 +63,11 @@ def encode(tokenizer: Autoencoder, data: DataConfig, split: str, path: Path) -> 
             batches["labels"].append(labels)
             if isinstance(sequence, GranularitySequence):
                 batches.setdefault("codes", []).append(sequence.codes)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        save_file({name: torch.cat(values) for name, values in batches.items()}, unfinished)
-        unfinished.rename(path)
+        save({name: torch.cat(values) for name, values in batches.items()}, path)
     return load_file(path)
+
+
+def save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to a file, which is there whole or not at all."""
+    with storage.file_writer(str(path)) as file:
+        write_safetensors(file, plain(tensors))
