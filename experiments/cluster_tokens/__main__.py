@@ -31,9 +31,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.cluster_tokens.data import Tokens, encode
-from experiments.cluster_tokens.drawing import Judge
-from experiments.cluster_tokens.training import FORMS, Form, held_out, train
+from experiments.cluster_tokens.training import FORMS, Form, train
+from experiments.common.data import Tokens, encode
+from experiments.common.held_out import held_out
+from experiments.common.judge import Judge, cell
 from nvg import config as configuration
 from nvg.artifacts.models import load_tokenizer
 from nvg.config import Config
@@ -66,7 +67,7 @@ class Bench:
         """The images of both splits."""
         path = self.work / "encoded"
         return {
-            split: encode(self.tokenizer, self.config.data, split, path / f"{split}.safetensors")
+            split: Tokens.of(encode(self.tokenizer, self.config.data, split, path / f"{split}.safetensors"))
             for split in ("train", "test")
         }
 
@@ -100,7 +101,7 @@ class Bench:
         path = self.work / f"{name_of(form, steps, seed)}.safetensors"
         if not path.exists():
             network, _ = train(form, self.config, self.tokenizer.quantizer, self.tokens["train"], steps, seed)
-            losses = held_out(form, network, self.tokenizer.quantizer, self.tokens["test"])
+            losses = held_out(network, self.tokenizer.quantizer, self.tokens["test"])
             path.with_suffix(".json").write_text(json.dumps({"losses": losses}))
             save_file({key: value.clone() for key, value in network.state_dict().items()}, path)
         network = form.build(self.config, seed)
@@ -131,7 +132,8 @@ class Bench:
                 tuned.write_text(json.dumps(self.judge.tune(sampler)))
             settings = json.loads(tuned.read_text())
             told = ", ".join(f"{key} {value:g}" for key, value in settings.items())
-            path.write_text(json.dumps([*self.judge.figures(sampler, **settings), told]))
+            figures = self.judge.figures(sampler, **settings)
+            path.write_text(json.dumps([*(cell(figures[name]) for name in DRAWN[:-1]), told]))
         cells: list[str] = json.loads(path.read_text())
         return cells
 

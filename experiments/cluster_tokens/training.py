@@ -1,28 +1,26 @@
-"""One generator of one form, trained in this process, and its losses on held-out images stage by stage."""
+"""One generator of one form, trained in this process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiments.cluster_tokens.data import Tokens
 from experiments.cluster_tokens.unpooled import PositionHead, content_loss_by_head, unpooled_content_loss
+from experiments.common.data import Tokens
 from nvg.autoencoder import GranularityQuantizer
 from nvg.config import Config, TrainConfig
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.training.ema import EMA
-from nvg.training.generator_loss import Generators, content_loss, draw_flow, structure_loss
+from nvg.training.generator_loss import Generators
 from nvg.training.generator_task import adamw
 from nvg.training.schedule import scaled_lr, warmup_stable_decay
 
 UNPOOLED = {"positions": unpooled_content_loss, "head": content_loss_by_head}
-HELD_OUT = 2000  # images
-BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -120,26 +118,3 @@ def train(
     seconds = time.perf_counter() - start
     network.load_state_dict(average.shadow)
     return network.eval().requires_grad_(False), seconds
-
-
-@torch.no_grad()
-def held_out(
-    form: Form, network: ContentGenerator | StructureGenerator, quantizer: GranularityQuantizer, tokens: Tokens
-) -> list[float]:
-    """The loss of each stage on held-out images: of content the cross-entropy in nats, of structure the flow's."""
-    last, images = quantizer.last_stage, min(HELD_OUT, len(tokens.labels))
-    stages: Sequence[int] = range(last + 1) if form.part == "content" else range(1, last)
-    rng = torch.Generator().manual_seed(0)
-    totals = torch.zeros(len(stages))
-    for rows in torch.arange(images).split(BATCH):
-        sequence, labels = tokens.rows(rows)
-        canvases = quantizer.canvases(sequence)
-        noise, times = draw_flow(sequence.codes.shape, last, rng)
-        for index, stage in enumerate(stages):
-            if isinstance(network, ContentGenerator):
-                value = content_loss(network, canvases, labels, sequence, [stage])["cross_entropy"]
-            else:
-                some = times[:, index : index + 1]
-                value = structure_loss(network, canvases, labels, sequence.codes, [stage], noise, some)["flow"]
-            totals[index] += value * len(rows) / images
-    return [round(value, 4) for value in totals.tolist()]

@@ -110,11 +110,16 @@ class Block(nn.Module):
         q, k, v = (value.unflatten(-1, (self.heads, HEAD_WIDTH)).transpose(1, 2) for value in (q, k, v))
         q = rotate(self.query_norm(q), query_table)  # (B, heads, T or S keep_last, 64)
         k = rotate(self.key_norm(k), table)
-        attended = attention(q, k, v, kept, lengths).transpose(1, 2).flatten(2)
+        attended = self.attend(q, k, v, kept, lengths).transpose(1, 2).flatten(2)
         out = by_rows(self.project_out, torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
         if surviving is not None:
             gate = gate * surviving.to(gate.dtype)
         return x + scaled(out, gate, kept)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Sequence[int], keys: Sequence[int]) -> Tensor:
+        """What queries see of keys and values: those of their own segment. A derived block may show them more.
+        Arguments and result are those of `attention`."""
+        return attention(q, k, v, queries, keys)
 
     def _surviving(self, condition: Tensor, chance: Tensor | None) -> Tensor | None:
         """The factors of whole segments' gates (B, S, 1) in training: 0 at the drop rate, so that the block adds

@@ -1,0 +1,1 @@
+"""What several experiments share: images in memory, tokens, held-out losses, and the judge of drawn pictures."""
