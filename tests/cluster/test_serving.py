@@ -17,15 +17,16 @@ import pytest
 import schemathesis.specs.openapi.schemas  # here: pytest rewrites it, and ast fails at times beside Ray's threads
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
+from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
 
 import nvg
 from nvg.artifacts.models import fingerprint
+from tests.support.browser import generate, started_browser, visits
 from tests.support.load import Load, picture, wrong_pictures
 from tests.support.processes import replicas
-from tests.support.serve_job import ServeJob
 from tests.support.smoke import ROOT
 
 ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
@@ -85,6 +86,21 @@ def test_the_openai_client_lists_models_and_understands_refusals(client):
     assert refused.value.param == "prompt" and refused.value.code == "unknown_class"
     with pytest.raises(openai.NotFoundError):
         client.images.generate(prompt="Bag", model="dall-e-3")
+
+
+# ---- the studio page through the proxy; tests/serving/test_studio.py has everything else of it ----
+
+
+def test_stages_arrive_in_the_studio_page(address):
+    with started_browser() as browser, visits(browser, address) as visit:
+        page = visit()
+        page.get_by_label("Seed", exact=True).fill("3")
+        generate(page)
+        strip = page.get_by_role("figure").filter(has_text="seed 3")
+        for stage in range(5):
+            expect(strip.get_by_role("img", name=f"structure map of stage {stage}")).to_be_visible()
+        page.get_by_role("button", name="Structure of a picture: Boot").click()
+        expect(page.get_by_role("status")).to_have_text("Done: 4 pictures.", timeout=60_000)
 
 
 # ---- the OpenAPI document ----
@@ -242,24 +258,3 @@ def test_replicas_come_with_load_and_a_killed_one_loses_no_request_that_a_retry_
     assert load.errors == []
     assert len({answer.seed for answer in load.answers}) < len(load.answers)  # some were drawn more than once
     assert wrong_pictures(load.answers, nvg.load("fashion-mnist")) == []
-
-
-# ---- the job itself ----
-
-
-def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
-    with ServeJob(NVG_API_KEYS="one, two", RAY_worker_niceness="0") as job:  # conftest.py
-        assert ask(job.address, prompt="Bag").status_code == 401
-        keyed = httpx.Client(headers={"Authorization": "Bearer two"}, timeout=120)
-        assert "Next visual granularity" in keyed.get(f"{job.address}/openapi.json").text
-        with ThreadPoolExecutor(1) as pool:
-            body = {"prompt": "Bag", "n": 32, "flow_steps": 100}
-            slow = pool.submit(keyed.post, f"{job.address}/v1/images/generations", json=body)
-            time.sleep(1)
-            assert not slow.done()
-            assert job.stop() == 0
-            answer = slow.result()
-        assert answer.status_code == 200 and len(answer.json()["data"]) == 32
-        assert "stopping: requests in hand" in "".join(job.lines) and job.answered.total() == 1
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"{job.address}/healthz")
