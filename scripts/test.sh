@@ -5,12 +5,14 @@
 #   scripts/test.sh unit [...]   lint, and the quick tests that need neither Ray nor programs from outside Python
 #   scripts/test.sh all [...]    lint, and all tests; they build wheel and sdist (tests/test_packaging.py)
 #
-# Of all tests two lanes run beside each other: those on Ray wait for a third of their time, which the others use.
+# Of all tests two lanes run beside each other. One has the tests that share a Ray, which wait for a third of their time.
+# The other has lint, the tests without Ray in two processes, and the tests that start a Ray of their own.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 start=$SECONDS
 failed=()
 pytest=(.venv/bin/python -m pytest --durations=25)
+two=(-n 2 --dist loadfile)  # processes
 
 step() {  # name, command ...
   local name=$1 start=$SECONDS
@@ -51,13 +53,14 @@ case $tier in
       step tests "${pytest[@]}" "$@"
     elif [ "$tier" = unit ]; then
       beside lint  # one process, which would leave a core to nobody
-      step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' -n 2 --dist loadfile
+      step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' "${two[@]}"
       join lint
     else
-      beside step 'tests on Ray' "${pytest[@]}" tests/cluster
+      beside step 'tests on one Ray' "${pytest[@]}" tests/cluster --ignore tests/cluster/alone
       lint
-      step 'tests without Ray' "${pytest[@]}" --ignore tests/cluster
-      join 'tests on Ray'
+      step 'tests without Ray' "${pytest[@]}" --ignore tests/cluster "${two[@]}"
+      step 'tests on a Ray of their own' "${pytest[@]}" tests/cluster/alone
+      join 'tests on one Ray'
     fi
     ;;
   *)

@@ -12,19 +12,25 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
 
 from tests.support.commands import ROOT, TREES, Call, Quoted, calls, quoted
 
-pytestmark = pytest.mark.slow  # every program of the project is started once
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # every program of the project is started once
 
 Problems = dict[tuple[str, str, str], str]  # by kind, name and arguments
-QUOTED = list({item.text: item for item in quoted()}.values())
 STARTED = ("module", "script", "entry", "click")
 OWN = re.compile(rf"(?:{'|'.join((*TREES, 'conf', 'docs', 'infra'))})/[^\s:]*")
 FOREIGN = ("evaluator.py",)  # of ADM's evaluation suite, which docs/guides/evaluate.md says how to use
+
+
+@cache
+def once() -> list[Quoted]:
+    """Every quoted command, with one of its places."""
+    return list({item.text: item for item in quoted()}.values())
 
 
 @cache
@@ -49,7 +55,7 @@ def programs(text: str) -> list[Call]:
 def problems() -> Problems:
     """What was wrong with the programs that were started."""
     lists: dict[tuple[str, str], set[tuple[str, ...]]] = {}
-    for call in [call for item in QUOTED for call in programs(item.text) if call.kind in STARTED]:
+    for call in [call for item in once() for call in programs(item.text) if call.kind in STARTED]:
         lists.setdefault((call.kind, call.name), {("--help",)}).add(call.arguments)
     request = [[kind, name, sorted(some)] for (kind, name), some in sorted(lists.items())]
     command = [sys.executable, "-m", "tests.support.starting"]
@@ -62,36 +68,60 @@ def problems() -> Problems:
 def test_commands_are_found_wherever_they_are_quoted() -> None:
     places = {item.place.split(":")[0] for item in quoted()}
     assert {"README.md", "docs/reports/scale.md", "conf/fashion_mnist.yaml", "benchmarks/load_test.py"} <= places
-    assert len(QUOTED) > 100
-    names = {call.name for item in QUOTED for call in programs(item.text)}
+    assert len(once()) > 100
+    names = {call.name for item in once() for call in programs(item.text)}
     assert {"pipelines/run.py", "benchmarks", "ray", "mlflow", "make", "pytest"} <= names
 
 
-@pytest.mark.parametrize("item", QUOTED, ids=str)
-def test_a_quoted_command_starts(item: Quoted, problems: Problems) -> None:
+def test_every_quoted_command_starts(problems: Problems) -> None:
+    faults = [f"{item}: {fault}" for item in once() for fault in faults_of(item, problems)]
+    assert not faults, "\n".join(faults)
+
+
+def faults_of(item: Quoted, problems: Problems) -> Iterator[str]:
+    """What is wrong with a quoted command."""
     for call in programs(item.text):
         for name in OWN.findall(" ".join((call.name, *call.arguments))):
-            assert list(ROOT.glob(name.rstrip("/"))), f"{item}: there is no {name}"
+            if not list(ROOT.glob(name.rstrip("/"))):
+                yield f"there is no {name}"
         for words in ("", "--help", " ".join(call.arguments)):  # "": the program as a whole
-            problem = problems.get((call.kind, call.name, words))
-            assert problem is None, f"{item}: {call.name} {words}: {problem}"
+            if problem := problems.get((call.kind, call.name, words)):
+                yield f"{call.name} {words}: {problem}"
         if call.kind == "tests":
-            check_tests(list(call.arguments), item)
+            yield from faults_of_tests(list(call.arguments))
 
 
-def check_tests(arguments: list[str], item: Quoted) -> None:
-    """Paths exist, and node ids and the words of -k name a test there."""
+def faults_of_tests(arguments: list[str]) -> Iterator[str]:
+    """Paths that do not exist, and node ids and words of -k that name no test there."""
     names: set[str] = set()
     for word in [word for word in arguments if word.startswith("tests")]:
         path, *inside = word.split("::")
         files = [ROOT / path] if path.endswith(".py") else sorted((ROOT / path).glob("**/test_*.py"))
-        assert files and all(file.exists() for file in files), f"{item}: there is no {path}"
+        if not files or not all(file.exists() for file in files):
+            yield f"there is no {path}"
+            continue
         defined = {node.name for file in files for node in ast.walk(ast.parse(file.read_text())) if is_named(node)}
-        assert set(inside) <= defined, f"{item}: {path} has no {'::'.join(inside)}"
+        if not set(inside) <= defined:
+            yield f"{path} has no {'::'.join(inside)}"
         names |= defined | {file.stem for file in files}
     if "-k" in arguments:
         for word in set(re.findall(r"\w+", arguments[arguments.index("-k") + 1])) - {"and", "or", "not"}:
-            assert any(word in name for name in names), f"{item}: no test is called {word}"
+            if not any(word in name for name in names):
+                yield f"no test is called {word}"
+
+
+def test_a_wrong_command_is_a_fault() -> None:
+    for text, fault in (
+        ("python -m pytest tests/nowhere.py", "there is no tests/nowhere.py"),
+        ("python -m pytest tests/test_cli.py::nothing", "tests/test_cli.py has no nothing"),
+        ("pytest tests/test_cli.py -k no_such_thing", "no test is called no_such_thing"),
+        ("python pipelines/nothing.py --help", "there is no pipelines/nothing.py"),
+    ):
+        assert fault in list(faults_of(Quoted("here", text), {}))
+    wrong = {("script", "pipelines/run.py", "--helo"): "ended with 2"}
+    assert list(faults_of(Quoted("here", "python pipelines/run.py --helo"), wrong)) == [
+        "pipelines/run.py --helo: ended with 2"
+    ]
 
 
 def is_named(node: ast.AST) -> bool:

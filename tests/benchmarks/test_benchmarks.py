@@ -1,14 +1,12 @@
-"""The benchmark suite runs in its smoke size, whole but for `serving`, and its counts are exact. No time is asserted.
+"""The benchmark suite runs in its smoke size and its counts are exact. No time is asserted.
 
-`serving` needs a running Ray Serve: tests/cluster/test_serving.py has one and makes its rows there.
+`serving` and `reading` need a running Ray: tests/cluster/test_serving.py and test_build_tokens.py make their rows.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from nvg.config import load
 from nvg.generator.block import Block
 from nvg.generator.rope import HEAD_WIDTH
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 RUN = [name for name in SECTIONS if name not in ("reading", "serving")]
 
@@ -60,13 +57,6 @@ def check(folder: Path, names: list[str]) -> None:
 
 def test_every_section_gives_rows_of_one_table_and_says_where_they_are_from(output):
     check(output, RUN)
-
-
-def test_reading_gives_its_rows_in_a_process_of_its_own(tmp_path):
-    """It starts a Ray."""
-    command = [sys.executable, "-m", "benchmarks", "--only", "reading", "--threads", "1", "--output", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=280)
-    check(tmp_path, ["reading"])
 
 
 def test_plots_are_pictures(output):

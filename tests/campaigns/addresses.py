@@ -2,7 +2,7 @@
 
     python -m tests.campaigns.addresses
 
-tests/cluster/test_addresses.py is the short form, which makes tokens alone.
+tests/cluster/alone/test_addresses.py is the short form, which makes tokens alone.
 """
 
 import json

@@ -4,8 +4,8 @@
     python -m tests.campaigns.autoscaling [--idle 10] -- pipelines/run.py --config ... key=value
 
 With a job it runs that on such a cluster (tests/support/autoscaler.py) and waits until the nodes have gone. It prints
-the job's output, and at the end the autoscaler's decisions with their times. tests/cluster/test_autoscaling.py is the
-short form, in which encoders come for the tokens and go.
+the job's output, and at the end the autoscaler's decisions with their times. tests/cluster/alone/test_autoscaling.py is
+the short form, in which encoders come for the tokens and go.
 """
 
 from __future__ import annotations

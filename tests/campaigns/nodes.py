@@ -2,8 +2,8 @@
 
     python -m tests.campaigns.nodes
 
-Nodes are raylets on this machine. tests/cluster/test_nodes.py has the short forms: one node leaves after a notice, and
-two nodes make tokens. tests/cluster/test_serving.py kills a replica.
+Nodes are raylets on this machine. tests/cluster/test_nodes.py has the short forms: workers hear that a node leaves, and
+two nodes make tokens while an encoder is killed. tests/cluster/test_serving.py kills a replica.
 """
 
 import sys
@@ -11,9 +11,11 @@ import threading
 import time
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 
 from nvg.config import ServeConfig
+from nvg.data.tokens import part_files
 from pipelines.serve import deploy
 from tests.support.cluster import alive, announce_loss, look_again
 from tests.support.smoke import smoke
@@ -88,6 +90,28 @@ def test_one_two_and_four_nodes_make_the_same_tokens(ray_cluster, add_node, imag
         assert len(metadata["images_by_node"]) == count
         made[count] = {path.name: path.read_bytes() for path in tmp_path.glob(f"{count}/*.parquet")}
     assert len(made[1]) == 97 and made[1] == made[2] == made[4]  # and quarantine.parquet
+
+
+def test_a_killed_raylet_loses_and_doubles_no_row(ray_cluster, add_node, images, tokenizer, tmp_path):
+    from pipelines.build_tokens import build_tokens
+
+    node = add_node()
+    config = smoke(tmp_path, images, "data.unit_images=8", "data.views=2", "cluster.encoders=2")
+    wait = in_thread(lambda: build_tokens(config, tokenizer, f"{tmp_path}/tokens"))
+    until(lambda: len(list(tmp_path.glob("tokens/part-*"))) >= 3, "the first parts")
+    ray_cluster.remove_node(node, allow_graceful=False)
+    before = len(list(tmp_path.glob("tokens/part-*")))
+    metadata = wait()
+    assert 3 <= before < metadata["parts"] == 24 and alive() == 1
+    for view in range(2):
+        ids = [
+            image_id
+            for (_, which), paths in part_files(f"{tmp_path}/tokens").items()
+            for path in paths
+            if which == view
+            for image_id in pq.read_table(path)["image_id"].to_pylist()
+        ]
+        assert len(ids) == len(set(ids)) == 96
 
 
 def replica_nodes():

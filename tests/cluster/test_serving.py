@@ -20,6 +20,7 @@ import pytest
 import schemathesis.specs.openapi.schemas  # here: pytest rewrites it, and ast fails at times beside Ray's threads
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
+from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.specs.openapi import checks
@@ -28,9 +29,9 @@ import nvg
 from nvg.artifacts.models import fingerprint
 from nvg.config import ServeConfig
 from pipelines.serve import deploy_until
+from tests.support.browser import generate, started_browser, visits
 from tests.support.load import Load, picture, wrong_pictures
 from tests.support.processes import replicas
-from tests.support.serve_job import ServeJob
 from tests.support.smoke import ROOT
 
 ASSET = ROOT / "nvg" / "assets" / "fashion-mnist"
@@ -90,6 +91,21 @@ def test_the_openai_client_lists_models_and_understands_refusals(client):
     assert refused.value.param == "prompt" and refused.value.code == "unknown_class"
     with pytest.raises(openai.NotFoundError):
         client.images.generate(prompt="Bag", model="dall-e-3")
+
+
+# ---- the studio page through the proxy; tests/serving/test_studio.py has everything else of it ----
+
+
+def test_stages_arrive_in_the_studio_page(address):
+    with started_browser() as browser, visits(browser, address) as visit:
+        page = visit()
+        page.get_by_label("Seed", exact=True).fill("3")
+        generate(page)
+        strip = page.get_by_role("figure").filter(has_text="seed 3")
+        for stage in range(5):
+            expect(strip.get_by_role("img", name=f"structure map of stage {stage}")).to_be_visible()
+        page.get_by_role("button", name="Structure of a picture: Boot").click()
+        expect(page.get_by_role("status")).to_have_text("Done: 4 pictures.", timeout=60_000)
 
 
 # ---- the OpenAPI document ----
@@ -262,56 +278,3 @@ def test_replicas_come_with_load_and_a_killed_one_loses_no_request_that_a_retry_
     assert load.errors == []
     assert len({answer.seed for answer in load.answers}) < len(load.answers)  # some were drawn more than once
     assert wrong_pictures(load.answers, nvg.load("fashion-mnist")) == []
-
-
-# ---- the job itself ----
-
-KINDS = {  # of lines that serving shows
-    "the model": r"model fashion-mnist: 32x32 images of 10 classes, /.*",
-    "where it runs": r"Ray on this machine: 2 CPUs, dashboard at http://[\d.]+:\d+",
-    "what is started": r"starting the model: 1 replica with 1 CPU each",
-    "what it waits for": r"waiting for \d+ (s|min): [01] of 1 replicas answer\..*",
-    "that it serves": r"serving fashion-mnist: press Ctrl\+C to stop",
-    "the studio": r"  studio    http://127.0.0.1:\d+/",
-    "the documentation": r"  API docs  http://127.0.0.1:\d+/docs",
-    "the models": r"  models    http://127.0.0.1:\d+/v1/models",
-    "the requests": r"  requests  /.*/logs/serve/requests_\*\.log",
-    "that it stops": r"stopping: requests in hand are answered first",
-    "that it has stopped": r"stopped",
-}
-
-
-def kinds_of(lines):
-    """The kinds of a server's lines, in order; a line of no kind as itself."""
-    found = [[kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, line)] or [line] for line in lines]
-    return [kind for (kind,) in found]
-
-
-def request_lines(pattern):
-    """The lines of all files of a pattern."""
-    return [line for path in sorted(glob.glob(pattern)) for line in Path(path).read_text().splitlines()]
-
-
-def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
-    busy = {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # conftest.py; by default 5 s
-    with ServeJob(NVG_API_KEYS="one, two", **busy) as job:
-        assert ask(job.address, prompt="Bag").status_code == 401
-        keyed = httpx.Client(headers={"Authorization": "Bearer two"}, timeout=120)
-        assert "Next visual granularity" in keyed.get(f"{job.address}/openapi.json").text
-        with ThreadPoolExecutor(1) as pool:
-            body = {"prompt": "Bag", "n": 32, "flow_steps": 100}
-            slow = pool.submit(keyed.post, f"{job.address}/v1/images/generations", json=body)
-            time.sleep(1)
-            assert not slow.done()
-            assert job.stop() == 0
-            answer = slow.result()
-        assert answer.status_code == 200 and len(answer.json()["data"]) == 32
-        shown = "".join(job.lines)
-        kinds = [kind for kind in kinds_of(shown.splitlines()) if kind != "what it waits for"]  # on a slow machine
-        assert kinds == [kind for kind in KINDS if kind != "what it waits for"], shown
-        requests = [json.loads(line) for line in request_lines(re.search(r"^  requests  (.*)$", shown, re.M)[1])]
-        asked = [(one["route"], one["status"]) for one in requests if one["method"] == "POST"]
-        assert asked == [("other", 401), ("/v1/images/generations", 200)]  # a refused request reaches no route
-        assert not any("Bag" in str(one) for one in requests)
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"{job.address}/healthz")

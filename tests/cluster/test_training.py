@@ -121,10 +121,11 @@ def test_the_parts_are_trained_one_after_the_other(images, tokenizer, tokens, tm
 
 
 def test_a_full_disk_ends_the_job_and_it_goes_on_after_space_is_made(unbroken, images, tokenizer, tokens, tmp_path):
+    """In this process: that a worker's error ends a job on Ray as it is, the test on an error of one worker shows."""
     with small_disk(tmp_path / "disk", 5500) as grow:
         output = tmp_path / "disk" / "out"
         with pytest.raises(DiskFull, match=f"no space left to write {output}/generators/checkpoints-"):
-            train_on_ray(output, images, tokenizer, tokens)
+            train_in_process(output, images, tokenizer, tokens)
         whole = list_checkpoints(f"{output}/generators/checkpoints-content-structure")
         left = {Path(path).parent for path in storage.list_files(str(output), (".safetensors",))}
         assert left == set(map(Path, whole)) and not list(output.rglob(".*.tmp"))  # nothing half written

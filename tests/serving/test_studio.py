@@ -87,23 +87,22 @@ def test_it_opens_on_a_picture_with_its_stages_drawn(visit, address):
     assert "#" not in page.url  # nobody chose this picture
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_one_click_draws_several_classes_in_one_structure(visit, preset):
+def test_one_click_draws_several_classes_in_one_structure(visit):
     page = visit()
-    page.get_by_role("button", name=preset).click()
-    moved = {"Drawing: Disc": 4, "Drawing: Diagonal": 2}.get(preset)  # of the 4 x 4 positions, where halves are unequal
-    halves = f" The server moved {moved} of 16 positions to make equal halves." if moved else ""
-    expect(page.get_by_role("status")).to_have_text(f"Done: 4 pictures.{halves}")
-    assert len(set(sources(page))) == 4
-    given = 4 if preset.startswith("Structure") else 1
-    for stage in range(given + 1):
-        assert len(maps(page, stage)) == 4 and len(set(maps(page, stage))) == 1
-    expect(page.get_by_label("From an image" if given == 4 else "Drawn")).to_be_checked()
-
-
-def test_every_preset_is_tried(visit):
-    buttons = visit().locator("#presets button")
+    buttons = page.locator("#presets button")
     assert [buttons.nth(j).get_attribute("aria-label") for j in range(buttons.count())] == PRESETS
+    for preset in PRESETS:
+        with page.expect_request("**/v1/images/generations"):  # until then the status is that of the preset before
+            page.get_by_role("button", name=preset).click()
+        # Of the 4 x 4 positions, where halves are unequal:
+        moved = {"Drawing: Disc": 4, "Drawing: Diagonal": 2}.get(preset)
+        halves = f" The server moved {moved} of 16 positions to make equal halves." if moved else ""
+        expect(page.get_by_role("status")).to_have_text(f"Done: 4 pictures.{halves}")
+        assert len(set(sources(page))) == 4, preset
+        given = 4 if preset.startswith("Structure") else 1
+        for stage in range(given + 1):
+            assert len(maps(page, stage)) == 4 and len(set(maps(page, stage))) == 1, preset
+        expect(page.get_by_label("From an image" if given == 4 else "Drawn")).to_be_checked()
 
 
 # ---- the timeline ----
@@ -130,7 +129,7 @@ def test_the_timeline_goes_through_the_stages_of_all_pictures(visit):
 
 
 def test_the_timeline_plays_and_pauses(visit):
-    page = visit()
+    page = visit(alone=True)  # a clock is a context's
     slider, button = page.get_by_role("slider", name="Stage", exact=True), page.locator("#play")
     page.clock.install()
     page.keyboard.press("p")
@@ -520,9 +519,8 @@ def test_errors_are_told_in_words(visit):
     expect(page.locator("#error")).to_be_empty()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_takes_a_finger(visit, scheme):
-    page = visit(**PHONE, color_scheme=scheme)
+def test_it_fits_a_phone_and_takes_a_finger(visit):
+    page = visit(**PHONE)
     picture = page.locator("#stages .now img").bounding_box()
     actions = page.locator("#actions").bounding_box()
     assert picture["y"] + picture["height"] < actions["y"]  # the first picture is seen without scrolling
@@ -538,8 +536,10 @@ def test_it_fits_a_phone_and_takes_a_finger(visit, scheme):
     generate(page)
     expect(page.get_by_role("slider", name="Stage", exact=True)).to_be_in_viewport()  # the page goes to the pictures
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(int(value) for value in re.findall(r"\d+", back)[:3]) > 384) == (scheme == "light")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(int(value) for value in re.findall(r"\d+", back)[:3]) > 384) == (scheme == "light")
 
 
 # ---- for everybody ----
@@ -556,34 +556,36 @@ def listed(page):
 
 
 def kept(page):
+    page.keyboard.press("Escape")  # the list
     page.get_by_role("button", name="Structure of a picture: Bag").click()
     expect(page.get_by_role("status")).to_have_text("Done: 4 pictures.")
-
-
-def refused(page):
-    page.route("**/v1/images/generations", lambda route: route.fulfill(status=401, json={}))
-    page.get_by_role("button", name="Generate").click()
-    expect(page.get_by_label("API key")).to_be_visible()
 
 
 def keys(page):
     page.get_by_role("button", name="Keys").click()
 
 
-@pytest.mark.parametrize("device", [{}, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("act", [drawn, listed, kept, refused, keys], ids=lambda act: act.__name__)
-def test_axe_finds_no_fault(visit, act, scheme, device):
+def refused(page):
+    page.keyboard.press("Escape")  # the dialog
+    page.route("**/v1/images/generations", lambda route: route.fulfill(status=401, json={}))
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+
+
+@pytest.mark.parametrize(("scheme", "device"), [("light", {}), ("dark", PHONE)], ids=["light desktop", "dark phone"])
+def test_axe_finds_no_fault(visit, scheme, device):
+    """Colours follow the scheme and places the device: two pages show every part in each."""
     page = visit(color_scheme=scheme, **device)
-    act(page)
-    report = Axe().run(page)
-    assert report.violations_count == 0, report.generate_report()
-    assert {"color-contrast", "button-name"} <= {rule["id"] for rule in report.response["passes"]}  # it looked
+    for act in (drawn, listed, kept, keys, refused):
+        act(page)
+        report = Axe().run(page)
+        assert report.violations_count == 0, f"{act.__name__}: {report.generate_report()}"
+        assert {"color-contrast", "button-name"} <= {rule["id"] for rule in report.response["passes"]}  # it looked
 
 
 def test_a_server_with_keys_makes_the_page_ask_for_one(browser, model):
     with on_a_port(model, keys=[hash_key("secret")]) as address:
-        page = browser.new_page()
+        page = browser.page()
         page.goto(address)
         expect(page.get_by_role("alert")).to_contain_text("asks for an API key")
         page.get_by_label("API key").fill("secret")

@@ -10,30 +10,50 @@ from scripts.browser import find
 PATIENCE = 60_000  # ms that a picture may take on a busy machine
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A Chromium. Ends with its module: while it runs, no event loop can be started in its thread."""
+class Browser:
+    """A running Chromium. Visits with the same options share a context, which takes longer to start than a page; a
+    page's sessionStorage is its own."""
+
+    def __init__(self, chromium):
+        self.chromium, self.contexts = chromium, {}
+
+    def page(self, *, alone=False, **options):
+        """A new page. alone: in a context of its own."""
+        key = object() if alone else repr(sorted(options.items()))
+        if key not in self.contexts:
+            self.contexts[key] = self.chromium.new_context(**options)
+        return self.contexts[key].new_page()
+
+
+@contextlib.contextmanager
+def started_browser():
+    """A Browser, until the block ends: while it runs, no event loop can be started in its thread."""
     path = find()
     assert path, "no Chromium: python scripts/browser.py installs one"
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield Browser(chromium)
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with started_browser() as browser:
         yield browser
-        browser.close()
 
 
 @contextlib.contextmanager
 def visits(browser, address):
-    """visit(hash, **context): the page, its first picture drawn.
+    """visit(hash, **options of Browser.page): the page, its first picture drawn.
 
     An error in its console, or a request to anywhere else, fails at the end.
     """
-    contexts, errors, elsewhere = [], [], []
+    pages, errors, elsewhere = [], [], []
 
     def visit(link="", **options):
-        context = browser.new_context(**({"viewport": {"width": 1400, "height": 1000}} | options))
-        contexts.append(context)
-        page = context.new_page()
+        page = browser.page(**({"viewport": {"width": 1400, "height": 1000}} | options))
+        pages.append(page)
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -44,8 +64,8 @@ def visits(browser, address):
         return page
 
     yield visit
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert [error for error in errors if "Failed to load resource" not in error] == []
     assert elsewhere == []
 

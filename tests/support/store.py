@@ -11,10 +11,7 @@ from pathlib import Path
 import pytest
 
 import nvg
-from nvg import config as configuration
 from nvg import storage
-from nvg.data.tokens import part_files
-from pipelines.build_tokens import build_tokens
 from tests.support import s3
 from tests.support.pictures import write_parquet
 from tests.support.smoke import ROOT, SMOKE
@@ -63,11 +60,8 @@ def fill(folder):
     return images
 
 
-def check_sampler_and_tokens(images, artifacts, folder):
-    """Assert that the sampler draws, that nothing is left over, and that the tokens are those of a local run.
-
-    images: their path on this machine. folder: for the local run.
-    """
+def check_sampler(artifacts):
+    """Assert that the sampler draws, and that nothing is left over."""
     sampler = nvg.load(artifacts["generators"].folder)
     assert sampler.last_stage == 6 and sampler.class_names == [f"class {number}" for number in range(5)]
     assert sampler.generate(["class 4"]).shape == (1, 32, 32, 1)
@@ -75,10 +69,3 @@ def check_sampler_and_tokens(images, artifacts, folder):
     assert any(path.endswith("-samples.png") for path in previews)
     left = storage.list_files(f"{BUCKET}/out")
     assert not [path for path in left if path.endswith(".lease") or "/ray_train/" in path]
-
-    local = configuration.load(CONFIG, [*SETTINGS, f"data.train={images}", f"output={folder}"])
-    build_tokens(local, str(storage.local_folder(artifacts["tokenizer"].folder)), f"{folder}/tokens")
-    in_store, on_disk = part_files(artifacts["tokens"].folder), part_files(f"{folder}/tokens")
-    assert in_store.keys() == on_disk.keys() and len(in_store) > 1
-    for key, paths in in_store.items():
-        assert [storage.read_bytes(path) for path in paths] == [storage.read_bytes(path) for path in on_disk[key]]

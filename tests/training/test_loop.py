@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nvg import storage
 from nvg.errors import TrainingDiverged
 from nvg.training.checkpoint import latest_checkpoint, list_checkpoints
 from nvg.training.loop import Place, train
@@ -98,6 +99,14 @@ def test_a_finished_training_does_no_step_again(tmp_path):
 def test_the_last_two_checkpoints_stay(tmp_path):
     run(ToyTask(), tmp_path, total_steps=11)
     assert [path.rsplit("/", 1)[1] for path in list_checkpoints(str(tmp_path))] == ["step-00000008", "step-00000011"]
+
+
+def test_a_notice_makes_one_checkpoint_at_the_next_record(tmp_path):
+    """Records are at steps 3, 6, 9 and 12; the notice stays from then on."""
+    place = Place(leaving=lambda: True, bar=SilentBar)
+    train(ToyTask(), toy_settings(checkpoint_every=100), toy_config(), str(tmp_path), place=place)
+    found = [storage.read_json(f"{path}/metadata.json") for path in list_checkpoints(str(tmp_path))]
+    assert [(one["step"], one["notice"]) for one in found] == [(3, True), (12, False)]
 
 
 def test_workers_report_at_every_checkpoint(tmp_path):
