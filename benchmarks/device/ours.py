@@ -1,8 +1,8 @@
 """This package's works: samplers, training steps, decoder and tokens. Random weights, random data, made on the device.
 
 Samplers and decoder compute as pipelines/serve.py has them on a GPU: transformers in bfloat16, canvas and decoder in
-float32, whose convolutions are in TF32. Training steps are those of the real loop (nvg/training/loop.py), from tokens or
-images that are on the device already.
+float32, whose convolutions are in TF32. Training steps are those of the real loop (nvg/training/loop.py), from tokens
+or images that are on the device already.
 """
 
 from __future__ import annotations

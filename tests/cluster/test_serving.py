@@ -1,7 +1,6 @@
 """Serving for real: Ray Serve on a free port, the openai client, schemathesis, faults under load."""
 
 import base64
-import glob
 import io
 import json
 import os
@@ -12,7 +11,6 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import numpy as np
