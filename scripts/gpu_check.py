@@ -9,7 +9,6 @@ scripts/gpu_check.yaml with its bar and ends with 1 where one is not reached or 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from nvg import config as configuration
 from nvg import storage
 from nvg.errors import ConfigError
-from pipelines.command_line import first_line, job_parser, one_line_errors, read_config, words
+from pipelines.command_line import described_parser, job_parser, one_line_errors, read_config, words
 from pipelines.steps import Artifact, plan
 
 BARS = Path(__file__).with_suffix(".yaml")
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         print("\n".join(lines))
         raise SystemExit(0 if passed else 1)
-    parser = argparse.ArgumentParser(description=first_line(__doc__))
+    parser = described_parser(__doc__)
     parser.add_argument("command", choices=("gpus", "judge"))
     parser.parse_args([command, *rest])
     print(working_gpus())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nvg import storage
-from nvg.artifacts.files import plain, write_safetensors
+from nvg.artifacts.files import write_safetensors
 from nvg.autoencoder import Autoencoder
 from nvg.config import DataConfig
 from nvg.data import ImageRecord, make_view, open_source
@@ -70,4 +70,4 @@ def encode(tokenizer: Autoencoder, data: DataConfig, split: str, path: Path) -> 
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors to a file, which is there whole or not at all."""
     with storage.file_writer(str(path)) as file:
-        write_safetensors(file, plain(tensors))
+        write_safetensors(file, tensors)

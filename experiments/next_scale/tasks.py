@@ -137,6 +137,7 @@ def fit(task: Task, config: Config, section: TrainingConfig, steps: int, folder:
         total_steps=steps,
         batch_size=section.batch_size,
         slices=1,
+        micro_batch=None,
         clip_norm=section.clip_norm,
         checkpoint_every=CHECKPOINT_EVERY,
         log_every=config.tracking.log_every,
