@@ -278,6 +278,19 @@ def test_the_time_that_a_block_may_take_ends_with_it() -> None:
             pytest.fail("a library took it for an error of its own")
 
 
+def test_a_timer_that_was_set_before_runs_on() -> None:
+    """pytest's own is one."""
+    handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    before = signal.setitimer(signal.ITIMER_REAL, 1000)
+    try:
+        with clock.at_most(500):
+            assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+        assert 500 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, before[0])
+        signal.signal(signal.SIGALRM, handler)
+
+
 def test_a_training_step_takes_as_many_images_as_memory_has_room_for() -> None:
     tried: list[int] = []
 
