@@ -118,7 +118,7 @@ def stages_film(codes: Any, previews: Sequence[Any], labels: Any, class_names: S
     headings = [(class_names[index[column[0]]], "") for column in columns]
     frames = []
     for stage, decoded in enumerate(pixels):
-        rows = []
+        rows: list[TileRow] = []
         for images in zip(*columns, strict=True):  # one of each class
             below = [tile(decoded[number], STAGE_SIDES) for number in images]
             maps = [map_tile(code_array[number], stage, below[0].size) for number in images]
