@@ -46,12 +46,40 @@ Sampling: {sampling}.
 {rows}
 
 Perfect generators would have the distance of the reconstructions, perfect samples that of the training images.
-
+{neighbours}
 ## Use
 
 For trying the method and as a base for tests. It draws clothes; it knows nothing else. Images are as soft as a 4x4
 latent of 31 tokens lets them be: see the reconstruction figures.
 """
+
+
+NEIGHBOURS = """
+## Nearest training images
+
+{samples} samples, {held_out} held-out images and their reconstructions, and the median distance to the nearest of
+{training_images} training images: between features of the same classifier, and between pixels (0 ... 255, root mean
+square). `nearer` is the share of the samples that are nearer than 95% of the held-out images, or of their
+reconstructions, are. It is 5% where samples are as new as these.
+[The nearest](../../../docs/figures/neighbours_{name}.png) stand beside their training images.
+
+| space | samples | held-out | reconstructions | nearer than held-out | nearer than reconstructions | copies |
+| --- | --- | --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def neighbours(name: str, result: dict[str, Any]) -> str:
+    """The card's section of a neighbours.json, which scripts/release/neighbours.py wrote."""
+    rows = []
+    for space in ("features", "pixels"):
+        part = result[space]
+        cells = [_number(part["quantiles"][one]["0.5"]) for one in ("samples", "held_out", "reconstructions")]
+        for one in ("held_out", "reconstructions"):
+            low, high = part["nearer"][one]["interval"]
+            cells.append(f"{part['nearer'][one]['share']:.1%} ({low:.1%} ... {high:.1%})")
+        rows.append(f"| {space} | {' | '.join(cells)} | {part['copies']} |")
+    return NEIGHBOURS.format(name=name, rows="\n".join(rows), **result)
 
 
 def main() -> None:
@@ -83,6 +111,7 @@ def main() -> None:
         f"| `{name}` | {_number(result['figures'][name])} | {_number(low)} ... {_number(high)} |"
         for name, (low, high) in result["intervals"].items()
     ]
+    near = folder / "neighbours.json"  # scripts/release/neighbours.py
     weights = [folder / f"{network}.safetensors" for network in ("tokenizer", "content", "structure")]
     card = CARD.format(
         name=arguments.name,
@@ -95,6 +124,7 @@ def main() -> None:
         network=result["protocol"]["network"],
         sampling=", ".join(f"{key} {value}" for key, value in result["protocol"]["settings"].items()),
         rows="\n".join(rows),
+        neighbours=neighbours(arguments.name, storage.read_json(str(near))) if near.is_file() else "",
     )
     (folder / "MODEL_CARD.md").write_text(card)
     print(folder / "MODEL_CARD.md")
