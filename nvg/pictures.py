@@ -1,4 +1,4 @@
-"""Picture grids of samples, stages and reconstructions. NumPy and Pillow alone.
+"""Picture grids of samples, stages and reconstructions, and films of stages. NumPy and Pillow alone.
 
 Images are uint8 (N, H, W, C) arrays or tensors, C = 1 or 3. Small ones are enlarged by whole factors without smoothing,
 so that a picture shows the pixels that were made.
@@ -6,6 +6,7 @@ so that a picture shows the pixels that were made.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ STAGE_SIDES = (96, 128)
 RECONSTRUCTION_SIDES = (96, 256)
 MAXIMUM_CLASSES = 10  # rows of a sample grid
 LABEL_WIDTH = 200  # pixels, at most, of a name beside its row
+FRAME_MS, LAST_FRAME_MS = 700, 2500  # how long a film shows a stage, and the finished images
 
 
 # ---- the three pictures ----
@@ -64,13 +66,7 @@ def stages_picture(
     image decoded from stages 0 ... i. labels and class_names, when given, name the rows. Raises ValueError when the
     counts do not fit.
     """
-    code_array = np.asarray(codes)
-    stage_count = last_stage(code_array.shape[1]) + 1
-    if len(previews) != stage_count:
-        raise ValueError(f"{len(previews)} previews for {stage_count} stages")
-    pixels = [_pixels(preview) for preview in previews]
-    if any(len(stage) != len(code_array) for stage in pixels):
-        raise ValueError(f"codes of {len(code_array)} images, previews of {[len(stage) for stage in pixels]}")
+    code_array, pixels = _stages(codes, previews)
     names = [""] * len(code_array)
     if labels is not None and class_names is not None:
         names = [class_names[number] for number in np.asarray(labels).reshape(-1).tolist()]
@@ -79,10 +75,10 @@ def stages_picture(
     rows = []
     for number, name in enumerate(names):
         decoded = [tile(stage[number], STAGE_SIDES) for stage in pixels]
-        maps = [map_tile(code_array[number], stage, decoded[0].size) for stage in range(stage_count)]
+        maps = [map_tile(code_array[number], stage, decoded[0].size) for stage in range(len(pixels))]
         rows.append(TileRow(maps, name, note="structure" if number == 0 else "", begins_block=number > 0))
         rows.append(TileRow(decoded, "", note="preview" if number == 0 else ""))
-    headings = [(f"stage {stage}", _count(2**stage, "token")) for stage in range(stage_count)]
+    headings = [(f"stage {stage}", _count(2**stage, "token")) for stage in range(len(pixels))]
     return compose(rows, headings)
 
 
@@ -100,6 +96,45 @@ def reconstruction_picture(originals: Any, reconstructions: Any, columns: int = 
             tiles = [tile(image, RECONSTRUCTION_SIDES) for image in pixels[start : start + columns]]
             rows.append(TileRow(tiles, name, begins_block=name == "original" and start > 0))
     return compose(rows)
+
+
+# ---- films ----
+
+
+def stages_film(codes: Any, previews: Sequence[Any], labels: Any, class_names: Sequence[str]) -> list[Image.Image]:
+    """The frames of a film, one per stage from coarse to fine, of one size.
+
+    Each class has a column, each of its images a structure map over a preview. codes and previews: as in
+    `stages_picture`; labels: (N,) indices into class_names, each equally often. Raises ValueError when the counts do
+    not fit.
+    """
+    code_array, pixels = _stages(codes, previews)
+    index = np.asarray(labels).reshape(-1)
+    if len(index) != len(code_array):
+        raise ValueError(f"codes of {len(code_array)} images, {len(index)} labels")
+    columns = [np.flatnonzero(index == number) for number in dict.fromkeys(index.tolist())]
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(f"{[len(column) for column in columns]} images of the classes: a film shows as many of each")
+    headings = [(class_names[index[column[0]]], "") for column in columns]
+    frames = []
+    for stage, decoded in enumerate(pixels):
+        rows: list[TileRow] = []
+        for images in zip(*columns, strict=True):  # one of each class
+            below = [tile(decoded[number], STAGE_SIDES) for number in images]
+            maps = [map_tile(code_array[number], stage, below[0].size) for number in images]
+            rows.append(TileRow(maps, "structure", note=f"stage {stage}", begins_block=bool(rows)))
+            rows.append(TileRow(below, "preview"))
+        frames.append(compose(rows, headings))
+    return frames
+
+
+def film(frames: Sequence[Image.Image]) -> bytes:
+    """An animated WebP that repeats: every frame FRAME_MS, the last one LAST_FRAME_MS. Keeps each pixel as it is."""
+    buffer = io.BytesIO()
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    first, *others = frames
+    first.save(buffer, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, lossless=True)
+    return buffer.getvalue()
 
 
 # ---- the palette of structure maps ----
@@ -171,6 +206,19 @@ def _pixels(images: Any) -> np.ndarray:
     return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
 
 
+def _stages(codes: Any, previews: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Structure codes (N, L) and the previews of all K + 1 stages with 3 channels. Raises ValueError when the counts do
+    not fit."""
+    code_array = np.asarray(codes)
+    stage_count = last_stage(code_array.shape[1]) + 1
+    if len(previews) != stage_count:
+        raise ValueError(f"{len(previews)} previews for {stage_count} stages")
+    pixels = [_pixels(preview) for preview in previews]
+    if any(len(stage) != len(code_array) for stage in pixels):
+        raise ValueError(f"codes of {len(code_array)} images, previews of {[len(stage) for stage in pixels]}")
+    return code_array, pixels
+
+
 def tile(image: np.ndarray, sides: tuple[int, int]) -> Image.Image:
     """One image (H, W, 3) with its longer side in about `sides`: enlarged by a whole factor, or smoothly reduced."""
     least, greatest = sides
@@ -193,15 +241,15 @@ def compose(rows: list[TileRow], headings: Sequence[tuple[str, str]] = ()) -> Im
     names = [(_fit(row.name, font), _fit(row.note, small)) for row in rows]
     label = max(max(font.getlength(name), small.getlength(note)) for name, note in names)
     left = MARGIN + (int(label) + 12 if label else 0)
-    top = MARGIN + (44 if headings else 0)
+    top = MARGIN + (44 if any(subtitle for _, subtitle in headings) else 24 if headings else 0)
     columns = max(len(row.tiles) for row in rows)
     total = top + sum(height + GAP + (BLOCK_GAP if row.begins_block else 0) for row in rows) - GAP + MARGIN
     canvas = Image.new("RGB", (left + columns * (width + GAP) - GAP + MARGIN, total), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for column, (title, subtitle) in enumerate(headings):
         centre = left + column * (width + GAP) + width / 2
-        draw.text((centre, MARGIN), title, INK, font, anchor="mt")
-        draw.text((centre, MARGIN + 20), subtitle, FAINT, small, anchor="mt")
+        draw.text((centre, MARGIN), _fit(title, font, width), INK, font, anchor="mt")
+        draw.text((centre, MARGIN + 20), _fit(subtitle, small, width), FAINT, small, anchor="mt")
     y = top
     for row, (name, note) in zip(rows, names, strict=True):
         y += BLOCK_GAP if row.begins_block else 0
@@ -214,14 +262,14 @@ def compose(rows: list[TileRow], headings: Sequence[tuple[str, str]] = ()) -> Im
     return canvas
 
 
-def _fit(text: str, font: Any) -> str:
-    """The text; if wider than LABEL_WIDTH, cut at its first comma ("tench, Tinca tinca") or with an ellipsis."""
+def _fit(text: str, font: Any, width: int = LABEL_WIDTH) -> str:
+    """The text; if wider than `width` pixels, cut at its first comma ("tench, Tinca tinca") or with an ellipsis."""
     text = " ".join(text.split())
-    if font.getlength(text) > LABEL_WIDTH:
+    if font.getlength(text) > width:
         text = text.split(", ")[0]
-    if font.getlength(text) <= LABEL_WIDTH:
+    if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > LABEL_WIDTH:
+    while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text.rstrip(" ,") + "..."
 

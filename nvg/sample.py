@@ -2,11 +2,13 @@
 
     nvg sample fashion-mnist --classes Bag,Coat --count 4 --seed 0 --output grid.png [key=value ...]
     nvg sample fashion-mnist --classes Bag --stages --output stages.png
+    nvg sample fashion-mnist --film film.webp
     nvg sample fashion-mnist --classes Bag,Coat --structure drawing.png
 
 The sampler is one that ships with nvg, a folder, a URL or models:/NAME@champion. Each class has a row of its own; with
---stages the rows are the structure map and the preview of every stage. --structure takes a drawn black and white map in
-place of the first one that would be generated. key=value changes a setting, such as structure_temperature=0.5.
+--stages the rows are the structure map and the preview of every stage. --film shows these one after the other, in an
+animated WebP in which each class has a column. --structure takes a drawn black and white map in place of the first one
+that would be generated. key=value changes a setting, such as structure_temperature=0.5.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from nvg import storage
 from nvg.config import SEEDS, SamplerConfig, ServeConfig, with_home
 from nvg.errors import ConfigError
 from nvg.generator.seeds import nth_seed
-from nvg.pictures import MAXIMUM_CLASSES, sample_grid, stages_picture
+from nvg.pictures import MAXIMUM_CLASSES, film, sample_grid, stages_film, stages_picture
 from pipelines.command_line import one_line_errors
 
 if TYPE_CHECKING:
@@ -39,18 +41,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     with one_line_errors(ValueError, OSError):  # the sampler's own, for a class or a setting; files
         settings = read_settings(arguments.settings)
-        output = with_home(arguments.output)
-        check_png(output)
+        kind = "film" if arguments.film is not None else "stages" if arguments.stages else "grid"
+        output = with_home(arguments.film if kind == "film" else arguments.output)
+        check_name(output, kind)
         sampler = nvg.load(arguments.model)
         chosen = chosen_classes(sampler, arguments.classes)
         given = None if arguments.structure is None else read_drawing(arguments.structure, sampler)
         classes = [index for index in chosen for _ in range(arguments.count)]
-        draw = draw_stages if arguments.stages else draw_grid
-        picture = draw(sampler, classes, arguments.seed, given, settings)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        storage.write_bytes(output, buffer.getvalue())
-    print(f"{output}: {legend(len(chosen), arguments.count, arguments.seed, arguments.stages)}")
+        made = DRAWN[kind](sampler, classes, arguments.seed, given, settings)
+        storage.write_bytes(output, made)
+    print(f"{output}: {legend(len(chosen), arguments.count, arguments.seed, kind)}")
     if len(chosen) < len(sampler.class_names) and arguments.classes is None:
         print(f"These are {len(chosen)} of {len(sampler.class_names)} classes: name others with --classes.")
     if given is not None:
@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=_seed, default=0, help="image j has the seed SEED + j (default 0)")
     parser.add_argument("--stages", action="store_true", help="draw every stage's structure map and preview")
     parser.add_argument("--structure", metavar="FILE", help="a drawing, black and white or with alpha, as stage 1")
-    parser.add_argument("--output", default="sample.png", help="the PNG to write, a path or URL (default sample.png)")
+    files = parser.add_mutually_exclusive_group()
+    files.add_argument("--output", default="sample.png", help="the PNG to write, a path or URL (default sample.png)")
+    files.add_argument("--film", metavar="FILE", help="write the stages as an animated WebP, a path or URL, and no PNG")
     names = ", ".join(field.name for field in dataclasses.fields(SamplerConfig))
     parser.add_argument("settings", nargs="*", metavar="key=value", help=f"over the sampler's settings: {names}")
     return parser
@@ -106,10 +108,11 @@ def read_settings(items: Sequence[str]) -> dict[str, float]:
     return settings
 
 
-def check_png(path: str) -> None:
-    """Raises ConfigError, before anything is drawn, for a name that says another format than PNG."""
-    if not path.lower().endswith(".png"):
-        raise ConfigError(f"--output {path}: a PNG is written: give a name that ends in .png")
+def check_name(path: str, kind: str) -> None:
+    """Raises ConfigError, before anything is drawn, for a name that says another format than that which is written."""
+    option, name, ending = ("--film", "an animated WebP", ".webp") if kind == "film" else ("--output", "a PNG", ".png")
+    if not path.lower().endswith(ending):
+        raise ConfigError(f"{option} {path}: {name} is written: give a name that ends in {ending}")
 
 
 def chosen_classes(sampler: Sampler, text: str | None) -> list[int]:
@@ -149,21 +152,42 @@ def read_drawing(path: str, sampler: Sampler) -> Given:
 
 def draw_grid(
     sampler: Sampler, classes: Sequence[int], seed: int, given: Given | None, settings: dict[str, float]
-) -> Image.Image:
-    """A row of images for each class, in the order of `classes`, one image for each of its entries."""
+) -> bytes:
+    """PNG: a row of images for each class, in the order of `classes`, one image for each of its entries."""
     batches = [
         sampler.generate(classes[start : start + BATCH], seed=nth_seed(seed, start), given=given, **settings)
         for start in range(0, len(classes), BATCH)
     ]
     names, rows = _rows(sampler, classes)
     columns = len(classes) // len(names)
-    return sample_grid(np.concatenate(batches), rows, names, columns, maximum_classes=len(names))
+    return _png(sample_grid(np.concatenate(batches), rows, names, columns, maximum_classes=len(names)))
 
 
 def draw_stages(
     sampler: Sampler, classes: Sequence[int], seed: int, given: Given | None, settings: dict[str, float]
-) -> Image.Image:
-    """Structure maps over previews, stage by stage, for each entry of `classes`."""
+) -> bytes:
+    """PNG: structure maps over previews, stage by stage, for each entry of `classes`."""
+    codes, previews = _stages(sampler, classes, seed, given, settings)
+    names, rows = _rows(sampler, classes)
+    return _png(stages_picture(codes, previews, rows, names))
+
+
+def draw_film(
+    sampler: Sampler, classes: Sequence[int], seed: int, given: Given | None, settings: dict[str, float]
+) -> bytes:
+    """Animated WebP: the structure map over the preview of each entry of `classes`, one stage after the other."""
+    codes, previews = _stages(sampler, classes, seed, given, settings)
+    names, rows = _rows(sampler, classes)
+    return film(stages_film(codes, previews, rows, names))
+
+
+DRAWN = {"grid": draw_grid, "stages": draw_stages, "film": draw_film}
+
+
+def _stages(
+    sampler: Sampler, classes: Sequence[int], seed: int, given: Given | None, settings: dict[str, float]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Codes (N, L) of the images, and their previews (N, H, W, C) of every stage."""
     codes, previews = [], []
     for start in range(0, len(classes), BATCH):
         steps = list(
@@ -171,10 +195,13 @@ def draw_stages(
         )
         codes.append(steps[-1].sequence_codes.numpy())
         previews.append([step.preview for step in steps])
-    names, rows = _rows(sampler, classes)
-    return stages_picture(
-        np.concatenate(codes), [np.concatenate(stage) for stage in zip(*previews, strict=True)], rows, names
-    )
+    return np.concatenate(codes), [np.concatenate(stage) for stage in zip(*previews, strict=True)]
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _rows(sampler: Sampler, classes: Sequence[int]) -> tuple[list[str], list[int]]:
@@ -186,11 +213,17 @@ def _rows(sampler: Sampler, classes: Sequence[int]) -> tuple[list[str], list[int
 # ---- what is said of it ----
 
 
-def legend(classes: int, count: int, seed: int, stages: bool) -> str:
-    """One sentence that says what a picture shows of a number of classes."""
+def legend(classes: int, count: int, seed: int, kind: str) -> str:
+    """One sentence that says what a picture shows of a number of classes. kind: one of DRAWN."""
     images = classes * count
     seeds = f"seed {seed}" if images == 1 else f"seeds {seed} ... {seed + images - 1}"
-    if stages:
+    if kind == "film":
+        order = "top to bottom, column by column" if count > 1 else "left to right"
+        return (
+            f"{images} {'image' if images == 1 else 'images'}, {seeds}{f' from {order}' if images > 1 else ''}; the "
+            "structure map (one colour, one content token) over the preview, from coarse to fine."
+        )
+    if kind == "stages":
         return (
             f"{images} {'image' if images == 1 else 'images'}, {seeds} from top to bottom; the upper row of each holds "
             "its structure maps (one colour, one content token), the lower row the previews, from coarse to fine."

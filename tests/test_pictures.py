@@ -1,11 +1,23 @@
 """Picture grids: sizes, places and the nesting palette."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from nvg.pictures import BACKGROUND, cluster_colours, reconstruction_picture, sample_grid, stages_picture
+from nvg.pictures import (
+    BACKGROUND,
+    FRAME_MS,
+    LAST_FRAME_MS,
+    cluster_colours,
+    film,
+    reconstruction_picture,
+    sample_grid,
+    stages_film,
+    stages_picture,
+)
 
 
 def plain(colours: list[tuple[int, ...]], side: int = 32) -> np.ndarray:
@@ -78,6 +90,28 @@ def test_stages_run_coarse_to_fine_with_maps_over_previews(stages: int, channels
     assert picture.width < 1400
 
 
+def test_a_frame_of_a_film_shows_one_stage_of_every_image_each_class_in_a_column() -> None:
+    codes = np.tile(np.arange(4), (4, 1))
+    previews = [plain([(stage * 20 + image, 0, 0) for image in range(4)], 96) for stage in range(3)]
+    frames = stages_film(codes, previews, [1, 1, 0, 0], ["Bag", "a coat with a very long name"])
+    assert len(frames) == 3 and len({frame.size for frame in frames}) == 1
+    for stage, frame in enumerate(frames):
+        shown = [row for row in tiles(frame, least=96) if row[0][1:] == (0, 0)]
+        assert shown == [[(stage * 20 + image, 0, 0) for image in pair] for pair in ((0, 2), (1, 3))]
+        colours = {colour for line in np.asarray(frame) for colour, _ in runs(line)}
+        assert len(colours & {tuple(colour) for colour in cluster_colours(stage).tolist()}) == 2**stage
+    assert frames[0].width < 16 + 90 + 2 * 100 + 16  # a long name is cut over its column
+
+
+def test_a_film_keeps_every_pixel_and_rests_on_its_last_frame() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(film([Image.fromarray(one) for one in pixels]))) as made:
+        assert made.format == "WEBP" and made.info["loop"] == 0
+        found = [(np.asarray(frame.convert("RGB")), frame.info["duration"]) for frame in ImageSequence.Iterator(made)]
+    assert [duration for _, duration in found] == [FRAME_MS, FRAME_MS, LAST_FRAME_MS]
+    assert all(np.array_equal(frame, one) for (frame, _), one in zip(found, pixels, strict=True))
+
+
 def test_a_structure_map_is_drawn_in_raster_order() -> None:
     codes = np.array([[0, 1, 2, 3]])  # stage 2 of 2x2 positions
     previews = [plain([(255, 255, 255)], 96)] * 3
@@ -118,3 +152,7 @@ def test_input_that_does_not_fit_is_refused() -> None:
         stages_picture(np.zeros((2, 4), dtype=np.int64), [images, images])
     with pytest.raises(ValueError, match="previews of"):
         stages_picture(np.zeros((1, 4), dtype=np.int64), [images] * 3)
+    with pytest.raises(ValueError, match="codes of 2 images, 1 labels"):
+        stages_film(np.zeros((2, 4), dtype=np.int64), [images] * 3, [0], ["a"])
+    with pytest.raises(ValueError, match=r"\[2, 1\] images of the classes: a film shows as many of each"):
+        stages_film(np.zeros((3, 4), dtype=np.int64), [images[[0, 0, 0]]] * 3, [0, 1, 0], ["a", "b"])

@@ -1,14 +1,16 @@
 """`nvg sample`: the picture is what the sampler draws, and wrong input is one line."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageSequence
 
 import nvg
 from nvg import sample
 from nvg.generator.controls import given_from_drawing
-from nvg.pictures import sample_grid, stages_picture
+from nvg.pictures import sample_grid, stages_film, stages_picture
 from nvg.serving.images import open_drawing
 
 FAST = "fashion-mnist-fast"  # one step a stage
@@ -79,6 +81,21 @@ def test_every_stage_of_each_image(sampler, draw):
     assert "2 images, seeds 0 ... 1 from top to bottom" in said
 
 
+def test_a_film_shows_every_stage_of_each_image(sampler, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sample, "BATCH", 3)  # more than one batch
+    path = tmp_path / "film.webp"
+    sample.main([FAST, "--classes", "Bag,4", "--count", "2", "--seed", "5", "--film", str(path), "flow_steps=2"])
+    steps = list(sampler.stages(["Bag", "Bag", "Coat", "Coat"], seed=5, flow_steps=2))
+    previews = [step.preview for step in steps]
+    expected = stages_film(steps[-1].sequence_codes, previews, [0, 0, 1, 1], ["Bag", "Coat"])
+    with Image.open(path) as film:
+        assert film.format == "WEBP" and film.n_frames == sampler.last_stage + 1
+        for frame, wanted in zip(ImageSequence.Iterator(film), expected, strict=True):
+            assert np.array_equal(frame.convert("RGB"), wanted)
+    assert "4 images, seeds 5 ... 8 from top to bottom, column by column; the structure map" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [path]  # no PNG beside it
+
+
 def test_a_drawing_is_the_structure_of_stage_one_of_every_image(sampler, draw, tmp_path):
     path = drawing(tmp_path / "drawing.png")
     picture, said = draw("--classes", "Bag,Coat", "--structure", path, "--stages")
@@ -114,9 +131,8 @@ def test_classes_of_one_name_and_names_that_are_numbers_are_drawn_by_their_indic
     assert sample.chosen_classes(twins, None) == list(range(10))
     with pytest.raises(ValueError, match="2 classes are called 'a': give an index, 0 or 1"):
         sample.chosen_classes(twins, "a")
-    drawn = sample.draw_grid(twins, [0, 1], 0, None, {})
-    # Each has a row of its own, though both are called a.
-    assert drawn.height == sample.draw_grid(sampler, [0, 1], 0, None, {}).height
+    two, other = (Image.open(io.BytesIO(sample.draw_grid(one, [0, 1], 0, None, {}))).height for one in (twins, sampler))
+    assert two == other  # each has a row of its own, though both are called a
     assert sample._rows(twins, [0, 1, 1]) == (["a", "a"], [0, 1, 1])
 
 
@@ -145,7 +161,9 @@ def test_pictures_go_to_the_home_folder_that_settings_have(draw, tmp_path, monke
         ([FAST, "structure_guidance=9"], "structure_guidance=9: this model has learned guidance"),
         ([FAST, "--structure", "/no/drawing.png"], "--structure /no/drawing.png: no such file"),
         ([FAST, "--structure", "/"], "Is a directory"),
-        ([FAST, "--output", "grid.gif"], "--output grid.gif: a PNG is written"),
+        ([FAST, "--output", "grid.gif"], "--output grid.gif: a PNG is written: give a name that ends in .png"),
+        ([FAST, "--film", "film.gif"], "--film film.gif: an animated WebP is written: give a name that ends in .webp"),
+        ([FAST, "--film", ""], "--film : an animated WebP is written"),
     ],
 )
 def test_wrong_input_is_one_line_that_says_what_to_do(arguments, message, tmp_path, monkeypatch):
@@ -186,6 +204,7 @@ def test_a_drawing_without_a_shape_is_refused(tmp_path):
         [FAST, "--seed", "x"],
         [FAST, "--seed", "-1"],
         [FAST, "--seed", str(2**40)],  # which drew what seed 0 draws
+        [FAST, "--film", "film.webp", "--output", "grid.png"],  # one file is written
     ],
 )
 def test_bad_usage_is_exit_code_2(arguments):

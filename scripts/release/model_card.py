@@ -46,7 +46,7 @@ Classes: {classes}.
 | --- | --- |
 | command | `python pipelines/run.py --config conf/{command}` |
 {rows}
-
+{neighbours}
 ## Limits
 
 {limits}
@@ -64,14 +64,44 @@ def card(name: str, result: dict[str, Any], rows: dict[str, str]) -> str:
         distill = read(storage.join(folder, "config.yaml"))["distill"]
         command = "fashion_mnist_fast.yaml --until distilled"
         command += f" distill.steps={distill['steps']} distill.teacher={metadata['teacher']['folder']}"
+    near = storage.join(folder, "neighbours.json")  # scripts/release/neighbours.py
     return CARD.format(
         name=name,
         classes=model_card.named(metadata["class_names"]),
         quality=model_card.quality(result),
         command=command,
         rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
+        neighbours=neighbours(name, storage.read_json(near)) if storage.exists(near) else "",
         limits=model_card.limits(config, result),
     )
+
+
+NEIGHBOURS = """
+## Nearest training images
+
+{samples} samples, {held_out} held-out images and their reconstructions, and the median distance to the nearest of
+{training_images} training images: between features of the same classifier, and between pixels (0 ... 255, root mean
+square). `nearer` is the share of the samples that are nearer than 95% of the held-out images, or of their
+reconstructions, are. It is 5% where samples are as new as these.
+[The nearest](../../../docs/figures/neighbours_{name}.png) stand beside their training images.
+
+| space | samples | held-out | reconstructions | nearer than held-out | nearer than reconstructions | copies |
+| --- | --- | --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def neighbours(name: str, result: dict[str, Any]) -> str:
+    """The card's section of a neighbours.json, which scripts/release/neighbours.py wrote."""
+    rows = []
+    for space in ("features", "pixels"):
+        part = result[space]
+        cells = [model_card.number(part["quantiles"][one]["0.5"]) for one in ("samples", "held_out", "reconstructions")]
+        for one in ("held_out", "reconstructions"):
+            low, high = part["nearer"][one]["interval"]
+            cells.append(f"{part['nearer'][one]['share']:.1%} ({low:.1%} ... {high:.1%})")
+        rows.append(f"| {space} | {' | '.join(cells)} | {part['copies']} |")
+    return NEIGHBOURS.format(name=name, rows="\n".join(rows), **result)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Quality over training: Fréchet distance, accuracy and recall of the averaged weights of saved checkpoints.
 
     python -m scripts.release.training_curve CHECKPOINTS --sampler fashion-mnist [--samples 1000] \\
-        [--out docs/figures/curve.png]
+        [--out curve.png]
 
 CHECKPOINTS holds step-*/ of a training of both generators. A training keeps its last two alone: copy them while it
 runs, `while sleep 10; do cp -rn OUTPUT/generators-KEY/checkpoints-content-structure/step-* CHECKPOINTS/; done`.
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path)
     parser.add_argument("--sampler", default="fashion-mnist")
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path("docs/figures/curve.png"))
+    parser.add_argument("--out", type=Path, default=Path("curve.png"))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -16,8 +16,10 @@ from nvg import describe
 from nvg.autoencoder import Autoencoder
 from nvg.config import load
 from nvg.data.tokens import TokenFormat
+from nvg.evaluation.classifier import Classifier, ClassifierConfig
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.granularity import GranularitySequence, cluster_means, structure_map
+from scripts.release.package_sampler import MOST_BYTES, REFERENCE_FEATURES
 
 ROOT = Path(__file__).parents[2]
 CONF = sorted((ROOT / "conf").glob("*.yaml"))
@@ -102,6 +104,24 @@ def test_the_heads_of_imagenet_s_configurations_count_with_what_describe_prints(
     head = path.read_text()
     for words in (f"{passes} x ({content} + {structure}) = {total:.2g} TFLOP", f"3 x ({encoder} + {decoder}) "):
         assert words in head, f"{path.name}: its head is to say {words}"
+
+
+def test_the_head_of_emoji_s_configuration_counts_and_its_packaged_sampler_is_small() -> None:
+    path = ROOT / "conf" / "emoji.yaml"
+    config = load(path)
+    models = describe.build_on_meta(config)
+    networks = [models.autoencoder, models.content, models.structure]
+    parameters = sum(value.numel() for network in networks for value in network.state_dict().values())
+    classifier = Classifier(ClassifierConfig(config.data.num_classes))
+    rest = sum(value.numel() for value in classifier.state_dict().values())
+    rest += REFERENCE_FEATURES * ClassifierConfig(config.data.num_classes).feature_width
+    assert 2 * parameters + 4 * rest < MOST_BYTES
+    encoder, decoder, content, structure = map(float, describe.describe(config)[-1].split(", "))
+    tokenizer = config.tokenizer_train.steps * config.tokenizer_train.batch_size * (encoder + decoder)
+    generators = config.train.steps * config.train.batch_size * (content + structure)
+    head = path.read_text()
+    assert f"{parameters / 1e6:.1f} million parameters, {2 * parameters / 1e6:.0f} MB as float16" in head
+    assert f"{3 * (tokenizer + generators) / 1e6:.1f} PFLOP" in head  # forward, and twice that backward
 
 
 @pytest.mark.parametrize("page", ["conf/base/imagenet.yaml", "docs/reference/artifacts.md", "docs/guides/imagenet.md"])

@@ -1,14 +1,7 @@
-"""Screenshots of the studio page for the docs, from a server that runs.
-
-    make serve
-    python -m scripts.release.studio_pictures [--url http://127.0.0.1:8000] [--output docs/figures]
-
-The server that make serve starts must be running; the second command is for another terminal.
-"""
+"""Screenshots of the studio page, from a server that runs."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -38,12 +31,8 @@ def referred(page: Page) -> None:
     expect(page.get_by_role("status")).to_contain_text("Done: 4 pictures.", timeout=DONE_MS)
 
 
-def main() -> None:
-    """Write studio.png, studio_compared.png (dark) and studio_phone.png."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--output", type=Path, default=Path("docs/figures"))
-    arguments = parser.parse_args()
+def take(url: str, folder: Path) -> None:
+    """Write studio.png, studio_compared.png (dark) and studio_phone.png. Ends the program where no browser is found."""
     browser_path = find()
     if browser_path is None:
         sys.exit("error: no Chromium: python scripts/browser.py installs one")
@@ -57,13 +46,9 @@ def main() -> None:
             ("studio_phone", phone, opened),
         ):
             page = browser.new_context(**options).new_page()
-            page.goto(arguments.url)
+            page.goto(url)
             act(page)
-            path = arguments.output / f"{name}.png"
+            path = folder / f"{name}.png"
             page.screenshot(path=path)
             print(path)
         browser.close()
-
-
-if __name__ == "__main__":
-    main()

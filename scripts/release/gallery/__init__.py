@@ -1,0 +1,1 @@
+"""The gallery: docs/gallery.md and its pictures."""
