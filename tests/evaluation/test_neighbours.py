@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from nvg import storage
 from nvg.errors import DataError
-from nvg.evaluation.classifier import Classifier, ClassifierConfig
+from nvg.evaluation.classifier import Classifier, ClassifierConfig, save_classifier
 from nvg.evaluation.features import FeatureNetwork
 from nvg.evaluation.neighbours import SPACES, Images, Nearest, picture, summary
 from scripts.release import model_card, neighbours
 from tests.support.synthetic import CLASSES, write_images
-from tests.support.toy_config import toy_config, toy_sampler
+from tests.support.toy_config import toy_config, toy_sampler, write_toy_sampler
 
 
 def some_images(count: int, seed: int) -> Images:
@@ -121,3 +122,23 @@ def test_the_card_says_how_near_samples_are(measured) -> None:
     rows = [line for line in text.splitlines() if line.startswith(("| features", "| pixels"))]
     assert [row.split(" | ")[-1] for row in rows][1] == "1 |" and len(rows) == 2
     assert all(row.count("|") == 8 and row.count("%") == 6 for row in rows)
+
+
+def test_the_command_writes_beside_the_sampler_and_a_missing_classifier_is_one_line(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", each=4, size=32)
+    data = {"train": images, "test": images, "image_size": 32, "channels": 3, "num_classes": 3}
+    config = toy_config(data=data, tokenizer={"widths": [16, 16, 16]})
+    folder = write_toy_sampler(tmp_path / "toy", config, CLASSES)
+    arguments = [folder, "--samples", "4", "--held-out", "5", "--figures", str(tmp_path / "figures")]
+    with pytest.raises(SystemExit, match=r"^error: .*classifier\.safetensors") as stopped:
+        neighbours.main(arguments)
+    assert "\n" not in str(stopped.value)
+    save_classifier(Classifier(ClassifierConfig(3)), f"{folder}/classifier.safetensors")
+    neighbours.main(arguments)
+    result = storage.read_json(f"{folder}/neighbours.json")
+    assert result["network"].startswith("classifier ") and (result["samples"], result["held_out"]) == (4, 5)
+    # The held-out images are the training images: the yardstick is 0, and no sample that is no copy is nearer.
+    assert (
+        result["pixels"]["quantiles"]["held_out"]["0.95"] == 0 and result["pixels"]["nearer"]["held_out"]["share"] == 0
+    )
+    assert (tmp_path / "figures" / "neighbours_toy.png").is_file()

@@ -14,11 +14,11 @@ from nvg.data import open_source
 from nvg.data.images import decode_image, to_float
 from nvg.generator.batches import to_pixels
 from scripts.release.gallery import figures
-from scripts.release.gallery.__main__ import ROOT
+from scripts.release.gallery.__main__ import ROOT, main
 from scripts.release.gallery.figures import FIGURES, MOST_FILM_BYTES, Scene, choice, held_out, tiles
 from scripts.release.gallery.page import TEXTS, figure_name, page
 from tests.support.synthetic import CLASSES, write_images
-from tests.support.toy_config import toy_config, toy_sampler
+from tests.support.toy_config import toy_config, toy_sampler, write_toy_sampler
 
 SHOWN = ["fashion-mnist"]  # the samplers of docs/gallery.md
 
@@ -47,11 +47,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return Scene(sampler, chosen, held_out(config.data, CLASSES, chosen.images()))
 
 
-def test_every_figure_has_its_text_and_can_be_drawn_of_another_sampler(scene: Scene) -> None:
+def test_every_figure_has_its_text_and_the_sizes_are_the_sampler_s(scene: Scene) -> None:
     assert list(TEXTS) == list(FIGURES)
-    for file, draw in FIGURES.items():
-        with Image.open(io.BytesIO(draw(scene))) as picture:
-            assert picture.format == ("WEBP" if file.endswith("webp") else "PNG")
     text = page({"another": scene.sampler})
     assert "32x32 pixels on 8x8 latents: 7 stages with 127 tokens." in text and "in 3 classes" in text
 
@@ -89,3 +86,23 @@ def test_a_film_that_is_too_large_shows_fewer_classes(scene: Scene, monkeypatch:
     monkeypatch.setattr(figures, "MOST_FILM_BYTES", 10)
     with pytest.raises(ValueError, match="a film of one class has .* bytes, more than 10"):
         figures.classes_film(scene)
+
+
+@pytest.mark.slow  # half a minute of a core
+def test_one_command_draws_all_and_a_class_without_images_is_one_line(tmp_path: Path) -> None:
+    images = Path(write_images(tmp_path / "images", each=3, size=32))
+    data = {"train": str(images), "test": str(images), "image_size": 32, "channels": 3, "num_classes": 3}
+    config = toy_config(data=data, tokenizer={"widths": [16, 16, 16]})
+    folder, out = write_toy_sampler(tmp_path / "toy", config, CLASSES), tmp_path / "docs" / "gallery.md"
+    main(["--sampler", folder, "--out", str(out)])
+    assert out.read_text() == page({"toy": nvg.load(folder)})
+    made = {path.name: path for path in (out.parent / "figures").iterdir()}
+    assert set(made) == {figure_name("toy", file) for file in FIGURES}
+    for path in made.values():
+        with Image.open(path) as picture:
+            assert picture.format == path.suffix[1:].upper()
+    for path in (images / "disc").glob("*.png"):
+        path.unlink()
+    with pytest.raises(SystemExit, match="^error: data.test=.* has 2 classes") as stopped:
+        main(["--sampler", folder, "--out", str(out)])
+    assert "\n" not in str(stopped.value)

@@ -3,6 +3,7 @@
 import torch
 
 from nvg import config as configuration
+from nvg.artifacts.models import export_sampler
 from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
@@ -34,3 +35,17 @@ def toy_sampler(config, class_names):
         StructureGenerator(config.structure).eval(),
     )
     return Sampler(*networks, SamplerConfig(flow_steps=1), class_names)
+
+
+def write_toy_sampler(folder, config, class_names):
+    """The folder of that sampler; returns its path."""
+    sampler = toy_sampler(config, class_names)
+    export_sampler(
+        str(folder),
+        tokenizer=sampler.tokenizer.state_dict(),
+        parts={"content": sampler.content.state_dict(), "structure": sampler.structure.state_dict()},
+        config=config,
+        class_names=list(class_names),
+        metadata={},
+    )
+    return str(folder)
