@@ -7,7 +7,6 @@ from nvg.config import TokenizerConfig
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.granularity import GranularitySequence
 from nvg.released.generators import generators
-from nvg.released.tokenizer import convert_tokenizer
 from tests.release import recipe
 
 GRID, LAST_STAGE, NO_CLASS = 16, 8, 10
@@ -73,22 +72,3 @@ def sequences():
     """The three images that most golden numbers are of."""
     numbers = recipe.golden("sequences_16")
     return GranularitySequence.from_flat(numbers["codes"].long(), numbers["tokens"].long())
-
-
-def autoencoder_of(released):
-    """Encoder and decoder for use, of the released tokenizer's tensors."""
-    config, state = convert_tokenizer(released)
-    with torch.device("meta"):
-        autoencoder = Autoencoder(config)
-    autoencoder.load_state_dict(state, assign=True)
-    return autoencoder.eval()
-
-
-@torch.no_grad()
-def check_autoencoder(autoencoder, name):
-    """Latents and decoded latents of golden images. They are smaller than the tokenizer's own: no matter for layers."""
-    numbers = recipe.golden(name)
-    latents = autoencoder.encoder(numbers["images"])
-    torch.testing.assert_close(latents, numbers["latents"], rtol=0, atol=1e-5)
-    decoded = autoencoder.decoder(numbers["latents"])
-    torch.testing.assert_close(decoded, numbers["decoded_latents"], rtol=0, atol=1e-5)
