@@ -111,11 +111,12 @@ def faults_of_tests(arguments: list[str]) -> Iterator[str]:
 
 
 def test_a_wrong_command_is_a_fault() -> None:
+    absent = "no_such_thing"
     for text, fault in (
-        ("python -m pytest tests/nowhere.py", "there is no tests/nowhere.py"),
-        ("python -m pytest tests/test_cli.py::nothing", "tests/test_cli.py has no nothing"),
-        ("pytest tests/test_cli.py -k no_such_thing", "no test is called no_such_thing"),
-        ("python pipelines/nothing.py --help", "there is no pipelines/nothing.py"),
+        (f"python -m pytest tests/{absent}.py", f"there is no tests/{absent}.py"),
+        (f"python -m pytest tests/test_cli.py::{absent}", f"tests/test_cli.py has no {absent}"),
+        (f"pytest tests/test_cli.py -k {absent}", f"no test is called {absent}"),
+        (f"python pipelines/{absent}.py --help", f"there is no pipelines/{absent}.py"),
     ):
         assert fault in list(faults_of(Quoted("here", text), {}))
     wrong = {("script", "pipelines/run.py", "--helo"): "ended with 2"}

@@ -13,7 +13,7 @@ from unittest import mock
 from nvg import cli
 from pipelines.command_line import job_parser
 
-WIDTH = 110
+WIDTH = 120
 HEAD = """\
 # Commands
 
