@@ -8,6 +8,7 @@ process say. NVG_VERBOSE=1 (`--verbose`) shows everything; Ray's log files alway
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -17,9 +18,10 @@ TERMINAL = "NVG_TERMINAL"  # in the environment of Ray's processes: 1 where the 
 VERBOSE = "NVG_VERBOSE"
 MARK = "\x1f"  # begins each line of this module in a process of Ray's; the driver takes it away
 NODES = ("autoscaler", "raylet")  # whose lines are for an operator
-NOTICES = (  # but for these
-    "worker processes have been started",  # tasks of a part of a CPU are many
-    "Task ServeController.",  # was asked of Ray Serve while it went
+NOTICE = re.compile(  # but for these
+    "worker processes have been started"  # tasks of a part of a CPU are many
+    r"|Task ServeController\."  # was asked of Ray Serve while it went
+    r"|^(Traceback|  |RuntimeError: b'RPC error: Deadline)"  # a worker came up too late: Ray starts another one
 )
 _ended: set[str] = set()  # names that `end` has told this driver
 _listens = threading.Event()  # whether `listen` was called in this process
@@ -72,7 +74,7 @@ def _show(data: dict[str, Any]) -> None:
     sink = sys.stderr if data["is_err"] else sys.stdout
     print_worker_logs({**data, "lines": [line.removeprefix(MARK) for line in own]}, sink, ignore_prefix=True)
     if data.get("pid") in NODES and not verbose():
-        rest = [line for line in rest if not any(notice in line for notice in NOTICES)]
+        rest = [line for line in rest if not NOTICE.search(line)]
     if data.get("pid") in NODES or verbose():
         print_worker_logs({**data, "lines": rest}, sink)
     _ended.update(line.removeprefix(MARK + MARK) for line in ends)

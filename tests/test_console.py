@@ -45,6 +45,9 @@ def test_a_driver_shows_what_is_said_and_no_notice(monkeypatch, capsys, error):
     [
         "WARNING: 8 PYTHON worker processes have been started on node: 1172cf",
         "Task ServeController.graceful_shutdown failed. There are infinite retries remaining",
+        "Traceback (most recent call last):",
+        '  File "default_worker.py", line 241, in <module>',
+        "RuntimeError: b'RPC error: Deadline Exceeded'",
     ],
 )
 def test_a_nodes_own_process_is_heard_but_for_notices_of_what_is_usual(capsys, usual):
