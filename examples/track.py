@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import mlflow
+from mlflow import MlflowClient
 
 FIGURES = ("frechet_distance", "accuracy_on_samples", "recall")
 
@@ -24,12 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     scheme, _, path = arguments.uri.partition(":///")
     if scheme == "sqlite" and not Path(path).exists():  # MLflow would make an empty one
         raise SystemExit(f"error: {path}: no such file: a run's last line names its database")
-    mlflow.set_tracking_uri(arguments.uri)
-    runs = mlflow.search_runs(
-        search_all_experiments=True,
+    client = MlflowClient(arguments.uri)
+    runs = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()],
         filter_string="tags.job = 'evaluate' and attributes.status = 'FINISHED'",
         order_by=["metrics.frechet_distance ASC"],
-        output_format="list",
     )
     if not runs:
         raise SystemExit(f"error: {arguments.uri} has no finished evaluation: run `nvg evaluate` first")

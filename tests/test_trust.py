@@ -349,16 +349,24 @@ def test_odd_metadata_of_a_sampler_is_named(sampler, content, words):
         nvg.load(str(sampler))
 
 
-def test_moments_that_do_not_fit_are_refused_behind_a_right_checksum(artifacts, tmp_path):
+@pytest.mark.parametrize(
+    ("moment", "value", "words"),
+    [
+        ("exp_avg", torch.zeros(2), ": .* does not fit the model"),
+        ("step", torch.tensor(-3e30), " is damaged: .*step is -3e\\+30: remove the checkpoint"),
+        ("step", torch.tensor(float("nan")), " is damaged: .*step is nan: remove the checkpoint"),
+    ],
+)
+def test_an_optimizer_that_cannot_go_on_is_refused_behind_a_right_checksum(artifacts, tmp_path, moment, value, words):
     shutil.copytree(artifacts / "training", tmp_path / "training")
     path = tmp_path / "training" / "optimizer.safetensors"
     state = load_file(path)
-    name = next(key for key in state if key.endswith("exp_avg"))
-    save_file(state | {name: torch.zeros(2)}, path)
+    name = next(key for key in state if key.endswith(moment))
+    save_file(state | {name: value}, path)
     about = json.loads((tmp_path / "training" / "metadata.json").read_text())
     about["files"][path.name] = checksum(path)
     storage.write_json(str(tmp_path / "training" / "metadata.json"), about)
-    with pytest.raises(CheckpointError, match="optimizer.safetensors: .* does not fit the model"):
+    with pytest.raises(CheckpointError, match=f"optimizer.safetensors{words}"):
         resume(str(tmp_path / "training"))
 
 

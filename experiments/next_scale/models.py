@@ -215,7 +215,7 @@ def training_flops(model: Model, config: Config) -> float:
     batch, rng = some_tokens(model, config), torch.Generator().manual_seed(0)
     for module in task.modules.values():
         module.train()
-    return flops(lambda: task.loss(batch, 0, rng)[0].backward()) / COUNTED
+    return flops(lambda: task.loss(task.draw(batch, rng), 0, rng)[0].backward()) / COUNTED
 
 
 def steps_at_equal_flops(costs: dict[str, float], name: str, reference_steps: int) -> int:

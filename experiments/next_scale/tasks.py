@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,17 @@ class ScaleLoss(nn.Module):
         """Before the first step: set the input scales by some images."""
         self.next_scale.begin(self.quantizer[0].inputs(sequence))
 
+    def draw(self, images: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Whether the class of an image is dropped (N,), drawn on the CPU."""
+        return {"dropped": torch.rand(images, generator=rng) < self.config.class_dropout}
+
     def forward(
-        self, sequence: ScaleSequence, labels: Tensor, rng: torch.Generator
+        self, sequence: ScaleSequence, labels: Tensor, draws: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, a mean over tokens: labels (N,); rng: random generator (CPU) of the classes that are dropped."""
+        """The loss, a mean over tokens: labels (N,); draws: of `draw`."""
         with torch.no_grad():
             inputs = self.quantizer[0].inputs(sequence)
-        dropped = torch.rand(len(labels), generator=rng) < self.config.class_dropout
-        shown = torch.where(dropped.to(labels.device), self.next_scale.config.num_classes, labels)
+        shown = torch.where(draws["dropped"].to(labels.device), self.next_scale.config.num_classes, labels)
         loss = torch.cat(cross_entropies(self.next_scale, inputs, shown, sequence), dim=1).mean()
         return loss, {"cross_entropy": loss}
 
@@ -111,7 +114,7 @@ class NextScaleTask(GeneratorTask):
             average.reset()
 
     def loss(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, terms = self.generators(self._sequence(batch), batch["labels"], rng)
+        loss, terms = self.generators(self._sequence(batch), batch["labels"], batch)
         return loss, terms
 
     def flops(self) -> Any:

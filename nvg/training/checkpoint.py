@@ -174,7 +174,13 @@ def restore_checkpoint(
                 _check_moments(saved_shapes, parameter, f"{url}/optimizer.safetensors: {prefix[:-1]}")
                 optimizer.state.pop(parameter, None)
                 if saved_shapes:  # else it had no gradient yet
-                    optimizer.state[parameter] = _moments(moments, prefix, parameter)
+                    state = _moments(moments, prefix, parameter)
+                    if not state["step"] >= 0:
+                        raise CheckpointError(
+                            f"{url}/optimizer.safetensors is damaged: {prefix}step is {state['step']:g}: remove the "
+                            "checkpoint to go on from the one before it"
+                        )
+                    optimizer.state[parameter] = state
     return metadata
 
 

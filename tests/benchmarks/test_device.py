@@ -1,4 +1,4 @@
-"""`python -m benchmarks --device`: the smoke size on the CPU with a stand-in for VAR, the budget, the verdicts.
+"""`python -m benchmarks --device cpu`: the smoke size on the CPU with a stand-in for VAR, the budget, the verdicts.
 
 No time is asserted: what a GPU takes is measured on one.
 """
