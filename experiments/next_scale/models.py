@@ -120,12 +120,14 @@ class Ours(Model):
     name: str
     content: dict[str, Any]
     structure: dict[str, Any]
+    canvas_weight: float
     drawings: Drawings = field(default_factory=lambda: AS_CONFIGURED)
     tokenizer: Tokenizer = GRANULARITY
 
     def _config(self, config: Config) -> Config:
         content, structure = replace(config.content, **self.content), replace(config.structure, **self.structure)
-        return replace(config, content=content, structure=structure)
+        train = replace(config.train, canvas_weight=self.canvas_weight)
+        return replace(config, content=content, structure=structure, train=train)
 
     def task(self, config: Config, tokenizer: Autoencoder, stream: Stream, steps: int) -> Task:
         return GeneratorTask(self._config(config), tokenizer, stream, steps, class_names=[], device=DEVICE)
@@ -187,8 +189,8 @@ MODELS: dict[str, Model] = {
     model.name: model
     for model in (
         ByScales(),
-        Ours("positions", POSITIONS, {"canvas_tokens": "positions"}),
-        Ours("clusters", CLUSTERS, {"canvas_tokens": "clusters"}, {"": {}, ", one pass of structure": ONE_PASS}),
+        Ours("positions", POSITIONS, {"canvas_tokens": "positions"}, 1.0),
+        Ours("clusters", CLUSTERS, {"canvas_tokens": "clusters"}, 0.0, {"": {}, ", one pass of structure": ONE_PASS}),
     )
 }
 REFERENCE = "positions"  # trains for train.steps; the others for as many operations

@@ -115,7 +115,6 @@ RELEASED: dict[str, dict[str, Any]] = {  # what the released system's three trai
         "ema_decay": 0.9999,
         "warmup_steps": 1000,
         "class_dropout": 0.1,
-        "canvas_weight": 1.0,
     },
 }
 PROTOCOL: dict[str, dict[str, Any]] = {  # of the published figures
@@ -136,10 +135,12 @@ FORMS: dict[str, dict[str, dict[str, Any]]] = {  # of the generators' tokens
     "released": {
         "content": {"tokens": "positions", "position_network": False, "residual": False},
         "structure": {"canvas_tokens": "positions"},
+        "train": {"canvas_weight": 1.0},
     },
     "clusters": {
         "content": {"tokens": "clusters", "position_network": True, "residual": True},
         "structure": {"canvas_tokens": "clusters"},
+        "train": {"canvas_weight": 0.0},
     },
 }
 

@@ -42,14 +42,14 @@ def test_a_sampling_ablation_trains_nothing_anew(tmp_path):
     folder = ROOT / "experiments" / "ablations"
     plans = {
         name: plan(ablate.read_variant(smoke, BASELINE, str(folder / f"{name}.yaml"), overrides))
-        for name in ("baseline", "sampler_flow_1", "next_content", "baseline_seed1")
+        for name in ("baseline", "sampler_flow_1", "final_canvas", "baseline_seed1")
     }
     same = {
         name: [step for step in plan if plan[step].folder == plans["baseline"][step].folder]
         for name, plan in plans.items()
     }
     assert same["sampler_flow_1"] == ["tokenizer", "tokens", "generators"]
-    assert same["next_content"] == ["tokenizer", "tokens"] and same["baseline_seed1"] == []
+    assert same["final_canvas"] == ["tokenizer", "tokens"] and same["baseline_seed1"] == []
 
 
 def test_the_table_is_ordered_and_stands_between_the_markers(tmp_path):
