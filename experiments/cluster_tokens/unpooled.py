@@ -5,7 +5,7 @@ the token is made of at one position: the embedded canvas and the position netwo
 
 head: a small network of the cluster's last hidden state, the canvas at the position and a learned vector of it.
 
-The product takes the canvas loss on cluster means, which needs none of this.
+Our configurations train cluster tokens without a canvas loss, which needs none of this.
 """
 
 from __future__ import annotations
