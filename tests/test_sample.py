@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw, ImageSequence
 
 import nvg
@@ -12,6 +11,9 @@ from nvg import sample
 from nvg.generator.controls import given_from_drawing
 from nvg.pictures import sample_grid, stages_film, stages_picture
 from nvg.serving.images import open_drawing
+from tests.support.threads import one_thread
+
+__all__ = ["one_thread"]
 
 FAST = "fashion-mnist-fast"  # one step a stage
 
@@ -19,15 +21,6 @@ FAST = "fashion-mnist-fast"  # one step a stage
 @pytest.fixture(scope="module")
 def sampler():
     return nvg.load(FAST)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Many threads wait for each other on images of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -6,18 +6,12 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from tests.campaigns import fuzz
 from tests.campaigns.fuzz import Target
+from tests.support.threads import one_thread
 
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]
 
 
 @pytest.mark.slow

@@ -22,19 +22,13 @@ from nvg.evaluation.features import NetworkFile
 from nvg.evaluation.reference import load_reference
 from nvg.generator.structure import signed_bits
 from nvg.granularity import last_stage, structure_codes, structure_map
+from tests.support.threads import one_thread
+
+__all__ = ["one_thread"]
 
 pytestmark = pytest.mark.slow  # a finished experiment: each rival is trained and drawn
 IMAGES, POSITIONS, LAST = 12, 16, 4
 VARIANTS = {variant.name: variant for variant in table.variants()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small batches, which threads only wait for one another in."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -35,21 +35,15 @@ from nvg.generator.noise import CONTENT, draw
 from nvg.generator.nucleus import pick
 from nvg.granularity import structure_codes
 from tests.support.pictures import write_idx
+from tests.support.threads import one_thread
 from tests.support.toy_config import toy_config
+
+__all__ = ["one_thread"]
 
 GRID = 4
 SMALL = (1, 2, 3, 4)  # three cells do not divide four positions
 IMAGES, CLASSES = 3, 2
 ROOT = experiment.HERE
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small batches, which threads only wait for one another in."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
