@@ -29,10 +29,7 @@ from PIL import Image
 REGISTRY = "https://registry.npmjs.org"
 SIDE = 64  # pixels; two of the vendors have no larger ones
 LEAST = 20  # emoji of a class, which has about three pictures of each
-LEFT_OUT = (
-    "Flags",
-    "Component",
-)  # the package with Microsoft's pictures has Google's flags; hair and skin by themselves
+LEFT_OUT = ("Flags", "Component")  # Microsoft's package has Google's flags; a component is hair or skin by itself
 TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 # Adults, children and the old are each drawn in two genders and in none. The rest: gender signs, joiner, direction.
 SAME = {"1F468": "1F9D1", "1F469": "1F9D1", "1F466": "1F9D2", "1F467": "1F9D2", "1F474": "1F9D3", "1F475": "1F9D3"}

@@ -10,33 +10,16 @@ against its published SHA-512. Pictures stand on white. One emoji in ten, with a
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
 import io
 import json
-import sys
 import tarfile
-import urllib.request
 from pathlib import Path
 
-from PIL import Image
+from scripts.emoji import VENDORS, fetch, on_white
 
-URL = "https://registry.npmjs.org/emoji-datasource-google/-/emoji-datasource-google-16.0.0.tgz"
-SHA512 = "ZRexfzs7MVoLnmzZmNsO4TKhnAJp5D++Vm6PpUpH/jEQQlemp3l88CjZ+DoZ2faM9R4QxZkOPJCoT8DlPhfQ3A=="
+GOOGLE = VENDORS["google"]
 LEFT_OUT = "Component"  # five pictures of hair and skin
-
-
-def fetch(url: str = URL, checksum: str = SHA512) -> bytes:
-    """The package. Ends the program where it cannot be had or is another one."""
-    try:
-        with urllib.request.urlopen(url, timeout=120) as response:
-            content: bytes = response.read()
-    except OSError as error:
-        sys.exit(f"error: {url}: {error}")
-    found = base64.b64encode(hashlib.sha512(content).digest()).decode()
-    if found != checksum:
-        sys.exit(f"error: {url}: its SHA-512 is {found}, not {checksum}: not the published package")
-    return content
 
 
 def pictures(emoji: dict) -> list[str]:
@@ -62,9 +45,7 @@ def write(package: bytes, folder: Path) -> dict[str, int]:
             place = folder / split / emoji["category"].replace(" & ", "_and_").lower()
             place.mkdir(parents=True, exist_ok=True)
             for name in pictures(emoji):
-                picture = Image.open(io.BytesIO(read(f"img/google/64/{name}"))).convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                Image.alpha_composite(white, picture).convert("RGB").save(place / name)
+                on_white(read(f"{GOOGLE.pictures}/{name}")).save(place / name)
                 counts[split] += 1
     return counts
 
@@ -74,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("data/emoji"))
     folder = parser.parse_args().folder
-    print(f"{folder}: {write(fetch(), folder)}")
+    print(f"{folder}: {write(fetch(GOOGLE), folder)}")
 
 
 if __name__ == "__main__":
