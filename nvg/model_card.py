@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from nvg.config import Config
-from nvg.evaluation.meaning import MEANINGS, bars
+from nvg.evaluation.meaning import MEANINGS, verdicts
 
 FEW = 10  # classes that a card names
 AGAIN = """\
@@ -34,7 +34,7 @@ def body(
     steps = metadata.get("training", {}).get("steps")
     made = [f"The last training took {steps:,} steps."] if steps else []
     if "teacher" in metadata:
-        made.append(f"It was distilled of the sampler `{PurePosixPath(metadata['teacher']['folder']).name}`.")
+        made.append(f"It was distilled from the sampler `{PurePosixPath(metadata['teacher']['folder']).name}`.")
     elif again:
         made.append(AGAIN)
     sections = [
@@ -57,12 +57,11 @@ def named(classes: Sequence[str]) -> str:
 
 def quality(evaluation: Mapping[str, Any]) -> str:
     """What was measured, against what, and the figures as a table: value, interval, whether it is good, meaning."""
-    protocol, figures, reached = evaluation["protocol"], evaluation["figures"], bars(evaluation["figures"])
+    protocol, figures, good = evaluation["protocol"], evaluation["figures"], verdicts(evaluation["figures"])
     rows = []
     for name, (low, high) in evaluation["intervals"].items():
-        good, bar = reached.get(name, (None, ""))
-        verdict = "" if good is None else f"{'yes' if good else 'no'}, {bar}"
-        cells = (f"`{name}`", number(figures[name]), f"{number(low)} ... {number(high)}", verdict, MEANINGS[name])
+        interval = f"{number(low)} ... {number(high)}"
+        cells = (f"`{name}`", number(figures[name]), interval, good.get(name, ""), MEANINGS[name])
         rows.append("| " + " | ".join(cells) + " |")
     settings = ", ".join(f"{key} {value}" for key, value in protocol["settings"].items())
     reference = re.sub(r"\d{4,}", lambda digits: f"{int(digits[0]):,}", str(protocol["reference"]))

@@ -203,7 +203,7 @@ def test_a_sampler_without_a_card_gets_one_with_figures(sampler: Callable[..., P
     assert "| `frechet_distance` | 0.2929 | 0.2598 ... 0.326 | yes, <= 0.457 | " in text
     assert "31 content tokens on 4x4 positions" in text and "2,500 steps" in text
     assert 'sampler.generate(["T-shirt/top", "Trouser"], seed=0)' in text
-    assert "distilled of the sampler `fashion-mnist`" in text and "nvg run" not in text
+    assert "distilled from the sampler `fashion-mnist`" in text and "nvg run" not in text
 
 
 def test_the_command_of_a_card_trains_a_sampler_of_this_version_again(

@@ -48,3 +48,8 @@ def bars(figures: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     if "codebook_use" in figures:
         found["codebook_use"] = figures["codebook_use"] >= USE, f">= {USE:g}"
     return found
+
+
+def verdicts(figures: Mapping[str, Any]) -> dict[str, str]:
+    """What a table says of the figures that have a bar: `yes, <= 1.7` or `no, >= 0.853`, by figure."""
+    return {name: f"{'yes' if good else 'no'}, {bar}" for name, (good, bar) in bars(figures).items()}
