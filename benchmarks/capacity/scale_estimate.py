@@ -163,7 +163,7 @@ class Estimate:
             ),
             ("**GPU hours**", f"{rows:.2f} M ÷ {self.rate:,.0f}/s", f"**{hours:.1f}**"),
             (
-                "decoding a JPEG, an antialiased view of it",
+                f"decoding a JPEG, a view of it by {data.resize}",
                 f"measured, one core, {size}",
                 f"{decode:.2f} + {view:.2f} ms",
             ),

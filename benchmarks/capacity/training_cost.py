@@ -60,7 +60,7 @@ class Assumptions:
     )
     fetch_gb_s: float = assumed(0.6, "features that a worker fetches and checks: measured, capacity.store_rates")
     request_ms: float = assumed(50, "a request to the object store, of a row's features: assumed")
-    decode_ms: float = assumed(17.0, "a core's time for a view of a JPEG, lanczos8: measured, docs/reports/scale.md")
+    decode_ms: float = assumed(15.25, "a core's time for a view of a JPEG, lanczos8: measured, docs/reports/scale.md")
     image_kb: float = assumed(115.4, "bytes of a JPEG: the training archive over its images")
     checkpoint_gb_s: float = assumed(0.3, "a checkpoint to the object store, or back: assumed")
     group_s: float = assumed(8, "Ray Train's stop and start of a group: measured here with two workers on CPUs")
