@@ -92,6 +92,9 @@ def use_haproxy() -> None:
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     # How long a replica that leaves waits for HAProxy to know it, by default 30 s.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
+    # How long a proxy may take to come up before Ray Serve kills it, by default 5 s: a busy machine takes longer, and
+    # who waits for it then gets the error of a killed actor.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     for name, port in zip(HAPROXY_PORTS, free_ports(len(HAPROXY_PORTS)), strict=True):
         os.environ.setdefault(name, str(port))
 

@@ -25,7 +25,8 @@ from nvg.config import Config
 from nvg.data.features import FETCHERS
 
 CONFIGS = [f"conf/imagenet_d{depth}.yaml" for depth in (16, 20, 24)]
-RELEASED = (*FORMS["positions"], "content.residual=false")  # as conf/imagenet_d16_released.yaml has it
+# As conf/imagenet_d16_released.yaml has it.
+RELEASED = (*FORMS["positions"], "content.residual=false", "train.canvas_weight=1")
 CHECKPOINT_BYTES = 16  # a parameter: weights, their average, two moments, float32
 GRADIENT_BYTES = 4  # a parameter: float32, whatever the autocast
 UPDATE_BYTES = 52  # a parameter of GPU memory a step: clip 12, AdamW 28, average 12

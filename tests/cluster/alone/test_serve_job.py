@@ -39,11 +39,7 @@ def request_lines(pattern):
 
 
 def test_the_job_serves_until_it_is_stopped_and_answers_what_it_has_in_hand():
-    busy = {
-        "RAY_worker_niceness": "0",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    }  # tests/cluster/conftest.py; by default 5 s
-    with ServeJob(NVG_API_KEYS="one, two", **busy) as job:
+    with ServeJob(NVG_API_KEYS="one, two", RAY_worker_niceness="0") as job:
         assert httpx.post(f"{job.address}/v1/images/generations", json={"prompt": "Bag"}).status_code == 401
         keyed = httpx.Client(headers={"Authorization": "Bearer two"}, timeout=120)
         assert "Next visual granularity" in keyed.get(f"{job.address}/openapi.json").text
