@@ -6,6 +6,7 @@ The schedule is "guided" of `benchmarks/schedules.py`: one pass a stage of both 
 writes each function's code, for a CPU, and the calls in it are counted: kernels that it generates (loops over elements
 and reductions, fused), and library calls (matrix products, attention, convolutions). What runs outside of compiled
 functions is counted as operations that make numbers. Nothing is translated: the functions then run as they were.
+The host starts what runs outside, and each compiled function as one CUDA graph.
 All blocks of a network are alike, so two small depths, of several heads each, give the count of d16; stages 1 ... 7
 are alike, so stage 4 stands for them. For CUDA inductor fuses by other rules of thumb, and nothing is filled up to four
 rows or images there: the count is near, not equal. Position tokens, a class whose first logits are known.
@@ -35,6 +36,7 @@ from nvg.granularity import codes_from_map, structure_map
 LAUNCH = re.compile(r"^\s+(?:[\w, ]+ = )?(cpp_fused_\w+|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.MULTILINE)
 MIDDLE, LAST = 4, 8  # stages
 KINDS = ("generated", "library", "outside")
+GRAPHS = "graphs"
 VIEWS = ("as_strided", "alias", "reshape")  # calls of the written code that make no numbers
 
 
@@ -49,7 +51,7 @@ class Kernels:
         self.launched: Counter[str] = Counter()
 
     def __call__(self, module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        counts = Counter(kind_of(call) for call in launches(module, inputs))
+        counts = Counter(kind_of(call) for call in launches(module, inputs)) + Counter([GRAPHS])
 
         def run(*arguments: Any) -> Any:
             self.launched.update(counts)
@@ -118,7 +120,7 @@ def kind_of(call: str) -> str:
 
 
 def count(depth: int, images: int, stages: Sequence[int]) -> list[Counter[str]]:
-    """The launches of some stages by a sampler of this depth, and then those of the decoder."""
+    """The launches of some stages by a sampler of this depth, its graphs too, and then those of the decoder."""
     torch._dynamo.reset()
     overrides = (f"content.depth={depth}", f"structure.depth={depth}", "tokenizer.widths=[32,32,32,32,32]")
     sampler: Sampler = build(configured("d16", *overrides), "guided")
@@ -162,15 +164,19 @@ def main() -> None:
     first, middle, last, decoder = count(small, arguments.images, (0, MIDDLE, LAST))
     deeper, _ = count(large, arguments.images, (MIDDLE,))
     print("| kind | stage 0 | each of stages 1 ... 7 | stage 8 | decoder | a picture |\n" + "| --- " * 6 + "|")
-    totals = [0] * 5
-    for kind in KINDS:
+    totals, started = [0] * 5, [0] * 5
+    for kind in (*KINDS, GRAPHS):
         both = (deeper[kind] - middle[kind]) / (large - small)  # of a block of each network
         blocks = [0, both * (16 - small), both * (16 - small) / 2, 0]  # stage 8 has the content's alone
         each = [round(one[kind] + more) for one, more in zip((first, middle, last, decoder), blocks, strict=True)]
         row = [*each, each[0] + (LAST - 1) * each[1] + each[2] + each[3]]
-        totals = [a + b for a, b in zip(totals, row, strict=True)]
-        print(f"| {kind} | " + " | ".join(map(str, row)) + " |")
-    print("| together | " + " | ".join(map(str, totals)) + " |")
+        if kind in KINDS:
+            totals = [a + b for a, b in zip(totals, row, strict=True)]
+            print(f"| {kind} | " + " | ".join(map(str, row)) + " |")
+        if kind in ("outside", GRAPHS):
+            started = [a + b for a, b in zip(started, row, strict=True)]
+    for name, counts in (("together", totals), ("started by the host", started)):
+        print(f"| {name} | " + " | ".join(map(str, counts)) + " |")
 
 
 if __name__ == "__main__":
