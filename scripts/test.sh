@@ -41,6 +41,7 @@ join() {  # what it was
 }
 
 export OMP_NUM_THREADS=1  # two processes on two cores
+export TORCHINDUCTOR_VEC_ISA_OK=0  # plain loops in compiled code: g++ takes half the time for them
 tier=${1:-all}
 [ $# -eq 0 ] || shift
 case $tier in

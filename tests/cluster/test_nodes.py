@@ -33,11 +33,13 @@ def test_workers_hear_a_notice_and_a_training_goes_on_without_the_node_that_leav
             (marks / f"told-{place.rank}").touch()
             until(gone.exists, "the loss")
             raise ConnectionError("the other worker is gone")  # as a collective would
+        until(gone.exists, "the loss")  # where the training begins with one worker, until it is resized
         return {"workers": place.world}
 
     elastic = ["cluster.num_workers=2", "cluster.min_workers=1", "cluster.resize_interval=1"]
     elastic += ["cluster.cpus_per_worker=1.2"]  # a node fits one worker
     node = add_node()
+    look_again(2)
     config = smoke(tmp_path / "out", images, *elastic)
     wait = in_thread(lambda: ray_train.fit(body, config, f"{tmp_path}/out/generators"))
     until(lambda: len(list(marks.glob("here-*"))) == 2, "two workers")
