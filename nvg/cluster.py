@@ -229,8 +229,8 @@ def warn_of_no_room_beside(resources: Mapping[str, float], cluster: ClusterConfi
 
     resources: those of the running Ray, by name.
     """
-    wanted = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {}), **cluster.worker_resources}
-    for name, amount in wanted.items():
+    per_worker = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {}), **cluster.worker_resources}
+    for name, amount in per_worker.items():
         beside = cluster.encoders * amount + (2 * cluster.cpus_per_reader if name == "CPU" else 0)  # one reads already
         needed = cluster.num_workers * amount + beside
         if needed > (there := resources.get(name, 0.0)):

@@ -110,8 +110,8 @@ def test_the_readmes_first_example_draws_its_images_in_15_seconds(tmp_path):
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     assert len([line for line in example.splitlines() if line.strip()]) <= 5
     check = "assert images.shape == (2, 32, 32, 1) and images.dtype.name == 'uint8' and images.std() > 30"
-    begun = resource.getrusage(resource.RUSAGE_CHILDREN)  # of processors: other tests run beside this one
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)  # of processors: other tests run beside this one
     subprocess.run([sys.executable, "-c", example + check], cwd=tmp_path, check=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = used.ru_utime + used.ru_stime - begun.ru_utime - begun.ru_stime
+    seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     assert seconds < 15, seconds

@@ -231,12 +231,12 @@ def test_clusters_scale_ask_for_a_token_and_run_this_ray(manifests):
 
 
 def test_only_the_gpu_overlay_asks_for_gpus():
-    for name, wanted in (("cpu", None), ("gpu", "1")):
+    for name, gpus in (("cpu", None), ("gpu", "1")):
         rendered = kustomize.render(INFRA / "kubernetes" / "overlays" / name)
         for _, spec in clusters(rendered):
             pod = spec["workerGroupSpecs"][0]["template"]["spec"]
-            assert pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") == wanted
-            assert ("tolerations" in pod) == (wanted is not None)
+            assert pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") == gpus
+            assert ("tolerations" in pod) == (gpus is not None)
 
 
 def test_every_image_is_ours_or_pinned_and_every_secret_comes_from_outside(manifests):

@@ -64,8 +64,8 @@ def required(names: Iterable[str]) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        wanted = map(Requirement, importlib.metadata.requires(name) or ())
-        waiting += [item.name for item in wanted if item.marker is None or item.marker.evaluate({"extra": ""})]
+        requirements = map(Requirement, importlib.metadata.requires(name) or ())
+        waiting += [item.name for item in requirements if item.marker is None or item.marker.evaluate({"extra": ""})]
     return found
 
 
@@ -151,11 +151,11 @@ def test_importing_the_package_takes_no_time(run: Run) -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_a_command_starts_or_asks_for_its_extra_in_one_line(name: str, run: Run) -> None:
-    done, wanted = run("nvg", name, "--help"), cli.COMMANDS[name].extras
-    if wanted:
-        first = next(package for extra in wanted for package in PACKAGES[extra].values())
+    done, extras = run("nvg", name, "--help"), cli.COMMANDS[name].extras
+    if extras:
+        first = next(package for extra in extras for package in PACKAGES[extra].values())
         assert done.returncode == 1 and done.stdout == ""
-        assert done.stderr == f"error: nvg {name} needs {first}: pip install 'nvg[{','.join(wanted)}]'\n"
+        assert done.stderr == f"error: nvg {name} needs {first}: pip install 'nvg[{','.join(extras)}]'\n"
     else:
         assert done.returncode == 0 and done.stdout.startswith(f"usage: nvg {name}"), done.stderr
 

@@ -58,11 +58,11 @@ def test_all_classes_unless_some_are_named(sampler, draw):
 
 
 def test_more_images_than_a_batch_are_those_of_the_sampler(sampler, draw, monkeypatch):
-    wanted = ["--classes", "Bag,Coat", "--count", "2"]
-    whole, stages = draw(*wanted)[0], draw(*wanted, "--stages")[0]
+    arguments = ["--classes", "Bag,Coat", "--count", "2"]
+    whole, stages = draw(*arguments)[0], draw(*arguments, "--stages")[0]
     monkeypatch.setattr(sample, "BATCH", 3)
-    assert np.array_equal(draw(*wanted)[0], whole)
-    assert np.array_equal(draw(*wanted, "--stages")[0], stages)
+    assert np.array_equal(draw(*arguments)[0], whole)
+    assert np.array_equal(draw(*arguments, "--stages")[0], stages)
 
 
 def test_every_stage_of_each_image(sampler, draw):
@@ -83,8 +83,8 @@ def test_a_film_shows_every_stage_of_each_image(sampler, tmp_path, capsys, monke
     expected = stages_film(steps[-1].sequence_codes, previews, [0, 0, 1, 1], ["Bag", "Coat"])
     with Image.open(path) as film:
         assert film.format == "WEBP" and film.n_frames == sampler.last_stage + 1
-        for frame, wanted in zip(ImageSequence.Iterator(film), expected, strict=True):
-            assert np.array_equal(frame.convert("RGB"), wanted)
+        for frame, picture in zip(ImageSequence.Iterator(film), expected, strict=True):
+            assert np.array_equal(frame.convert("RGB"), picture)
     assert "4 images, seeds 5 ... 8 from top to bottom, column by column; the structure map" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [path]  # no PNG beside it
 

@@ -62,8 +62,8 @@ def made(tmp_path_factory):
     models.save_tokenizer(folder["tokenizer"], state, config, class_names=list(CLASSES), metadata={})
     source = open_source(config.data, "train")
     form, encode = token_format(config, folder["tokenizer"], source), Encode(config, folder["tokenizer"])
-    wanted = {(unit, view) for unit in range(len(source.units)) for view in range(2)}
-    for unit, view in wanted:
+    expected = {(unit, view) for unit in range(len(source.units)) for view in range(2)}
+    for unit, view in expected:
         images, ids, labels, broken = read_view(source, source.units[unit], config.data, view, config.seed)
         row = encode({"images": images.tobytes()})
         columns = {
@@ -73,7 +73,7 @@ def made(tmp_path_factory):
             "structure": np.frombuffer(row["structure"], np.uint16).reshape(len(ids), -1),
         }
         write_part(folder["tokens"], form, part_name(unit, view), view, columns, broken)
-    finish(folder["tokens"], form, wanted, {"views": 2, "data_fingerprint": source.fingerprint()})
+    finish(folder["tokens"], form, expected, {"views": 2, "data_fingerprint": source.fingerprint()})
     return root
 
 

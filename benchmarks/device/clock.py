@@ -89,9 +89,9 @@ class Measured:
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """The seconds of one call, until the device is done with it."""
     if device.type != "cuda":
-        begun = time.perf_counter()
+        start = time.perf_counter()
         call()
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     call()
@@ -107,9 +107,9 @@ def measure(work: Work, device: torch.device, ceiling: float) -> Measured:
         torch.cuda.reset_peak_memory_stats(device)
     first, *_ = (seconds_of(work.call, device) for _ in range(work.warmups))
     rounds: list[float] = []
-    begun = time.perf_counter()
+    start = time.perf_counter()
     longest = work.most_seconds if device.type == "cuda" else 0.0  # toys on a CPU: their seconds say nothing
-    while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - begun < longest):
+    while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - start < longest):
         rounds.append(seconds_of(work.call, device))
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
     launches, kernels, busy = started(work.call, device) if work.profiled else (None, None, None)
@@ -196,7 +196,7 @@ def at_most(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise OutOfTime
 
-    handler, begun = signal.signal(signal.SIGALRM, stop), time.monotonic()
+    handler, start = signal.signal(signal.SIGALRM, stop), time.monotonic()
     left, _ = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))  # of a timer that somebody else has set
     try:
         yield
@@ -204,4 +204,4 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if left:
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begun), 1e-3))
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 1e-3))

@@ -34,7 +34,7 @@ from nvg.training.tokenizer_task import TokenizerTask
 
 COUNTED = 4  # images of a call whose operations are counted: what is filled up on a CPU is filled up to four
 CLUSTERED = 1024  # images that build_tokens clusters together on a GPU
-STEPS = 1_000_000  # of the trainings that are begun here
+STEPS = 1_000_000  # of the trainings that are started here
 FOLDED, COMPILED = "nvg, guidance folded in", "nvg, guidance folded in, compiled"
 TRAINING, BLOCKS = "nvg, all stages", "nvg, all stages, compiled blocks"
 

@@ -19,7 +19,7 @@ from benchmarks.device.clock import Measured, OutOfTime, Work, at_most, ceiling_
 from benchmarks.device.ours import Setup, set_stance
 from nvg.errors import NvgError
 
-LEAST_SECONDS = 5.0  # for which no part is begun
+LEAST_SECONDS = 5.0  # for which no part is started
 FILES = ("device.json", "device.md")
 
 
@@ -55,13 +55,13 @@ class Run:
     def part(self, name: str, seconds: float) -> None:
         """Measure one part; whatever keeps it from its end is written down, and the next one gets its turn."""
         say(f"{name}: {seconds:.0f} s at most")
-        begun = len(self.measured)
+        before = len(self.measured)
         try:
             parts.check(name, self.setup)
             with at_most(seconds):
                 self.works(name)
         except OutOfTime:
-            done = len(self.measured) - begun
+            done = len(self.measured) - before
             self.left_out[name] = f"stopped after {seconds:.0f} s and {done} rows: --only {name} gives it all --minutes"
         except (NvgError, ImportError, torch.OutOfMemoryError) as error:
             self.left_out[name] = " ".join(str(error).split())

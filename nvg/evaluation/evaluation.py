@@ -82,15 +82,15 @@ class Evaluation:
         """Measure what is missing, and compute the figures."""
         images = {name: self._reference_images(name) for name in self._reference_names()}  # before anything is computed
         self.network = self._network()
-        wanted = [RealFeatures(some, self.network) for some in images.values()]
+        needed = [RealFeatures(some, self.network) for some in images.values()]
         if self.settings.dinov2_weights is not None:
             self.dinov2 = NetworkFile("dinov2", self.settings.dinov2_weights)
             self.dinov2.load()  # wrong files are reported before anything is drawn
-            wanted.append(RealFeatures(images[self.compared], self.dinov2))
+            needed.append(RealFeatures(images[self.compared], self.dinov2))
         if self.settings.given is not None:
             self.structures = self._structures(self.settings.given)
-        references = {some.key: some.kept(self.config.output) for some in wanted}
-        missing = [some for some in wanted if references[some.key] is None]
+        references = {some.key: some.kept(self.config.output) for some in needed}
+        missing = [some for some in needed if references[some.key] is None]
         collector = self._measure(missing)
         for some in missing:
             references[some.key] = some.keep(collector.references[some.key], self.config.output)

@@ -135,10 +135,10 @@ def content_loss(
                 "representation alignment needs DINOv2 features with each image: rebuild the tokens "
                 "with repa.weights set"
             )
-        wanted = [content.of_tokens(features.float(), codes, stage) for stage in stages]
+        targets = [content.of_tokens(features.float(), codes, stage) for stage in stages]
         similar = [
             F.cosine_similarity(found.float(), expected, dim=-1).mean()
-            for found, expected in zip(aligned, wanted, strict=True)
+            for found, expected in zip(aligned, targets, strict=True)
         ]
         terms["alignment"] = -torch.stack(similar).mean()
     return terms

@@ -70,10 +70,10 @@ def test_a_living_process_keeps_it_and_a_killed_ones_is_taken_over_at_once(tmp_p
         process.kill()
         process.wait()
     assert storage.exists(f"{folder}.lease")
-    began = time.monotonic()
+    start = time.monotonic()
     with lease(folder):
         assert storage.read_json(f"{folder}.lease")["pid"] != process.pid
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start < 5
 
 
 def test_a_job_on_another_machine_is_watched_until_it_beats_or_is_silent(folder, monkeypatch, capsys):

@@ -155,6 +155,7 @@ def run_of(monkeypatch: pytest.MonkeyPatch, folder: Path, minutes: float, **chos
     return results(folder)
 
 
+@pytest.mark.slow
 def test_a_part_that_has_used_half_of_the_time_is_stopped_and_the_next_one_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +172,7 @@ def test_without_time_nothing_is_begun_and_nothing_is_claimed(tmp_path: Path, mo
     assert {aim["verdict"] for aim in found["aims"]} == {"not measured"}
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_leaves_the_others_and_the_exit_code_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_part_that_fails_leaves_the_others_and_the_exit_code_tells(
     assert found["left_out"]["broken"] == "failed: RuntimeError: the card fell out"
 
 
+@pytest.mark.slow
 def test_figures_are_on_the_disk_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 

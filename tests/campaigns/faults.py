@@ -89,7 +89,7 @@ class Run:
             environment = {**os.environ, "RAY_ADDRESS": ""}
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
-    def begun(self, step: str) -> bool:
+    def started(self, step: str) -> bool:
         """Whether a step is at work: it holds the lease of its artifact."""
         return left_over(str(self.artifacts[step]))
 
@@ -225,7 +225,7 @@ def play(round: Round, run: Run, seconds: float, reference: dict[str, object]) -
     reader.start()
     job = run.start(round.step)
     limit = time.monotonic() + PATIENCE
-    while job.poll() is None and not run.begun(round.step) and time.monotonic() < limit:
+    while job.poll() is None and not run.started(round.step) and time.monotonic() < limit:
         time.sleep(0.01)
     newest, finished = 0, False
     if round.moment < 1:
@@ -302,7 +302,7 @@ def copied(calm: Run, step: str, *settings: str) -> Run:
 
 
 def rounds(seed: int, count: int) -> list[Round]:
-    """Every pair of a step and a victim in an order by chance, again where more are wanted; moments by chance."""
+    """Every pair of a step and a victim in an order by chance, again where more are needed; moments by chance."""
     chance = random.Random(seed)
     result: list[Round] = []
     while len(result) < count:

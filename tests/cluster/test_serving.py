@@ -194,7 +194,7 @@ def test_figures_are_exported_for_prometheus(address):
     ask(address, prompt=["Bag"] * 8)
     ask(address, prompt="Hat")
     exports = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-    wanted = [
+    expected = [
         "ray_nvg_requests_total{",
         "ray_nvg_request_seconds_bucket{",
         "ray_nvg_queue_images{",
@@ -202,10 +202,10 @@ def test_figures_are_exported_for_prometheus(address):
         "ray_nvg_stage_seconds_bucket{",
     ]
     text, until = "", time.time() + 60
-    while time.time() < until and not all(name in text for name in wanted):
+    while time.time() < until and not all(name in text for name in expected):
         time.sleep(2)
         text = httpx.get(exports).text
-    assert [name for name in wanted if name not in text] == []
+    assert [name for name in expected if name not in text] == []
     lines = [line for line in text.splitlines() if line.startswith("ray_nvg_requests_total{")]
     assert any('status="400"' in line and 'route="/v1/images/generations"' in line for line in lines)
     timed = [line for line in text.splitlines() if line.startswith("ray_nvg_stage_seconds_count{")]

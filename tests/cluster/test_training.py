@@ -116,7 +116,7 @@ def test_the_parts_are_trained_one_after_the_other(images, tokenizer, tokens, tm
     train_in_process(tmp_path, images, tokenizer, tokens, *quick, "train.parts=[content]")
     with pytest.raises(CheckpointError, match=r"train.parts=\[structure\]"):
         nvg.load(str(tmp_path / "generators"))
-    train_in_process(tmp_path, images, tokenizer, tokens, *quick)  # both are wanted, one is there
+    train_in_process(tmp_path, images, tokenizer, tokens, *quick)  # both are needed, one is there
     assert nvg.load(str(tmp_path / "generators")).class_names == read_metadata(tokens)["class_names"]
 
 

@@ -94,8 +94,8 @@ def test_test_images_are_numbered_by_the_training_images_classes(make_train, mak
     train, test = open_source(settings, "train"), open_source(settings, "test")
     assert test.class_names == train.class_names and len(test.class_names) == 3
     assert open_source(settings, "test", train).class_names == train.class_names
-    wanted = [SYNSETS[name] if settings.source == "ilsvrc" else name for name in ("bee", "cow")]
-    assert names_of_labels(test, train.classes) == wanted
+    expected = [SYNSETS[name] if settings.source == "ilsvrc" else name for name in ("bee", "cow")]
+    assert names_of_labels(test, train.classes) == expected
 
 
 @pytest.mark.parametrize(("make_train", "make_test"), NAMED)

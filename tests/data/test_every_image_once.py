@@ -115,7 +115,7 @@ KINDS = [pa.int64(), pa.uint8(), pa.float64(), pa.string(), pa.large_string(), p
 def test_parquet(files, kinds, in_struct, unit_images):
     """Every file names the classes in an order of its own, or has them as strings; some labels are null or no class."""
     with scratch() as root:
-        wanted, expected_broken = {}, set()
+        expected, expected_broken = {}, set()
         whole = [(label, "sound") for label in CLASSES]  # so that all classes are there
         for number, ((rows, order, group), kind) in enumerate(zip(files, kinds, strict=False)):
             text = not (pa.types.is_integer(kind) or pa.types.is_floating(kind))
@@ -134,11 +134,11 @@ def test_parquet(files, kinds, in_struct, unit_images):
             pq.write_table(table, root / f"{number}.parquet", row_group_size=group)
             for row, (label, state) in enumerate(rows):
                 if state == "sound" and label in CLASSES:
-                    wanted[f"{number}.parquet/{row}"] = label
+                    expected[f"{number}.parquet/{row}"] = label
                 else:
                     expected_broken.add(f"{number}.parquet/{row}")
         found, broken = read(config(source="parquet", train=str(root), unit_images=unit_images))
-        assert found == wanted and set(broken) == expected_broken
+        assert found == expected and set(broken) == expected_broken
 
 
 # ---- WebDataset ----

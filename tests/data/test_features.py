@@ -194,23 +194,23 @@ def rows_of(part, count):
 
 def test_the_next_batches_are_fetched_ahead_and_no_more_than_the_bound(tmp_path, monkeypatch):
     part = write_set(str(tmp_path)) + "/" + part_name(1, 0)
-    rows, begun = rows_of(part, 9), []
+    rows, asked = rows_of(part, 9), []
     started = threading.Semaphore(0)
 
     def batches():
         for number in range(9):
-            begun.append(number)
+            asked.append(number)
             yield {name: values[number : number + 1] for name, values in rows.items()}
 
     read = features.read_features
     monkeypatch.setattr(features, "read_features", lambda *arguments: (started.release(), read(*arguments))[1])
     for most_bytes, ahead in ((2**28, features.AHEAD_BATCHES), (3 * 24, 3), (1, 1)):
         monkeypatch.setattr(features, "AHEAD_BYTES", most_bytes)
-        begun.clear()
+        asked.clear()
         fetched = with_features(batches(), [part], SHAPE)
         next(fetched)
-        assert begun == list(range(ahead + 1))
-        for _ in begun:  # they are on their way, though nobody asks for them
+        assert asked == list(range(ahead + 1))
+        for _ in asked:  # they are on their way, though nobody asks for them
             assert started.acquire(timeout=30)
         fetched.close()
 

@@ -170,12 +170,12 @@ def test_a_drawing_is_white_where_the_image_is_bright_and_needs_two_sides(networ
 @pytest.mark.parametrize("kind", ["own:3", "other:3", "drawn"])
 def test_a_sample_is_given_the_structure_of_an_image_of_the_kind(kind):
     held_out, codes, labels = structures(kind)
-    wanted = [number % 3 for number in range(300)]
-    given = held_out.of(wanted, seed=11)
+    classes = [number % 3 for number in range(300)]
+    given = held_out.of(classes, seed=11)
     assert given.structure_stages == (1 if kind == "drawn" else 3) and given.content == []
     chosen = [set(labels[(codes == row.numpy()).all(axis=1)].tolist()) for row in given.codes]
     assert all(len(some) == 1 for some in chosen)  # every structure is one of the images'
-    same = [{label} == some for label, some in zip(wanted, chosen, strict=True)]
+    same = [{label} == some for label, some in zip(classes, chosen, strict=True)]
     assert not any(same) if kind == "other:3" else all(same)
     used = {tuple(row) for row in given.codes.tolist()}
     assert len(used) == 30  # each image is chosen some time
@@ -241,8 +241,8 @@ def test_samples_have_the_structure_that_they_are_given_and_no_other_seed(config
     held_out, *_ = structures("other:2", names=sorted(CLASSES))
     work = sample_work(config, 3, held_out.of)
     assert [some.labels for some in work] == [some.labels for some in sample_work(config, 3)]
-    wanted = held_out.of([number % 3 for number in range(12)], config.evaluate.seed).codes
-    assert torch.equal(torch.cat([some.given.codes for some in work]), wanted)
+    expected = held_out.of([number % 3 for number in range(12)], config.evaluate.seed).codes
+    assert torch.equal(torch.cat([some.given.codes for some in work]), expected)
     result = pickle.loads(pickle.dumps(work[1])).do(networks)
     *_, last = networks.sampler.stages(work[1].labels, seed=7 + 5, given=work[1].given)
     assert torch.equal(structure_map(last.sequence_codes, 2), structure_map(work[1].given.codes, 2))

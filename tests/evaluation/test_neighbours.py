@@ -48,9 +48,9 @@ def test_neighbours_of_a_stream_are_those_of_all_images_at_once() -> None:
     found = Nearest(queries, "pixels", 3)
     for start in range(0, 50, 11):
         found.add(part(training, slice(start, start + 11)))
-    wanted = pairs.sort(dim=1)
-    assert torch.equal(found.numbers, wanted.indices[:, :3])
-    assert torch.allclose(found.distances.double(), wanted.values[:, :3], rtol=1e-5)
+    expected = pairs.sort(dim=1)
+    assert torch.equal(found.numbers, expected.indices[:, :3])
+    assert torch.allclose(found.distances.double(), expected.values[:, :3], rtol=1e-5)
 
 
 def test_samples_that_are_as_near_as_held_out_images_are_near_in_one_of_twenty_and_copies_in_all() -> None:

@@ -97,13 +97,13 @@ def _of_docstrings(name: str, text: str) -> Iterator[Quoted]:
 
 def _of_lines(name: str, lines: list[tuple[int, str]]) -> Iterator[Quoted]:
     """Commands of lines; a backslash at a line's end goes on with the next."""
-    begun: tuple[int, str] | None = None
+    unfinished: tuple[int, str] | None = None
     for number, line in lines:
-        first, text = begun or (number, "")
+        first, text = unfinished or (number, "")
         text += " " + line.strip()
-        begun = None
+        unfinished = None
         if text.endswith("\\"):
-            begun = (first, text[:-1].rstrip())
+            unfinished = (first, text[:-1].rstrip())
         elif _is_command(text):
             yield Quoted(f"{name}:{first}", text.strip())
 

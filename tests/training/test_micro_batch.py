@@ -64,6 +64,7 @@ def test_gradients_and_loss_are_those_of_the_whole_slice_whatever_the_parts(form
         torch.testing.assert_close(found[parts], found[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [1, 2])
 def test_a_training_in_parts_is_the_training(tmp_path, slices):
     (whole, losses), (parts, found) = (
@@ -73,6 +74,7 @@ def test_a_training_in_parts_is_the_training(tmp_path, slices):
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_in_other_parts_from_where_it_was(tmp_path):
     whole, _ = trained(task_of(), tmp_path / "whole")
     with pytest.raises(InterruptedError):

@@ -31,10 +31,10 @@ class Gate:
     """A writer that begins, waits until it is let go, and keeps what it was given."""
 
     def __init__(self):
-        self.begun, self.open, self.found = threading.Event(), threading.Event(), []
+        self.started, self.open, self.found = threading.Event(), threading.Event(), []
 
     def __call__(self, sets):
-        self.begun.set()
+        self.started.set()
         assert self.open.wait(60)
         self.found.append({key: value.clone() for key, value in sets["model"].items()})
 
@@ -43,7 +43,7 @@ def test_the_training_goes_on_while_it_is_written_and_what_it_changes_is_not_in_
     gate, live = Gate(), tensors(1.0)
     with Saver() as saver:
         saver.save(live, gate)  # returns before it is written
-        assert gate.begun.wait(60) and not gate.found
+        assert gate.started.wait(60) and not gate.found
         for value in live["model"].values():
             value.fill_(9)
         gate.open.set()
@@ -55,7 +55,7 @@ def test_the_next_one_waits_for_the_one_before_and_takes_its_memory():
     with Saver() as saver:
         saver.save(tensors(1.0), gate)
         finish = in_thread(lambda: saver.save(tensors(2.0), lambda sets: addresses.append(pointers(sets))))
-        assert gate.begun.wait(60)
+        assert gate.started.wait(60)
         assert not addresses
         gate.open.set()
         finish()
@@ -244,19 +244,19 @@ from nvg.training import checkpoint
 from tests.training import test_saver
 from tests.support.toy import ToyTask
 
-begun = []
+started = []
 
 class Killed(ToyTask):
     def after_step(self, step, rng):
-        while step == 9 and not begun:
+        while step == 9 and not started:
             time.sleep(0.01)
-        if begun:
+        if started:
             os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
 def around(url):
     if url.endswith("step-00000008"):
-        begun.append(url)
+        started.append(url)
         time.sleep(600)
 
 class Patch:
@@ -268,6 +268,7 @@ with test_saver.writing(Patch(), around):
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_writes_goes_on_from_the_checkpoint_before(tmp_path):
     folder = tmp_path / "killed"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

@@ -117,10 +117,10 @@ def ended(tmp_path_factory):
     ],
 )
 def test_any_number_of_workers_trains_as_one(ended, name, reference, workers, resumed):
-    expected, wanted, *_ = ended[reference][0]
+    expected, expected_loss, *_ = ended[reference][0]
     assert len(ended[name]) == workers
     for state, loss, first, _ in ended[name]:
-        assert first == resumed and loss == pytest.approx(wanted, rel=1e-4) and state.keys() == expected.keys()
+        assert first == resumed and loss == pytest.approx(expected_loss, rel=1e-4) and state.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-5, msg=key)
 

@@ -66,10 +66,10 @@ def choice(name: str, sampler: Sampler) -> Choice:
     return Choice([(one, 0) for one in names[:6]], (names[-1], 0), edits[:4])
 
 
-def held_out(data: DataConfig, class_names: Sequence[str], wanted: Iterable[tuple[str, int]]) -> dict:
+def held_out(data: DataConfig, class_names: Sequence[str], needed: Iterable[tuple[str, int]]) -> dict:
     """Held-out images by class and number, uint8 (H, W, C) each. Raises ValueError where a class has too few."""
     source = open_source(data, "test" if data.test is not None else "train")
-    missing, found, counts = set(wanted), {}, dict.fromkeys(class_names, 0)
+    missing, found, counts = set(needed), {}, dict.fromkeys(class_names, 0)
     for piece in itertools.chain.from_iterable(read_pieces(source, unit, data, 0, 0) for unit in source.units):
         for image, label in zip(piece.images, piece.labels, strict=True):
             key = (class_names[label], counts[class_names[label]])
