@@ -34,7 +34,9 @@ GRID: Mapping[str, Sequence[float]] = {
 class Draws(Protocol):
     """Something that draws pictures."""
 
-    settings: SamplerConfig
+    @property
+    def settings(self) -> SamplerConfig:
+        """Those that a call's own are laid over."""
 
     def generate(self, classes: list[int], *, seed: int, **settings: Any) -> np.ndarray:
         """One picture per class, the first one with `seed`: uint8 (N, H, W, C)."""
