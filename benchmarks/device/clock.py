@@ -89,9 +89,9 @@ class Measured:
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """The seconds of one call, until the device is done with it."""
     if device.type != "cuda":
-        start = time.perf_counter()
+        before = time.perf_counter()
         call()
-        return time.perf_counter() - start
+        return time.perf_counter() - before
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     call()

@@ -217,7 +217,7 @@ def test_the_training_ends_at_once_and_not_at_the_next_checkpoint(monkeypatch, t
     steps = []
     with writing(monkeypatch, full), pytest.raises(DiskFull):
         run(Slow(), tmp_path, total_steps=1000, checkpoint_every=10)
-    assert 10 <= steps[-1] < 20
+    assert 9 <= steps[-1] < 20  # the tenth step, after which it is written, or one of the next
 
 
 @pytest.mark.parametrize("what", ["loss", "data"])
