@@ -7,15 +7,16 @@ Then every form of a generator is trained in this process, on one thread, with t
 
     equal steps     train.steps, whatever they take
     equal seconds   as many steps as the form makes in the time of train.steps of `positions`, where these differ by a
-                    tenth at least; the rates are taken in turns before the first training, and kept
+                    tenth at least; rates are measured alternately before the first training, and kept
 
 Every training gives the loss on 2,000 held-out images stage by stage. On Fashion-MNIST the content generators also
-draw 5,000 pictures, all with the same structure generator, and these are measured as an evaluation does it; and 2,000
-in the structures of held-out images, which leaves the structure generator's faults out. Guidance,
-top-p and temperature of the content are tuned for each form, on other seeds; on 8x8 latents, where a picture takes
-longer, guidance and top-p, on a coarser grid. What is done is kept in the output
-folder, and an interrupted experiment goes on from there. --only NAME ...: some forms, so that two processes share two
-cores; run it without afterwards for the whole table.
+draw 5,000 pictures, all with the same structure generator, and these are measured as an evaluation does it. 2,000 more
+are drawn in the structures of held-out images, which leaves the structure generator's faults out.
+
+Guidance, top-p and temperature of the content are tuned for each form on other seeds; on 8x8 latents, where a picture
+takes longer, only guidance and top-p, on a coarser grid. Finished work is kept in the output folder, and an interrupted
+experiment goes on from there. --only NAME ...: some forms, so that two processes share two cores; run the command
+without it afterwards for the whole table.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ HERE = Path(__file__).parent
 RATE_STEPS, RATE_ROUNDS = 10, 3
 REFERENCE = {"content": "positions", "structure": "structure: positions"}  # whose seconds are those of all
 GIVEN_SAMPLES = 2000
-NEAR = 0.1  # a difference of steps that is not looked into
+NEAR = 0.1  # a relative difference of steps too small for a training of its own
+SMALL = 16  # positions up to which a picture is quick to draw
 COARSE = {"content_guidance": (2.5, 5.0, 10.0), "top_p": (0.5, 0.75, 1.0)}
 
 
@@ -133,33 +135,38 @@ class Bench:
 
     def figures(self, name: str, form: Form, content: Any) -> list[str]:
         """The cells of drawn pictures; drawn once and kept."""
-        path, in_structures = self.work / f"{name}-drawn.json", self.work / f"{name}-given.json"
-        if not path.exists() or not in_structures.exists():
+        path = self.work / f"{name}-drawn.json"
+        if not path.exists():
             structure = self.network(FORMS["structure: positions"], self.config.train.steps or 0, 0)
             sampler = Sampler(self.tokenizer, content, structure, self.config.sampler, self.judge.class_names)  # type: ignore[arg-type]
-        if not path.exists():
-            tuned = self.work / f"{form.name.replace(' ', '_')}-tuned.json"
-            if not tuned.exists():
-                grid = COARSE if self.config.tokenizer.positions > 16 else GRID
-                tuned.write_text(json.dumps(self.judge.tune(sampler, grid)))
-            settings = json.loads(tuned.read_text())
-            told = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+            settings = self.tuned(form, sampler)
             figures = self.judge.figures(sampler, **settings)
-            path.write_text(json.dumps([*(cell(figures[name]) for name in DRAWN[:3]), told]))
-        cells: list[str] = json.loads(path.read_text())
-        if not in_structures.exists():
-            given = InStructures(sampler, self.tokens["test"])
-            settings = json.loads((self.work / f"{form.name.replace(' ', '_')}-tuned.json").read_text())
-            features, right = self.judge.measured(given, GIVEN_SAMPLES, 0, **settings)
-            distance = metrics.frechet(features, metrics.moments(self.judge.real), replicates=50)
-            accuracy = metrics.share(int(right.sum()), GIVEN_SAMPLES)
-            in_structures.write_text(json.dumps([cell(distance), cell(accuracy)]))
-        return [*cells[:3], *json.loads(in_structures.read_text()), cells[3]]
+            features, right = self.judge.measured(
+                InStructures(sampler, self.tokens["test"]), GIVEN_SAMPLES, 0, **settings
+            )
+            given = [
+                metrics.frechet(features, metrics.moments(self.judge.real), replicates=50),
+                metrics.share(int(right.sum()), GIVEN_SAMPLES),
+            ]
+            cells = [cell(one) for one in (figures["Fréchet distance"], figures["accuracy"], figures["recall"], *given)]
+            cells.append(", ".join(f"{key} {value:g}" for key, value in settings.items()))
+            path.write_text(json.dumps(cells))
+        kept: list[str] = json.loads(path.read_text())
+        return kept
+
+    def tuned(self, form: Form, sampler: Sampler) -> dict[str, float]:
+        """The sampler's settings of a form, tuned on the first of its trainings and kept."""
+        path = self.work / f"{form.name.replace(' ', '_')}-tuned.json"
+        if not path.exists():
+            grid = GRID if self.config.tokenizer.positions <= SMALL else COARSE
+            path.write_text(json.dumps(self.judge.tune(sampler, grid)))
+        settings: dict[str, float] = json.loads(path.read_text())
+        return settings
 
     @cached_property
     def judge(self) -> Judge:
         """The networks and images by which drawn pictures are measured."""
-        return Judge.open(self.config, tuning_samples=1000 if self.config.tokenizer.positions == 16 else 300)
+        return Judge.open(self.config, tuning_samples=1000 if self.config.tokenizer.positions <= SMALL else 300)
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,8 @@ class InStructures:
         return self.sampler.settings
 
     def generate(self, classes: list[int], *, seed: int, **settings: Any) -> np.ndarray:
-        """One picture per class, the image of number j in the structure that comes next for seed + j."""
+        """One picture per class; image j is in the structure of number (seed + j) // classes of its class's held-out
+        images, which follow one another where seeds and classes do: uint8 (N, H, W, C)."""
         rows = []
         for number, label in enumerate(classes, start=seed):
             same = (self.held_out.labels == label).nonzero()[:, 0]
