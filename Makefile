@@ -31,10 +31,10 @@ serve: setup  ## serve the shipped sampler on port 8000: HTTP API, its documenta
 bench: setup  ## measure everything, 40 minutes on two cores; tables and plots go to runs/benchmarks
 	@exec .venv/bin/python -m benchmarks --size full $(SETTINGS)
 
-unit: setup  ## lint, types and the quick tests that need neither Ray nor installed programs, 2 minutes
+unit: setup  ## lint, types and the quick tests that need neither Ray nor installed programs, 2 to 4 minutes
 	@exec scripts/test.sh unit $(TESTS)
 
-test: data browser postgres  ## lint, types and all tests, 15 minutes on two cores; this is what CI runs
+test: data browser postgres  ## lint, types and all tests, 15 to 40 minutes on two cores; this is what CI runs
 	@exec scripts/test.sh all $(TESTS)
 
 campaign: setup  ## run one of the long tests of tests/campaigns: make campaign NAME=nodes (none: list them)

@@ -165,7 +165,7 @@ def test_a_part_that_has_used_half_of_the_time_is_stopped_and_the_next_one_is_me
     assert "after" not in found["left_out"]
 
 
-def test_without_time_nothing_is_begun_and_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_time_nothing_is_measured_nor_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run_of(monkeypatch, tmp_path, 0.0, one=endless, two=broken)
     assert found["rows"] == [] and set(found["left_out"]) >= {"one", "two"}
     assert "no time was left: give more --minutes, or --only one" in found["left_out"]["one"]
