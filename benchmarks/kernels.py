@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -36,7 +36,7 @@ from nvg.granularity import codes_from_map, structure_map
 LAUNCH = re.compile(r"^\s+(?:[\w, ]+ = )?(cpp_fused_\w+|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.MULTILINE)
 MIDDLE, LAST = 4, 8  # stages
 KINDS = ("generated", "library", "outside")
-GRAPHS = "graphs"
+GRAPHS = "graphs"  # the key of how many compiled functions ran
 VIEWS = ("as_strided", "alias", "reshape")  # calls of the written code that make no numbers
 
 
@@ -164,19 +164,21 @@ def main() -> None:
     first, middle, last, decoder = count(small, arguments.images, (0, MIDDLE, LAST))
     deeper, _ = count(large, arguments.images, (MIDDLE,))
     print("| kind | stage 0 | each of stages 1 ... 7 | stage 8 | decoder | a picture |\n" + "| --- " * 6 + "|")
-    totals, started = [0] * 5, [0] * 5
+    rows = {}
     for kind in (*KINDS, GRAPHS):
         both = (deeper[kind] - middle[kind]) / (large - small)  # of a block of each network
         blocks = [0, both * (16 - small), both * (16 - small) / 2, 0]  # stage 8 has the content's alone
         each = [round(one[kind] + more) for one, more in zip((first, middle, last, decoder), blocks, strict=True)]
-        row = [*each, each[0] + (LAST - 1) * each[1] + each[2] + each[3]]
-        if kind in KINDS:
-            totals = [a + b for a, b in zip(totals, row, strict=True)]
-            print(f"| {kind} | " + " | ".join(map(str, row)) + " |")
-        if kind in ("outside", GRAPHS):
-            started = [a + b for a, b in zip(started, row, strict=True)]
-    for name, counts in (("together", totals), ("started by the host", started)):
-        print(f"| {name} | " + " | ".join(map(str, counts)) + " |")
+        rows[kind] = [*each, each[0] + (LAST - 1) * each[1] + each[2] + each[3]]
+    rows["together"] = together(rows, KINDS)
+    rows["started by the host"] = together(rows, ("outside", GRAPHS))
+    for name in (*KINDS, "together", "started by the host"):
+        print(f"| {name} | " + " | ".join(map(str, rows[name])) + " |")
+
+
+def together(rows: Mapping[str, Sequence[int]], kinds: Sequence[str]) -> list[int]:
+    """The sums of some rows, column by column."""
+    return [sum(column) for column in zip(*(rows[kind] for kind in kinds), strict=True)]
 
 
 if __name__ == "__main__":
