@@ -207,13 +207,9 @@ def _run_config(library: Any, cluster: ClusterConfig, notes: str) -> Any:
         name="run",
         storage_path=path,
         storage_filesystem=filesystem,
-        # The first worker writes the checkpoint at a notice: it waits neither for those that are gone, nor is it ended
-        # in the midst of it when the notice runs out.
-        failure_config=library.FailureConfig(
-            max_failures=cluster.max_failures,
-            relax_collectives_on_preemption=True,
-            preemption_grace_s=LEAVING_GRACE,
-        ),
+        # Who writes the checkpoint at a notice is not ended in the midst of it. All workers hear the notice together
+        # (relax_collectives_on_preemption stays off): those that leave take part where the weights are split.
+        failure_config=library.FailureConfig(max_failures=cluster.max_failures, preemption_grace_s=LEAVING_GRACE),
         logging_config=library.LoggingConfig(log_level="WARNING"),
     )
 
