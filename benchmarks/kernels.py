@@ -23,8 +23,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch._inductor.compile_fx import compile_fx
-from torch._inductor.graph import GraphLowering
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -87,6 +85,9 @@ class Outside(TorchDispatchMode):
 
 def launches(module: torch.fx.GraphModule, inputs: list[Any]) -> list[str]:
     """The calls in the code that inductor writes for a graph."""
+    from torch._inductor.compile_fx import compile_fx  # seconds, which --help need not wait for
+    from torch._inductor.graph import GraphLowering
+
     codegen = GraphLowering.codegen
 
     def written(graph: GraphLowering) -> None:
@@ -161,6 +162,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     small, large = arguments.depths
+    if small % 2 or large % 2 or not 0 < small < large:
+        parser.error(f"--depths {small} {large}: two even numbers, the smaller one first")
     first, middle, last, decoder = count(small, arguments.images, (0, MIDDLE, LAST))
     deeper, _ = count(large, arguments.images, (MIDDLE,))
     print("| kind | stage 0 | each of stages 1 ... 7 | stage 8 | decoder | a picture |\n" + "| --- " * 6 + "|")
