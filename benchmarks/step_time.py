@@ -23,6 +23,7 @@ from nvg.autoencoder import Autoencoder
 from nvg.config import Config
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.granularity import GranularitySequence
+from nvg.training.compiled import compile_blocks
 from nvg.training.generator_loss import Generators
 
 STEPS = 4  # of a variant in a round
@@ -70,8 +71,7 @@ def generator_step(config: Config, *, bfloat16: bool = False, compiled: bool = F
     both = Generators(content, structure, quantizer, config.train)
     both.begin(sequence)
     if compiled:
-        content.backbone.compile()
-        structure.backbone.compile()
+        compile_blocks(both)
     labels = torch.randint(config.data.num_classes, (count,))
     optimizer = torch.optim.AdamW([*content.parameters(), *structure.parameters()], lr=1e-4)
     rng = torch.Generator().manual_seed(0)
@@ -126,14 +126,9 @@ def main() -> None:
         "generators": {
             "plain": generator_step(config()),
             "bfloat16": generator_step(config(), bfloat16=True),
-            "torch.compile": generator_step(config(), compiled=True),
-            "clusters": generator_step(
-                config(
-                    "content.tokens=clusters",
-                    "content.position_network=true",
-                    "structure.canvas_tokens=clusters",
-                )
-            ),
+            "train.compile": generator_step(config(), compiled=True),
+            "bfloat16, train.compile": generator_step(config(), bfloat16=True, compiled=True),
+            "position tokens": generator_step(config("content.tokens=positions", "structure.canvas_tokens=positions")),
             "content d3": generator_step(config("content.depth=3")),
             "content d4": generator_step(config("content.depth=4")),
             "structure d4": generator_step(config("structure.depth=4")),

@@ -6,13 +6,13 @@
 #   scripts/test.sh all [...]    lint, and all tests; they build wheel and sdist (tests/test_packaging.py)
 #
 # Of all tests two lanes run beside each other. One has the tests that share a Ray, which wait for a third of their time.
-# The other has lint, the tests without Ray in two processes, and the tests that start a Ray of their own.
+# The other has lint, the tests without Ray in three processes, and the tests that start a Ray of their own.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 start=$SECONDS
 failed=()
 pytest=(.venv/bin/python -m pytest --durations=25)
-two=(-n 2 --dist loadfile)  # processes
+processes=(-n 3 --dist loadfile)  # on two cores: a sixth of their time they wait
 
 step() {  # name, command ...
   local name=$1 start=$SECONDS
@@ -54,12 +54,12 @@ case $tier in
       step tests "${pytest[@]}" "$@"
     elif [ "$tier" = unit ]; then
       beside lint  # one process, which would leave a core to nobody
-      step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' "${two[@]}"
+      step 'quick tests without Ray' "${pytest[@]}" --ignore tests/cluster -m 'not slow' "${processes[@]}"
       join lint
     else
       beside step 'tests on one Ray' "${pytest[@]}" tests/cluster --ignore tests/cluster/alone
       lint
-      step 'tests without Ray' "${pytest[@]}" --ignore tests/cluster "${two[@]}"
+      step 'tests without Ray' "${pytest[@]}" --ignore tests/cluster "${processes[@]}"
       step 'tests on a Ray of their own' "${pytest[@]}" tests/cluster/alone
       join 'tests on one Ray'
     fi
