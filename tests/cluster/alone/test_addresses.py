@@ -12,6 +12,20 @@ from tests.support.synthetic import write_images
 
 pytestmark = pytest.mark.timeout(600)
 
+# The job with encoders that take their time: a part that comes when both are idle always goes to the first of them.
+SLOWLY = """
+import sys, time
+import pipelines.build_tokens as job
+
+class SlowEncode(job.Encode):
+    def __call__(self, row):
+        time.sleep(0.5)
+        return super().__call__(row)
+
+job.Encode = SlowEncode
+job.main(sys.argv[1:])
+"""
+
 
 def test_two_addresses_make_tokens_together(network, ray_hosts, tmp_path):
     images = write_images(tmp_path / "images", each=8)
@@ -22,7 +36,7 @@ def test_two_addresses_make_tokens_together(network, ray_hosts, tmp_path):
     config = configuration.load(SMOKE, settings)
     artifacts = plan(config)
     untrained_tokenizer(config, artifacts["tokenizer"].folder, 0)
-    job = [sys.executable, "pipelines/build_tokens.py", "--config", SMOKE, *settings]
+    job = [sys.executable, "-c", SLOWLY, "--config", SMOKE, *settings]
     both = {"RAY_DATA_DEFAULT_WAIT_FOR_MIN_ACTORS_S": "200"}  # no part is made before both encoders are there
     log = network.run("head", *job, RAY_ADDRESS=ray_hosts, **both)
     metadata = storage.read_json(f"{artifacts['tokens'].folder}/metadata.json")
