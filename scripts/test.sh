@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 start=$SECONDS
 failed=()
 pytest=(.venv/bin/python -m pytest --durations=25)
-processes=(-n 2 --dist loadfile)  # a third one takes from the lane beside them what it gains: no core is ever idle
+processes=(-n 2 --dist loadfile)  # a third one gains nothing: both cores are busy
 
 step() {  # name, command ...
   local name=$1 start=$SECONDS

@@ -69,6 +69,11 @@ class Bench:
         """The folder of results."""
         return Path(self.config.output)
 
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are drawn and measured: of Fashion-MNIST alone, which has held-out images enough."""
+        return self.config.data.source == "idx"
+
     @cached_property
     def tokenizer(self) -> Any:
         """The trained tokenizer."""
@@ -129,7 +134,7 @@ class Bench:
         losses = record["losses"]
         cells = [form.name, budget, str(seed), str(steps), f"{self.steps_a_second[form.name]:.2f}"]
         cells += [f"{statistics.mean(losses):.3f}", " ".join(f"{value:.3f}" for value in losses)]
-        if form.part == "content" and self.config.data.source == "idx":
+        if form.part == "content" and self.draws:
             cells += self.figures(name, form, network)
         return cells
 
@@ -182,8 +187,11 @@ class InStructures:
         return self.sampler.settings
 
     def generate(self, classes: list[int], *, seed: int, **settings: Any) -> np.ndarray:
-        """One picture per class; image j is in the structure of number (seed + j) // classes of its class's held-out
-        images, which follow one another where seeds and classes do: uint8 (N, H, W, C)."""
+        """One picture per class: uint8 (N, H, W, C).
+
+        classes: indices of classes, all in turn, as `Judge` asks for them. Picture j takes the structure of its class's
+        held-out image number (seed + j) // (number of classes), and after the last one the first again.
+        """
         rows = []
         for number, label in enumerate(classes, start=seed):
             same = (self.held_out.labels == label).nonzero()[:, 0]
@@ -220,7 +228,8 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(configuration.load(file, arguments.settings), arguments.only or list(FORMS))
     start = time.perf_counter()
-    lines = [line(HEAD + DRAWN), "| --- " * len(HEAD + DRAWN) + "|"]
+    head = HEAD + DRAWN if bench.draws else HEAD
+    lines = [line(head), "| --- " * len(head) + "|"]
     print("\n".join(lines), flush=True)
     for form in [FORMS[name] for name in bench.forms]:
         # The canvas losses on positions answer a question of their own, at equal steps.

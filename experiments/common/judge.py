@@ -36,7 +36,7 @@ class Draws(Protocol):
 
     @property
     def settings(self) -> SamplerConfig:
-        """Those that a call's own are laid over."""
+        """What `generate` draws by, where a call does not say otherwise."""
 
     def generate(self, classes: list[int], *, seed: int, **settings: Any) -> np.ndarray:
         """One picture per class, the first one with `seed`: uint8 (N, H, W, C)."""

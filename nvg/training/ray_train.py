@@ -207,8 +207,8 @@ def _run_config(library: Any, cluster: ClusterConfig, notes: str) -> Any:
         name="run",
         storage_path=path,
         storage_filesystem=filesystem,
-        # Who writes the checkpoint at a notice is not ended in the midst of it. All workers hear the notice together
-        # (relax_collectives_on_preemption stays off): those that leave take part where the weights are split.
+        # The grace lets a worker finish the checkpoint at a notice. relax_collectives_on_preemption stays off: with it
+        # a worker that leaves may never hear the notice, and where the weights are split, its part would be missing.
         failure_config=library.FailureConfig(max_failures=cluster.max_failures, preemption_grace_s=LEAVING_GRACE),
         logging_config=library.LoggingConfig(log_level="WARNING"),
     )
