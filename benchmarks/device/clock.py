@@ -34,7 +34,7 @@ class Work:
     images: int
     call: Callable[[], object]
     flops: float | None = None  # of an image; None where nobody counted them
-    warmups: int = 2  # calls that are left out, the first among them; a CUDA graph is made in the second or third one
+    warmups: int = 2  # calls that are left out, the first among them: it compiles, and records CUDA graphs
     profiled: bool = True  # whether kernels are counted, in one more call
     most_seconds: float = 8.0  # no round begins later
 

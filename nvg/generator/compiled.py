@@ -1,4 +1,4 @@
-"""torch.compile for the sampler: static shapes, CUDA graphs on a GPU, and code that the next process finds on disk."""
+"""torch.compile for the sampler: static shapes, and code that the next process finds on disk."""
 
 from __future__ import annotations
 
@@ -24,17 +24,8 @@ def cache_folder() -> Path:
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """The function under torch.compile, with code of its own for every shape. options: of torch.compile.
-
-    A CUDA graph writes each run's outputs into the same memory, so what is returned are copies.
-    """
+    """The function under torch.compile, with code of its own for every shape. options: of torch.compile."""
     # torch gives up on a function after 8 shapes, and a batch size has one a stage.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-    inner = torch.compile(function, dynamic=False, **options)
-
-    def run(*arguments: Any, **named: Any) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
-        result = inner(*arguments, **named)
-        return torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, result)
-
-    return run
+    result: Callable[..., Any] = torch.compile(function, dynamic=False, **options)
+    return result

@@ -4,7 +4,8 @@ For i = 0 ... K: structure (if 0 < i < K) -> content logits -> sample c_i -> x <
 
 A sample is a function of (weights, class, seed, settings). Every random number comes from a generator of its own for
 (seed, stage, purpose): batch mates do not matter, and giving a stage leaves the noise of the others as it was. The
-flows of all stages share one noise an image, as they do in training.
+flows of all stages share one noise an image, as they do in training. Batch mates change no bit on a CPU, and none of a
+batch of 8 on a GPU. Compiled, they change the rounding: kernels are chosen by the batch's size.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nvg.generator.batches import filled_up, in_fours, to_pixels
 from nvg.generator.compiled import cache_folder, compiled
 from nvg.generator.content import ContentGenerator
 from nvg.generator.controls import Given, one_each
+from nvg.generator.graphs import Graphs, graphs_on
 from nvg.generator.guidance import guided
 from nvg.generator.halving import euler_step, flow_start, halve
 from nvg.generator.noise import draw_all
@@ -52,7 +54,8 @@ class Step:
     content: list[Tensor]  # stages 0 ... stage, (N, 2^i) each
     canvas: Tensor  # x_{stage + 1}, (N, L, e)
     tokenizer: Autoencoder = field(repr=False)
-    sizes: Sequence[int] = ()  # the batch sizes that the decoder is compiled for
+    decode: Callable[[Tensor], Tensor] = field(repr=False)  # canvases (n, L, e) -> images (n, C, H, W)
+    sizes: Sequence[int] = ()  # the batch sizes that it is compiled for
 
     @property
     def structure_map(self) -> Tensor:
@@ -70,7 +73,7 @@ class Step:
         """The previews of n of the images: uint8 (n, H, W, C). Costs one pass of the decoder, each time."""
         count = len(index)
         index = index + index[:1] * (filled_up(len(index), self.sizes) - len(index))
-        return to_pixels(in_fours(self.tokenizer.decode_canvas, self.canvas[index]))[:count]
+        return to_pixels(in_fours(self.decode, self.canvas[index]))[:count]
 
     @property
     def sequence(self) -> GranularitySequence:
@@ -102,6 +105,7 @@ class Sampler:
         self.knows_no_class = knows_no_class
         self.sizes: list[int] = []  # the batch sizes that are compiled
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._graphs: Graphs | None = None  # of whole stages, where it is compiled on a GPU
         self._first_logits: dict[int, Tensor] = {}  # class -> logits of stage 0, (1, V)
 
     @property
@@ -129,6 +133,7 @@ class Sampler:
                 for parameter in backbone.parameters():  # and not the buffers: frequencies need float32
                     parameter.data = parameter.data.to(dtype)
         self._first_logits.clear()
+        self._graphs = None
         return self
 
     def compile(self, sizes: Sequence[int] = (1,), **options: Any) -> Sampler:
@@ -136,22 +141,41 @@ class Sampler:
         later one waits; returns self. It takes minutes, and seconds where the code is in `cache_folder()` already.
 
         sizes: a batch is filled up to the next of these; a larger one is compiled on its first use. A function is
-        compiled for each shape: that of a size, of clusters that of a stage too. options: of torch.compile, by default
-        mode="reduce-overhead", which makes a CUDA graph of each.
+        compiled for each shape: that of a size, of clusters that of a stage too. On a GPU a stage is then one CUDA
+        graph (`Graphs`): of batches with the sampler's own number of flow steps, and not of one in which the stage is
+        given for an image. options: of torch.compile, but no mode that makes CUDA graphs of its own.
+
+        For another size other kernels are chosen, which round otherwise: an image depends on its batch in that alone.
         """
+        if options.get("mode") in ("reduce-overhead", "max-autotune"):
+            raise ValueError(f"mode={options['mode']!r} makes CUDA graphs of its own: leave it out")
         cache_folder()
-        if "backend" not in options:
-            options = {"mode": "reduce-overhead"} | options
         content, structure = self.content, self.structure
         functions: list[Callable[..., Any]] = [content, content.rotary, content.logits, structure, structure.rotary]
         functions += [flow_start, euler_step, halve, pick, self.tokenizer.quantizer.increment]
         self._compiled = {function: compiled(function, **options) for function in functions}
         self.tokenizer.decoder.compile(dynamic=False, **options)
         self.sizes = sorted(sizes)
-        self._first_logits.clear()
+        self._graphs = graphs_on(self.device)
         for size in self.sizes:
-            self.generate([index % len(self.class_names) for index in range(size)])
+            for scales in self._kinds_of_guidance():
+                self._first_logits.clear()  # or the classes of the size before would be none that are new
+                self.generate([index % len(self.class_names) for index in range(size)], **scales)
         return self
+
+    def _kinds_of_guidance(self) -> list[dict[str, Any]]:
+        """Settings that bring about all shapes of a batch: a network that takes two passes for guidance takes one where
+        all scales are 1."""
+        names = self._guided_by_two_passes()
+        return [{}, *(dict.fromkeys(names, scale) for scale in (1.0, 2.0) if names)]
+
+    def _guided_by_two_passes(self) -> list[str]:
+        """The settings of guidance whose network takes a pass with the class and one without for it."""
+        learned = {
+            "structure_guidance": self.structure.config.few_step,
+            "content_guidance": self.content.config.guided,
+        }
+        return [name for name, folded in learned.items() if self.knows_no_class and not folded]
 
     def _run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """function(...), by its compiled code where there is one."""
@@ -228,17 +252,39 @@ class Sampler:
             content.append(self._draw_stage(stage, state))
             # What a batch was filled up with is left out.
             drawn = [tokens[:count] for tokens in content]
-            yield Step(stage, state.codes[:count], drawn, state.canvas[:count], self.tokenizer, self.sizes)
+            codes, canvas = state.codes[:count], state.canvas[:count]
+            yield Step(stage, codes, drawn, canvas, self.tokenizer, self._decode, self.sizes)
 
     def _draw_stage(self, stage: int, state: SamplingState) -> Tensor:
         """Draw one stage: its content tokens (N, 2^i). Nothing here waits for the device, or moves numbers to it."""
+        drawn = state.given_codes[stage] is None and state.given_tokens[stage] is None
+        if self._graphs is None or not drawn or state.options.flow_steps != self.settings.flow_steps:
+            result = self._stage(stage, state)
+        else:
+            place = {"structure_guidance": max(stage - 1, 0), "content_guidance": stage}  # on the ramp
+            passes = (one_pass(state.options.scales[name], place[name]) for name in self._guided_by_two_passes())
+            key = ("stage", stage, state.labels.shape[0], state.options.flow_steps, *passes)
+            result = self._graphs.run(key, partial(self._stage, stage), state.of_stage(stage))
+        state.codes, state.order, state.canvas, tokens = result
+        return tokens
+
+    def _stage(self, stage: int, state: SamplingState) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The codes, their order, the canvas and the content tokens (N, 2^i) after a stage, of the state before it."""
+        state = dataclasses.replace(state)
         if stage > 0:  # stage 0 is one cluster
             state.codes = state.fill(state.given_codes[stage], partial(self._sample_structure, stage))
             state.order = code_order(state.codes) if state.order is not None else None
         tokens = state.fill(state.given_tokens[stage], partial(self._sample_content, stage))
         increment = partial(self._run, self.tokenizer.quantizer.increment, stage)
-        state.canvas = state.canvas + in_fours(increment, tokens, structure_map(state.codes, stage))
-        return tokens
+        canvas = state.canvas + in_fours(increment, tokens, structure_map(state.codes, stage))
+        return state.codes, state.order, canvas, tokens
+
+    def _decode(self, canvas: Tensor) -> Tensor:
+        """Images of canvases: (N, L, e) -> (N, C, H, W), not clamped."""
+        if self._graphs is None:
+            return self.tokenizer.decode_canvas(canvas)
+        images: Tensor = self._graphs.run(("decoder", canvas.shape[0]), self.tokenizer.decode_canvas, canvas)
+        return images
 
     def _start(
         self,
@@ -279,7 +325,7 @@ class Sampler:
             canvas=torch.zeros(rows, positions, self.tokenizer.config.code_width, device=self.device),
             order=code_order(codes) if self.content.of_clusters or self.structure.of_clusters else None,
         )
-        self._learn_first_logits(state)
+        state.first_logits = self._logits_of_stage_0(state)
         return state
 
     def _given_rows(self, each: list[Given]) -> tuple[list[GivenRows | None], list[GivenRows | None]]:
@@ -348,7 +394,8 @@ class Sampler:
         """Content tokens c_i of `stage`, (N, 2^i)."""
         options = state.options
         if stage == 0:  # an empty canvas, no structure, scale 1: a function of the class alone
-            logits = torch.stack([self._first_logits[label] for label in state.classes])
+            assert state.first_logits is not None
+            logits = state.first_logits
         else:
             logits = self._logits(stage, state, ramp(options.content_guidance, stage, self.last_stage))
         top_p = falling_top_p(options.top_p, stage, self.last_stage)
@@ -374,18 +421,25 @@ class Sampler:
             return network(state.labels, *inputs)
         return guided(network, state.labels, inputs, guidance, self.no_class)
 
-    def _learn_first_logits(self, state: SamplingState) -> None:
-        """Keep the logits of stage 0, (1, V), of the classes that had none: they are computed once a class."""
+    def _logits_of_stage_0(self, state: SamplingState) -> Tensor | None:
+        """The logits of stage 0, (N, 1, V), None of no image. They are computed once a class."""
         new = [label for label in dict.fromkeys(state.classes) if label not in self._first_logits]
-        if not new:
-            return
-        rows = filled_up(len(new), self.sizes)
-        empty = dataclasses.replace(
-            state,
-            labels=torch.tensor(new + new[:1] * (rows - len(new)), device=self.device),
-            codes=state.codes.new_zeros(rows, state.codes.shape[1]),
-            canvas=state.canvas.new_zeros(rows, *state.canvas.shape[1:]),
-            order=None if state.order is None else state.order[:1].expand(rows, -1),
-        )
-        logits = self._logits(0, empty, state.canvas.new_ones(rows))
-        self._first_logits |= dict(zip(new, logits, strict=False))  # the rest is what it was filled up with
+        if new:
+            rows = filled_up(len(new), self.sizes)
+            labels = torch.tensor(new + new[:1] * (rows - len(new)), device=self.device)
+            order = None if state.order is None else state.order[:1].expand(rows, -1).contiguous()
+            function = partial(self._logits_of_classes, state)
+            if self._graphs is None:
+                logits = function(labels, order)
+            else:
+                logits = self._graphs.run(("first logits", rows), function, labels, order)
+            self._first_logits |= dict(zip(new, logits, strict=False))  # the rest is what it was filled up with
+        return torch.stack([self._first_logits[label] for label in state.classes]) if state.classes else None
+
+    def _logits_of_classes(self, state: SamplingState, labels: Tensor, order: Tensor | None) -> Tensor:
+        """The logits of stage 0 of some classes: labels (M,), the order (M, L) of codes that are all 0."""
+        rows = labels.shape[0]
+        codes = state.codes.new_zeros(rows, state.codes.shape[1])
+        canvas = state.canvas.new_zeros(rows, *state.canvas.shape[1:])
+        empty = dataclasses.replace(state, labels=labels, codes=codes, canvas=canvas, order=order)
+        return self._logits(0, empty, canvas.new_ones(rows))

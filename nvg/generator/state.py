@@ -7,10 +7,11 @@ host: between stages nobody waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from nvg.generator.options import Options
 
@@ -51,10 +52,24 @@ class SamplingState:
     codes: Tensor  # (N, L) int64; bits of the stages so far are set
     canvas: Tensor  # x_i, (N, L, e)
     order: Tensor | None  # of the codes so far, (N, L), where a generator has cluster tokens
+    first_logits: Tensor | None = None  # of stage 0, (N, 1, V)
 
     def known_order(self) -> tuple[Tensor, ...]:
         """The order, as inputs of a generator: none where there is none."""
         return () if self.order is None else (self.order,)
+
+    def of_stage(self, stage: int) -> SamplingState:
+        """The state without what a stage does not read that is drawn whole: of one size whatever is given elsewhere."""
+        return replace(
+            self,
+            classes=[],
+            seeds=[],
+            given_codes=[None] * (stage + 1),
+            given_tokens=[None] * (stage + 1),
+            halving={stage: self.halving[stage]} if stage in self.halving else {},
+            picking={stage: self.picking[stage]},
+            first_logits=self.first_logits if stage == 0 else None,
+        )
 
     def fill(self, given: GivenRows | None, sample: Callable[[SamplingState], Tensor]) -> Tensor:
         """One row per image, (N, width) int64: the given one, or, where that is missing, one that `sample` draws.
@@ -64,3 +79,7 @@ class SamplingState:
         if given is None:
             return sample(self)
         return given.values if given.mask is None else torch.where(given.mask, given.values, sample(self))
+
+
+for tree in (SamplingState, Options):  # nvg/generator/graphs.py copies their tensors
+    pytree.register_dataclass(tree)

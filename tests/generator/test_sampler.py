@@ -207,9 +207,9 @@ def test_a_sampler_is_compiled_whole_before_its_first_picture(form, two_shapes):
     torch._dynamo.reset()  # graphs of another form
     compiled = copy.deepcopy(sampler).compile(sizes=(2,), backend=counting(graphs), fullgraph=True)
     count = len(graphs)
-    # A graph for each of 5 contents and 3 structures, with 4 rows for guidance, or 1 for all of position tokens; the
-    # first content and the first structure have 2 rows. And the decoder's.
-    assert len(networks_of(graphs)) == (9 if form == "clusters" else 5)
+    # A graph for each of 5 contents and 3 structures, or 1 for all of position tokens, with 4 rows for guidance and 2
+    # without; the first content and the first structure have 2 rows alone. And the decoder's.
+    assert len(networks_of(graphs)) == (15 if form == "clusters" else 5)
     for classes, seed in (([0, 1], 0), ([2], 3)):
         expected, found = (tokens(one, classes, seed=seed) for one in (sampler, compiled))
         assert torch.equal(found.codes, expected.codes)
