@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from nvg.config import ContentConfig
 from nvg.generator.block import Backbone, TimeEmbedding, by_rows, by_stage
-from nvg.generator.rope import GENERATED, Rotary, axis_widths, class_token_ids, cluster_ids, rotary_table
+from nvg.generator.rope import GENERATED, Rotary, class_token_ids, cluster_ids, for_blocks
 from nvg.generator.tokens import CLUSTERS, PositionNetwork, cluster_tokens
 from nvg.granularity import cluster_means, code_order, last_stage, structure_embedding, structure_map
 
@@ -86,16 +86,18 @@ class ContentGenerator(nn.Module):
             self.input_scales[stage] = 1 / canvases[stage].std().clamp_min(1e-6)
 
     def rotary(self, codes: Tensor, stage: int, order: Tensor | None = None) -> Tensor:
-        """The rotary table of a stage's tokens: codes (N, L) known up to it -> (N, 1, 1 + T, 32, 2).
+        """The rotary table of a stage's tokens: codes (N, L) known up to it -> (N, 1, 1 + T, 32, 2), in the blocks'
+        dtype but on a CPU.
 
         order (N, L): `code_order` of the codes, where it is known already.
         """
+        dtype = self.backbone.modulation.weight.dtype
         if not self.of_clusters:
-            return self.rotary_table(structure_embedding(codes, stage))
+            return for_blocks(self.rotary_table(structure_embedding(codes, stage)), dtype)
         first = class_token_ids(codes.shape[0], self.last_stage, codes.device)
         order = code_order(codes) if order is None else order
         ids = cluster_ids(GENERATED, stage, order, self.config.grid)
-        return rotary_table(torch.cat((first, ids), dim=1), axis_widths(self.last_stage))
+        return for_blocks(self.rotary_table.of_ids(torch.cat((first, ids), dim=1)), dtype)
 
     def forward(
         self,

@@ -19,10 +19,9 @@ from nvg.generator.rope import (
     CONDITION,
     GENERATED,
     Rotary,
-    axis_widths,
     class_token_ids,
     cluster_ids,
-    rotary_table,
+    for_blocks,
     token_ids,
 )
 from nvg.generator.tokens import CLUSTERS, PositionNetwork, cluster_tokens
@@ -72,17 +71,18 @@ class StructureGenerator(nn.Module):
 
     def rotary(self, codes: Tensor, stage: int, order: Tensor | None = None) -> Tensor:
         """The rotary table when `stage` is to be generated: its bits and later ones count as unknown. Codes (N, L) ->
-        (N, 1, 1 + canvas tokens + L, 32, 2). order (N, L): `code_order` of the codes, where it is known already."""
-        known = structure_embedding(codes, stage - 1)
+        (N, 1, 1 + canvas tokens + L, 32, 2), in the blocks' dtype but on a CPU. order (N, L): `code_order` of the
+        codes, where it is known already."""
+        known, dtype = structure_embedding(codes, stage - 1), self.backbone.modulation.weight.dtype
         if not self.of_clusters:
-            return self.rotary_table(known)
+            return for_blocks(self.rotary_table(known), dtype)
         order = code_order(codes) if order is None else order
         ids = (
             class_token_ids(codes.shape[0], self.last_stage, codes.device),
             cluster_ids(CONDITION, stage - 1, order, self.config.grid),
             token_ids(GENERATED, known, self.config.grid),
         )
-        return rotary_table(torch.cat(ids, dim=1), axis_widths(self.last_stage))
+        return for_blocks(self.rotary_table.of_ids(torch.cat(ids, dim=1)), dtype)
 
     def forward(
         self,

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
+from nvg.generator.rope import rotate, rotate_in_real_numbers
 from tests.release import ours
+
+
+@pytest.fixture(params=["complex", "real"])
+def rotation(request, monkeypatch):
+    """The rotation as it is eager on a CPU, and as it is on a GPU and compiled: the golden numbers within the same
+    tolerances."""
+    form = rotate if request.param == "complex" else rotate_in_real_numbers
+    monkeypatch.setattr("nvg.generator.block.rotate", form)
 
 
 @pytest.fixture(scope="session")

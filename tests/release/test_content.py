@@ -5,6 +5,8 @@ import torch
 
 from tests.release import ours, recipe
 
+pytestmark = pytest.mark.usefixtures("rotation")
+
 
 @pytest.fixture(scope="module")
 def golden():

@@ -7,7 +7,7 @@ from nvg.generator.structure import signed_bits
 from nvg.released.generators import generators
 from tests.release import ours, recipe
 
-pytestmark = pytest.mark.slow  # 320 M normal numbers
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rotation")]  # 320 M normal numbers
 
 
 @pytest.fixture(scope="module")

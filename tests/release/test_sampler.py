@@ -8,7 +8,8 @@ from nvg.generator import Sampler, noise
 from nvg.granularity import split_codes, structure_map
 from tests.release import ours, recipe
 
-pytestmark = pytest.mark.slow  # 25 steps of seven flows, with guidance, on 256 positions: 15 s each run
+# 25 steps of seven flows, with guidance, on 256 positions: 15 s each run.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rotation")]
 
 SETTINGS = SamplerConfig(
     flow_steps=25,

@@ -6,6 +6,8 @@ import torch
 from nvg.generator.structure import signed_bits
 from tests.release import ours, recipe
 
+pytestmark = pytest.mark.usefixtures("rotation")
+
 
 @pytest.fixture(scope="module")
 def golden():
