@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import nvg
-from benchmarks.autoencoder_forms import levels
+from benchmarks.autoencoder_forms import EndInFloat32, levels
 from nvg.autoencoder import Autoencoder
+from nvg.autoencoder.layers import Decoder
 from nvg.config import TokenizerConfig
 from nvg.data.images import to_float
 
@@ -42,4 +43,19 @@ def test_a_decoder_in_bfloat16_would_move_pixels_by_more_than_one_level():
     with torch.autocast("cpu", torch.bfloat16):
         half = tokenizer.decode_canvas(canvas)
     assert 1 < levels(half, plain) <= 4
+    planes = canvas.transpose(1, 2).unflatten(2, (tokenizer.config.grid,) * 2)
+    assert 1 < levels(EndInFloat32(tokenizer.decoder)(planes), plain) <= 4  # with its last block in float32 too
     assert levels(plain, plain) == 0
+
+
+@torch.inference_mode()
+def test_a_decoder_whose_end_is_in_float32_computes_what_the_decoder_does():
+    """The form that benchmarks measure."""
+    sizes = TokenizerConfig(image_size=16, channels=3, patch=2, widths=[16, 16], blocks=1, code_width=6, attention=True)
+    decoder, canvas = Decoder(sizes).eval(), torch.randn(1, 6, 4, 4)
+    mixed = EndInFloat32(decoder, 0)
+    assert {one.dtype for one in mixed.start.parameters()} == {torch.bfloat16}
+    assert {one.dtype for one in mixed.end.parameters()} == {torch.float32}
+    expected = decoder(canvas)
+    assert mixed(canvas).dtype == torch.float32
+    torch.testing.assert_close(mixed(canvas), expected, rtol=0.05, atol=0.05)
