@@ -182,8 +182,9 @@ def _quieten(context: Any) -> None:
     detectors.detectors = [one for one in detectors.detectors if one.__name__ != "HighMemoryIssueDetector"]
 
 
-def actors(cluster: ClusterConfig) -> Any:
-    """Ray Data's pool of cluster.encoders actors, on the running Ray.
+def actors(cluster: ClusterConfig, *, calls: int = 1) -> Any:
+    """Ray Data's pool of cluster.encoders actors, on the running Ray. calls: how many rows an actor works on at once,
+    each in a thread of its own.
 
     All actors are requested at once, which makes a cluster add nodes: a pool that grows by itself stays at one actor
     where readers take the free CPUs. Where the actors leave no CPU to a reader, both would wait for each other: in a
@@ -204,7 +205,15 @@ def actors(cluster: ClusterConfig) -> Any:
             say(f"{actors_asked} {rest}: {size} instead")
         else:
             say(f"{actors_asked} {rest}: unless the cluster grows, nothing will run; make them less")
-    return ray.data.ActorPoolStrategy(size=size)
+    if calls == 1:
+        return ray.data.ActorPoolStrategy(size=size)
+    # No row waits at an actor besides those that it works on: two hold as much memory as one and the next.
+    return ray.data.ActorPoolStrategy(
+        size=size,
+        max_tasks_in_flight_per_actor=calls,
+        max_concurrent_calls_per_actor=calls,
+        enable_true_multi_threading=True,
+    )
 
 
 # ---- warnings ----

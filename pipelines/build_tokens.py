@@ -10,6 +10,7 @@ made again, so a job that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,8 @@ from pipelines.job import run_job
 WRITER_CPUS = 0.25  # a writing task waits for storage more than it computes
 # Of latents that are clustered together: on a CPU 1,024 images of 16 positions, 4 of 256; on a GPU 1,024 of 256.
 CLUSTER_DISTANCES = {"cpu": 2**18, "cuda": 2**26}
+# Rows that an actor works on at once, in threads: on a GPU the next row's work is there when one's ends.
+ROWS_AT_ONCE = {"cpu": 1, "cuda": 2}
 # The keys of the data section that decide on the rows of a part, besides the images themselves.
 PIXEL_KEYS = ("image_size", "channels", "resize", "crop_scale", "flip", "unit_images", "limit")
 
@@ -92,10 +95,11 @@ def written_parts(
     piece_bytes = 2 * data.unit_images * data.image_size**2 * data.channels
     warn_of_small_store(config, piece_bytes)
     encode: Any = Encode  # a class, for an actor
+    pool = actors(cluster, calls=ROWS_AT_ONCE[device_of(cluster).type])
     return (
         blocks([{"unit": unit, "view": view} for unit, view in missing])
         .flat_map(Read(config, source), memory=piece_bytes, **cluster.reader)
-        .map(encode, fn_constructor_args=(config, tokenizer_folder), compute=actors(cluster), **cluster.actor)
+        .map(encode, fn_constructor_args=(config, tokenizer_folder), compute=pool, **cluster.actor)
         .map(Write(output_folder, form), num_cpus=WRITER_CPUS)
         .iter_rows()
     )
@@ -132,13 +136,18 @@ class Read:
 
 
 class Encode:
-    """A tokenizer actor: a row of images to a row of tokens, with the seconds of each part of the work."""
+    """A tokenizer actor: a row of images to a row of tokens, with the seconds of each part of the work.
+
+    Two threads may call it. One row's work is started at a time; while a thread waits for the GPU's results, the other
+    starts its row. Each call returns its own row's tokens, so nothing is held back for an actor that dies.
+    """
 
     def __init__(self, config: Config, tokenizer_folder: str) -> None:
         import ray
 
         from nvg.artifacts.models import load_tokenizer
 
+        self.starting = threading.Lock()  # held while a row's work is started, not while its results are waited for
         self.batch = config.cluster.encode_batch
         self.device = device_of(config.cluster)
         set_threads(config.cluster)
@@ -155,9 +164,10 @@ class Encode:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         size, channels = self.tokenizer.config.image_size, self.tokenizer.config.channels
         images = np.frombuffer(row.pop("images"), np.uint8).reshape(-1, size, size, channels)
-        clock = Stopwatch(self.device)
-        latents, features = self._look(images, clock)
-        content, structure = self._tokenize(latents, clock)
+        with self.starting:
+            clock = Stopwatch(self.device)
+            latents, features = self._look(images, clock)
+            content, structure = self._tokenize(latents, clock)
         seconds = clock.seconds(("encoder", "clustering", "quantization", "features"))  # waits: all is there
         row |= {
             "content": _bytes(content, np.uint16),
@@ -222,10 +232,11 @@ class Stopwatch:
         self.marks.append(self._mark())
 
     def seconds(self, names: Sequence[str]) -> dict[str, float]:
-        """The sum of each part's laps, 0 where it had none. Waits until the work is done."""
+        """The sum of each part's laps, 0 where it had none. Waits until the work before the last lap is done, and not
+        for work that another thread started after it."""
         total = dict.fromkeys(names, 0.0)
         if self.cuda:
-            torch.cuda.synchronize()
+            self.marks[-1].synchronize()
         for name, (start, end) in zip(self.names, pairwise(self.marks), strict=True):
             total[name] += start.elapsed_time(end) / 1e3 if self.cuda else end - start
         return total

@@ -1,6 +1,8 @@
 """The tokenizer actor of build_tokens, without Ray."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,8 @@ import torch
 
 from nvg import config as configuration
 from nvg.artifacts import models
+from nvg.cluster import actors
+from nvg.config import ClusterConfig
 from nvg.data.images import to_float
 from pipelines.build_tokens import Encode, Stopwatch
 
@@ -37,6 +41,44 @@ def test_a_row_of_images_becomes_the_tokens_of_its_images_in_their_order(batch):
     assert row["name"] == "part" and row["features"] == b"" and "images" not in row
     assert row["seconds_features"] == 0.0
     assert all(row[f"seconds_{part}"] > 0.0 for part in PARTS[:3])
+
+
+def test_two_rows_at_once_have_the_tokens_of_each_alone(monkeypatch):
+    """Two threads call an actor: while one waits for its results, the other starts its row."""
+    actor = encoder(batch=3)
+    rows = [{"name": str(number), "images": images(count).tobytes()} for number, count in enumerate((5, 7, 0, 4))]
+    expected = [actor(dict(row)) for row in rows]
+    both, waited, started = threading.Barrier(2, timeout=60), Stopwatch.seconds, []
+    look = actor._look
+
+    def alone(*arguments):
+        started.append(threading.get_ident())
+        result = look(*arguments)
+        assert started[-1] == threading.get_ident()  # no other row is started meanwhile
+        return result
+
+    def wait(clock, names):
+        both.wait()  # both rows are started
+        return waited(clock, names)
+
+    monkeypatch.setattr(actor, "_look", alone)
+    monkeypatch.setattr(Stopwatch, "seconds", wait)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(actor, [dict(row) for row in rows]))
+    assert len(set(started)) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert all(one[name] == other[name] for name in ("name", "content", "structure", "features"))
+
+
+def test_an_actor_that_works_on_two_rows_at_once_holds_no_third(monkeypatch):
+    import ray.data
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    cluster = ClusterConfig(encoders=2)
+    pool = actors(cluster, calls=2)
+    assert pool.enable_true_multi_threading and pool.max_size == 2
+    assert pool.max_concurrent_calls_per_actor == pool.max_tasks_in_flight_per_actor == 2
+    assert actors(cluster) == ray.data.ActorPoolStrategy(size=2)
 
 
 def test_a_row_without_images_has_no_tokens():
