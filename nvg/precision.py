@@ -26,6 +26,11 @@ def set_precision(precision: str, device: torch.device, *, training: bool = Fals
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = precision != "float32"
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    return dtype_of(precision, device, training=training)
+
+
+def dtype_of(precision: str, device: torch.device, *, training: bool = False) -> torch.dtype:
+    """The dtype that `set_precision` returns; torch is told nothing."""
     half = precision == "bfloat16" or (
         precision == "auto"
         and training

@@ -14,6 +14,7 @@ from nvg.config import Config, DistillConfig, TrainConfig
 from nvg.describe import forward_flops
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.granularity import GranularitySequence
+from nvg.precision import dtype_of
 from nvg.training.compiled import compile_blocks
 from nvg.training.ema import EMA
 from nvg.training.generator_loss import Generators
@@ -54,7 +55,7 @@ class GeneratorTask(Task):
         if settings.compile:
             compile_blocks(both)
         self.modules = {name: module for name, module in both.named_children()}
-        self.generators = wrap(both, settings.parallel)
+        self.generators = wrap(both, settings.parallel, dtype_of(settings.precision, device, training=True))
         self.averages = {name: EMA(module, settings.ema_decay) for name, module in self.modules.items()}
         self.optimizers = {name: adamw(module, settings) for name, module in self.modules.items()}
         self.clip = {name: list(module.parameters()) for name, module in self.modules.items()}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nvg import storage
 from nvg.config import Config
@@ -33,8 +33,9 @@ from nvg.training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
+from nvg.training.clipping import EPSILON, divisor, gradient_norm, step_divided
 from nvg.training.micro_batch import missing_moments, most_rows, parts_of
-from nvg.training.parallel import exchange_gradients, shards, whole
+from nvg.training.parallel import exchange_gradients, shards
 from nvg.training.prefetch import Feed
 from nvg.training.saver import Saver
 from nvg.training.seeds import draw_seed, seed_dropout, seeded
@@ -187,6 +188,7 @@ class Loop:
         self.saver = Saver(place.rank, self.shards)
         self.unreported: dict[str, float] | None = None  # of the checkpoint in hand
         self.parts: int | None = None  # of a slice, one of which is computed at once; known from the first step on
+        self.divisors: dict[str, Tensor] = {}  # of the gradients of this step that are clipped
         self.flops = task.flops() if place.rank == 0 else None  # of an image
         self.peak = device_peak(place.device) if self.dtype == torch.bfloat16 else None
         self.waited = 0.0  # seconds for data, in this process
@@ -280,8 +282,6 @@ class Loop:
                 self.backward(loss)
 
             reserved = missing_moments(self.task.optimizers.values())
-            if self.shards > 1:  # between the parts of a step each worker holds the gradients of all weights
-                reserved += sum(4 * weight.numel() for part in self.task.clip.values() for weight in part)
             with torch.compiler.set_stance("force_eager"):  # compiled, a pass holds less, and is of one number of rows
                 most = most_rows(run, count, device, reserved)
             for optimizer in self.task.optimizers.values():
@@ -324,24 +324,26 @@ class Loop:
         loss.backward()
 
     def clip(self, step: int, loss: Tensor) -> dict[str, Tensor]:
-        """Clip each group of gradients; returns their norms before. Raises TrainingDiverged where one is not finite."""
+        """Have each optimizer clip its gradients; returns their norms before. Raises TrainingDiverged where one is not
+        finite."""
         self.task.before_optimizers()
-        largest = self.settings.clip_norm or math.inf  # 0 = off
-        norms = {
-            name: whole(nn.utils.clip_grad_norm_(parameters, largest, foreach=True))
-            for name, parameters in self.task.clip.items()
-        }
+        norms = {name: gradient_norm(parameters) for name, parameters in self.task.clip.items()}
         # Gradients are summed over the workers, so all of them see the same and stop together, weights unhurt.
         # This is the one moment of a step in which the host waits for the device.
-        if not all(map(math.isfinite, torch.stack(list(norms.values())).tolist())):
-            values = ", ".join(f"{name} {float(norm):.3g}" for name, norm in norms.items())
+        found = dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
+        if not all(map(math.isfinite, found.values())):
+            values = ", ".join(f"{name} {norm:.3g}" for name, norm in found.items())
             raise self.diverged(step, f"loss {float(loss.detach()):.3g}, gradient norms {values}")
+        largest = self.settings.clip_norm or math.inf  # 0 = off
+        self.divisors = {
+            name: divisor(norms[name], largest) for name, norm in found.items() if norm + EPSILON > largest
+        }
         return norms
 
     def optimize(self) -> None:
         """Change the weights."""
-        for optimizer in self.task.optimizers.values():
-            optimizer.step()
+        for name, optimizer in self.task.optimizers.items():
+            step_divided(optimizer, self.divisors.get(name))
 
     def average(self) -> None:
         """Take the new weights into their averages."""

@@ -2,14 +2,18 @@
 
 A sliced module's tensors are DTensors, split by rows: of n rows worker r of w has r * ceil(n / w) and the next ones, at
 most ceil(n / w). The models know of neither: training, averages and checkpoints use the functions here.
+
+Where autocast computes in bfloat16, a sliced module's gradients are sent in bfloat16, and its blocks' weights are
+gathered in it. Autocast would round a block's weights all the same, so what it computes is the same, to the last bit;
+and keeps no rounded copy of each weight until the backward pass. What is outside of the blocks (embeddings, heads) is
+gathered in float32, for the hidden states take its dtype. Weights, gradients, moments and averages at rest are float32.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import torch
 import torch.distributed as distributed
@@ -21,7 +25,12 @@ from nvg.generator.block import Block
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-Wrap = Callable[[nn.Module, str], nn.Module]  # (module, "ddp" or "fsdp") -> the module to call
+
+class Wrap(Protocol):
+    """Data parallelism by its name, "ddp" or "fsdp", put on a module that autocast computes in `dtype`."""
+
+    def __call__(self, module: nn.Module, how: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The module to call."""
 
 
 def workers() -> int:
@@ -29,16 +38,17 @@ def workers() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def alone(module: nn.Module, how: str = "ddp") -> nn.Module:
+def alone(module: nn.Module, how: str = "ddp", dtype: torch.dtype = torch.float32) -> nn.Module:
     """The `Wrap` of a single worker: the module as it is."""
     return module
 
 
-def parallelize(module: nn.Module, how: str) -> nn.Module:
+def parallelize(module: nn.Module, how: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The module as all workers of torch's process group call it, on the device where its weights are.
 
     ddp: every worker has all weights. fsdp: weights, gradients, moments and averages are split over the workers, the
-    weights of a transformer block gathered while it computes (PyTorch's fully_shard).
+    weights of a transformer block gathered while it computes (PyTorch's fully_shard). dtype: of autocast; fsdp sends
+    gradients and the blocks' weights in it.
     """
     if distributed.get_world_size() == 1:
         return module
@@ -48,12 +58,15 @@ def parallelize(module: nn.Module, how: str) -> nn.Module:
         # Buffers are constants or the same on every worker: no need to send them with each pass.
         return DistributedDataParallel(module, forward_sync_buffers=False)
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # Inputs keep their dtype: the hidden states between blocks are float32, as without a policy.
+    of_blocks = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype, cast_forward_inputs=False)
+    of_the_rest = MixedPrecisionPolicy(reduce_dtype=dtype, cast_forward_inputs=False)
     mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.get_world_size(),))
     for block in [child for child in module.modules() if isinstance(child, Block)]:
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)  # in place
+        fully_shard(block, mesh=mesh, mp_policy=of_blocks)
+    fully_shard(module, mesh=mesh, mp_policy=of_the_rest)  # in place
     return module
 
 
@@ -64,12 +77,14 @@ def plain_strides(gradient: Tensor) -> Tensor:
 
 
 def exchange_gradients(module: nn.Module, now: bool) -> None:
-    """Have the next backward pass exchange gradients or not: a step does so once, after its last slice."""
+    """Have the next backward pass exchange gradients or not: with ddp a step does so once, after its last slice.
+
+    With fsdp every pass does, whatever is asked: it gathers the weights anyway. Each worker then holds the gradients of
+    its own rows alone, and their sum over the passes is float32; torch would keep all gradients in the dtype in which
+    they are sent.
+    """
     if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = now
-    elif is_split(next(module.parameters())):
-        sliced: Any = module  # an FSDPModule
-        sliced.set_requires_gradient_sync(now)
 
 
 def is_split(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -20,7 +20,7 @@ class Task:
     modules: dict[str, nn.Module]  # every module with state to keep, without any wrapper
     averages: dict[str, EMA]  # of some of the modules
     optimizers: dict[str, torch.optim.Optimizer]
-    clip: dict[str, list[nn.Parameter]]  # groups of parameters, each clipped to its own norm
+    clip: dict[str, list[nn.Parameter]]  # the parameters of each optimizer, clipped to their own norm
     parallel: list[nn.Module]  # modules as they are called, by whichever data parallelism (nvg/training/parallel.py)
     divisible = False  # whether a slice's loss is the mean of its parts', which can then be computed one by one
 
