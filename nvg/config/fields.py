@@ -61,13 +61,16 @@ def number(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    word: str | None = None,
     operational: bool = False,
 ) -> Any:
     """A number with its range; of a list or a dictionary, the range of each of its numbers.
 
+    word: of a number that may be None, how a configuration writes None; null goes as well, as files from before the
+    word have it (nvg/config/loading.py reads it, and docs/reference/configuration shows it).
     A class that changes the default alone (`batch_size: int = 256`) keeps the range of the class that it derives from.
     """
-    metadata = {"range": Range(least, above, most, below)} | (OPERATIONAL if operational else {})
+    metadata = {"range": Range(least, above, most, below), "word": word} | (OPERATIONAL if operational else {})
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -91,6 +94,12 @@ def range_of(section: Any, name: str) -> Range:
         if item is not None and "range" in item.metadata:
             return item.metadata["range"]
     raise KeyError(f"{kind.__name__}.{name} has no range")
+
+
+def words_for_none(section: Any) -> dict[str, str]:
+    """The fields of a section in which a word stands for None, and the word."""
+    words = {item.name: item.metadata.get("word") for item in dataclasses.fields(section)}
+    return {name: word for name, word in words.items() if word is not None}
 
 
 def has_range(section: Any, name: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nvg.config.checks import validate, validate_serving
-from nvg.config.fields import range_of
+from nvg.config.fields import range_of, words_for_none
 from nvg.config.paths import expand_paths, with_home
 from nvg.config.schema import DERIVED, Config, ServeConfig, trainings
 from nvg.config.text import TextError, parse
@@ -143,6 +143,7 @@ def _typed(
     changes = [override(item) for item in overrides]
     for part in (content, *changes):
         _check_kinds(schema, part, where)
+    content, *changes = (_with_none(schema, part) for part in (content, *changes))
     content = over(content, functools.reduce(merged, changes, {}))
     try:
         defaults = _defaults(schema)  # type: ignore[arg-type]  # a class is hashable; its stubs doubt it
@@ -208,11 +209,12 @@ def _explain(error: Exception, where: str, schema: type) -> str:
 
 
 def _range(schema: Any, key: str) -> str:
-    """`, at least 1`: the range of a number in an error."""
+    """`, at least 1`: the range of a number in an error, and the word that goes in its place."""
     *sections, name = key.partition("[")[0].split(".")
     for section in sections:
         schema = next((item.default_factory for item in dataclasses.fields(schema) if item.name == section), schema)
-    return f", {range_of(schema, name)}"
+    word = words_for_none(schema).get(name)
+    return f", {range_of(schema, name)}{f', or {word}' if word else ''}"
 
 
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off")
@@ -233,6 +235,18 @@ def _check_kinds(schema: type, content: dict, where: str, key: str = "") -> None
                 raise ConfigError(f"{where}: {name}={value} is neither true nor false")
         elif isinstance(value, list) and any(isinstance(one, list | dict) for one in value):
             raise ConfigError(f"{where}: {name}={value}: a list of plain values, without lists in it")
+
+
+def _with_none(schema: type, content: dict) -> dict:
+    """The content with None where a field's word for it stands (`micro_batch: auto`)."""
+    result, words = dict(content), words_for_none(schema)
+    for item in dataclasses.fields(schema):
+        value = content.get(item.name)
+        if dataclasses.is_dataclass(item.default_factory) and value:
+            result[item.name] = _with_none(item.default_factory, value)
+        elif item.name in words and value == words[item.name]:
+            result[item.name] = None
+    return result
 
 
 def _near_key(key: str, keys: list[str]) -> str | None:

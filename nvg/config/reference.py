@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nvg.config import schema
-from nvg.config.fields import REQUIRED, has_range, range_of
+from nvg.config.fields import REQUIRED, has_range, range_of, words_for_none
 from nvg.config.schema import Config, ServeConfig
 
 WORDS = {"None": "null", "True": "true", "False": "false"}  # Python's in YAML
@@ -39,6 +39,7 @@ train:
 `key=value` on the command line goes over the file: `nvg run --config conf/fashion_mnist.yaml train.lr=2e-4`.
 
 - A value is read as its setting takes it: `name: no` is a name, `lr: 1e-3` a number. `null` stands for nothing.
+- `null` goes wherever a word stands for it, such as `auto` for `train.micro_batch`, as older files have it.
 - An unknown key, a number that is not finite or a number outside of its range ends the command before anything starts.
 - The last one of two equal keys on the command line counts, so you can append a setting to a command. In a file a key
   that is given twice is refused, with both lines.
@@ -79,6 +80,7 @@ def pages() -> dict[str, str]:
 
 def _table(title: str, section: Any, prefix: str) -> Iterator[str]:
     """The heading of a section and the table of its settings."""
+    words = words_for_none(section)
     notes, hidden = comments(section), " *Operational.*" if prefix and _whole(prefix[:-1]) else ""
     yield f"\n## {title}\n\n{_linked(inspect.cleandoc(section.__doc__))}{hidden}\n"
     yield "| key | default | range | |\n| --- | --- | --- | --- |"
@@ -90,6 +92,8 @@ def _table(title: str, section: Any, prefix: str) -> Iterator[str]:
         if item.metadata.get("operational"):
             note = f"{note} *Operational.*".strip()
         default = _default(item)
+        if item.name in words:
+            allowed, default = f"{allowed}, or {words[item.name]}", f"`{words[item.name]}`"
         if prefix + item.name in schema.DERIVED:
             default, note = "*derived*", note.removeprefix("derived").lstrip(": ")
         cells = [f"`{prefix}{item.name}`", default, allowed, note]

@@ -212,9 +212,9 @@ class TrainConfig(GeneratorTrainingConfig):
     )  # share of images trained without their class, which guidance needs
     # of |x - x_hat|^2 against the cross-entropy; 0 = predict the next content alone
     canvas_weight: float = number(1.0, least=0)
-    # Images of a slice that are computed at once, at most; null = on a GPU as many as its memory holds, which passes of
+    # Images of a slice that are computed at once, at most; auto = on a GPU as many as its memory holds, which passes of
     # one and two images measure before the first step, on a CPU all. Results are the same, but for the order of sums
-    micro_batch: int | None = number(None, least=1, operational=True)
+    micro_batch: int | None = number(None, least=1, word="auto", operational=True)
     gradient_checkpointing: bool = field(default=False, metadata=OPERATIONAL)  # less memory, more time
     compile: bool = field(default=False, metadata=OPERATIONAL)  # torch.compile of each block: a slow first step
 

@@ -301,6 +301,8 @@ def test_a_missing_value_is_asked_for_by_name(key: str) -> None:
         (["train.batch_size=10", "train.accumulate=4"], ["train.batch_size=10", "train.accumulate", "4"]),
         (["train.accumulate=0"], ["train.accumulate=0"]),
         (["train.micro_batch=0"], ["train.micro_batch=0 must be at least 1"]),
+        (["train.micro_batch=some"], ["train.micro_batch=some is no whole number, at least 1, or auto"]),
+        (["train.accumulate=auto"], ["train.accumulate=auto is no whole number"]),
         (["train.parts=[canvas]"], ["train.parts=['canvas']"]),
         (["train.parts=[]"], ["train.parts=[]"]),
         *(
@@ -516,6 +518,21 @@ def test_other_names_of_experiments_are_mlflow_s_to_take(name: str) -> None:
 
     _validate_experiment_name(name)
     assert from_dict(changed("tracking.experiment", name)).tracking.experiment == name
+
+
+# ---- a word for None ----
+
+
+@pytest.mark.parametrize("written", ["auto", None, 4])
+def test_auto_and_null_are_the_same_micro_batch(tmp_path: Path, written: str | int | None) -> None:
+    """Files from before the word have null, and so have those that a job writes."""
+    value = None if written == "auto" else written
+    config = from_dict(MINIMAL | {"train": {"micro_batch": written}})
+    assert config.train.micro_batch == value and from_dict(to_dict(config)) == config
+    path = write(tmp_path, top="base: low.yaml\ntrain: {micro_batch: auto}", low=to_yaml(config))
+    assert load(path).train.micro_batch is None
+    text = "null" if written is None else written
+    assert load(path, ["train.micro_batch=8", f"train.micro_batch={text}"]).train.micro_batch == value
 
 
 # ---- a training's length, as steps or as epochs ----
