@@ -286,7 +286,8 @@ class ElasticTraining:
             ends = start + (self.steps - done) * pace
             yield self.env.timeout(min(ends, look) - start) | self.cluster.change
             done = self.steps if self.env.now >= ends else done + (self.env.now - start) / pace
-            self._keep(done if done == self.steps else done // self.every * self.every, one)
+            written = done - cost.checkpoint_seconds(self.counts, self.a) / pace  # a thread writes while it trains
+            self._keep(done if done == self.steps else written // self.every * self.every, one)
             if done == self.steps:
                 return
             if self._broken(group):
@@ -295,9 +296,9 @@ class ElasticTraining:
             if {node for node in group if node.noticed} - warned:  # a checkpoint at once (nvg/training/loop.py)
                 warned = {node for node in group if node.noticed}
                 self._keep(done, one)
-                written = self.env.now
+                noticed = self.env.now  # this one is written before the training goes on
                 yield self.env.timeout(cost.checkpoint_seconds(self.counts, self.a))
-                self.spent["checkpoints"] += (self.env.now - written) * one.gpus
+                self.spent["checkpoints"] += (self.env.now - noticed) * one.gpus
                 if self._broken(group):
                     self.failures += 1
                     break

@@ -34,6 +34,7 @@ class Counts:
     item_bytes: int  # of an image or token row as it is read
     feature_bytes: int = 0  # of the alignment features of a row
     convolutions: bool = False  # the tokenizer, which has a rate of its own
+    split: bool = False  # train.parallel=fsdp
 
 
 def _count(images: int, loss: Callable[[], torch.Tensor]) -> tuple[float, float, int]:
@@ -64,7 +65,15 @@ def generator_counts(path: str, *settings: str) -> Counts:
         part.backbone.gradient_checkpointing = config.train.gradient_checkpointing
     draws = torch.Generator().manual_seed(0)
     total, forward, ops = _count(images, lambda: both(sequence, labels, both.draw(images, draws), features)[0])
-    return Counts(total, 1 - forward / total, ops, parameters(both), row_bytes(config), feature_bytes(config))
+    return Counts(
+        total,
+        1 - forward / total,
+        ops,
+        parameters(both),
+        row_bytes(config),
+        feature_bytes(config),
+        split=config.train.parallel == "fsdp",
+    )
 
 
 @functools.cache

@@ -28,8 +28,9 @@ CONFIGS = [f"conf/imagenet_d{depth}.yaml" for depth in (16, 20, 24)]
 # As conf/imagenet_d16_released.yaml has it.
 RELEASED = (*FORMS["positions"], "content.residual=false", "train.canvas_weight=1")
 CHECKPOINT_BYTES = 16  # a parameter: weights, their average, two moments, float32
-GRADIENT_BYTES = 4  # a parameter: float32, whatever the autocast
-UPDATE_BYTES = 52  # a parameter of GPU memory a step: clip 12, AdamW 28, average 12
+GRADIENT_BYTES = {"ddp": 4, "fsdp": 2}  # a parameter: float32, or bfloat16 (nvg/training/parallel.py)
+GATHERED_BYTES = 2  # a parameter of a block that is split: bfloat16
+UPDATE_BYTES = 48  # a parameter of GPU memory a step, of one that clips: norm 4, AdamW 32, average 12
 MOST_GPUS = 10_000  # up to which the bound of reading is looked for
 
 
@@ -63,6 +64,7 @@ class Assumptions:
     request_ms: float = assumed(50, "a request to the object store, of a row's features: assumed")
     decode_ms: float = assumed(15.25, "a core's time for a view of a JPEG, lanczos8: measured, docs/reports/scale.md")
     image_kb: float = assumed(115.4, "bytes of a JPEG: the training archive over its images")
+    host_gb_s: float = assumed(25, "of a GPU into the host's memory, for a checkpoint: assumed, half of PCIe 5's 50")
     checkpoint_gb_s: float = assumed(0.3, "a checkpoint to the object store, or back: assumed")
     group_s: float = assumed(8, "Ray Train's stop and start of a group: measured here with two workers on CPUs")
     preemptions: float = assumed(0.02, "of a spot node an hour: assumed, one in 50 hours")
@@ -91,19 +93,22 @@ def launch_seconds(counts: Counts, slices: int, a: Assumptions) -> float:
 
 
 def all_reduce_bytes(counts: Counts, gpus: int) -> float:
-    """Bytes that a GPU sends a step, in a ring: each of n GPUs passes on 2 (n - 1) / n of the gradients."""
-    return 2 * (gpus - 1) / gpus * counts.parameters * GRADIENT_BYTES
+    """Bytes that a GPU sends, in a ring. train.parallel=ddp, a step: each of n GPUs passes on 2 (n - 1) / n of the
+    gradients. fsdp, a slice: (n - 1) / n of the weights before each half of the pass, and of the gradients."""
+    sent = 2 * GATHERED_BYTES + GRADIENT_BYTES["fsdp"] if counts.split else 2 * GRADIENT_BYTES["ddp"]
+    return (gpus - 1) / gpus * counts.parameters * sent
 
 
 def all_reduce_seconds(counts: Counts, gpus: int, a: Assumptions) -> float:
-    """Seconds of all-reduce a step: the ring's slowest link is NVLink in one node, the network between several."""
+    """Seconds of it: the ring's slowest link is NVLink in one node, the network between several."""
     bandwidth = a.nvlink_gb_s if gpus <= a.gpus_per_node else a.network_gb_s
     return all_reduce_bytes(counts, gpus) / (bandwidth * 1e9)
 
 
-def exposed_seconds(all_reduce: float, last_backward: float, a: Assumptions) -> float:
-    """Seconds of all-reduce that the backward pass of a step's last slice does not hide."""
-    return max(0.0, all_reduce - a.overlap * last_backward)
+def exposed_seconds(all_reduce: float, beside: float, a: Assumptions) -> float:
+    """Seconds of all-reduce that the work beside it does not hide: the backward pass of a step's last slice or, with
+    fsdp, all passes."""
+    return max(0.0, all_reduce - a.overlap * beside)
 
 
 def token_reading_seconds(counts: Counts, batch: int, gpus: int, a: Assumptions) -> float:
@@ -165,9 +170,9 @@ def step(counts: Counts, batch: int, gpus: int, reading: float, a: Assumptions, 
     most = math.ceil(slices / gpus)  # of one worker
     compute = compute_seconds(counts, most * batch / slices, a)
     launches = launch_seconds(counts, most, a)
-    all_reduce = all_reduce_seconds(counts, gpus, a)
-    backward = counts.backward * max(compute, launches) / most
-    exposed = exposed_seconds(all_reduce, backward, a)
+    all_reduce = all_reduce_seconds(counts, gpus, a) * (most if counts.split else 1)
+    busy = max(compute, launches)
+    exposed = exposed_seconds(all_reduce, busy if counts.split else counts.backward * busy / most, a)
     return StepTime(compute, update_seconds(counts, a), launches, all_reduce, exposed, reading)
 
 
@@ -175,9 +180,16 @@ def step(counts: Counts, batch: int, gpus: int, reading: float, a: Assumptions, 
 
 
 def checkpoint_seconds(counts: Counts, a: Assumptions) -> float:
-    """Seconds until the first worker's checkpoint is written; reading it back takes as long. The model lets all workers
-    wait for it, an upper bound: they wait for a copy into the host's memory (nvg/training/saver.py)."""
+    """Seconds until the first worker's checkpoint is written; reading it back takes as long."""
     return counts.parameters * CHECKPOINT_BYTES / (a.checkpoint_gb_s * 1e9)
+
+
+def stopped_seconds(counts: Counts, between: float, a: Assumptions) -> float:
+    """Seconds for which a checkpoint stops the training: a copy into the host's memory, which a thread writes while the
+    training goes on (nvg/training/saver.py), and the rest of the checkpoint before, if it is still written. between:
+    seconds of the steps from one to the next."""
+    copy = counts.parameters * CHECKPOINT_BYTES / (a.host_gb_s * 1e9)
+    return copy + max(0.0, checkpoint_seconds(counts, a) - between)
 
 
 def restart_seconds(counts: Counts, replayed: float, reading: float, a: Assumptions) -> float:
@@ -194,7 +206,7 @@ class Training:
     step: StepTime
     steps: int
     batch: int
-    checkpoint: float  # seconds a step, of which most make none
+    checkpoint: float  # seconds a step for which checkpoints stop it; most steps make none
 
     @property
     def hours(self) -> float:
@@ -209,7 +221,8 @@ def training(
     batch, steps_per_epoch = section.batch_size, a.images // section.batch_size
     steps = section.steps if section.steps is not None else math.ceil(section.epochs * steps_per_epoch)
     one = step(counts, batch, gpus, reading, a, slices)
-    return Training(gpus, one, steps, batch, checkpoint_seconds(counts, a) / section.checkpoint_every)
+    every = section.checkpoint_every
+    return Training(gpus, one, steps, batch, stopped_seconds(counts, every * one.total, a) / every)
 
 
 def train_generators(config: Config, counts: Counts, gpus: int, a: Assumptions) -> Training:

@@ -42,6 +42,7 @@ INFINITE = dataclasses.replace(
     op_us=0.0,
     memory_gb_s=1e12,
     checkpoint_gb_s=1e12,
+    host_gb_s=1e12,
     group_s=0.0,
 )
 
@@ -70,8 +71,8 @@ def test_tokens_take_the_encoder_clustering_and_features():
     assert cost.encoding_seconds(0.2e12, 0.1248e12, a) == pytest.approx(2.5e-3)
 
 
-def test_update_moves_52_bytes_a_parameter():
-    assert cost.update_seconds(COUNTS, A) == pytest.approx(0.04)  # 52 GB at 1,300 GB/s
+def test_update_moves_48_bytes_a_parameter():
+    assert cost.update_seconds(COUNTS, A) == pytest.approx(48 / 1300)  # 48 GB at 1,300 GB/s
 
 
 def test_launches_are_operations_of_all_slices():
@@ -83,6 +84,17 @@ def test_one_gpu_has_no_all_reduce_and_many_send_nearly_twice_the_gradients():
     assert cost.all_reduce_bytes(COUNTS, 2) == 4e9
     assert cost.all_reduce_bytes(COUNTS, 8) == 7e9
     assert cost.all_reduce_bytes(COUNTS, 10**6) == pytest.approx(8e9, rel=1e-5)
+
+
+def test_split_weights_are_gathered_twice_and_gradients_sent_once_in_bfloat16_every_slice():
+    split = dataclasses.replace(COUNTS, split=True)
+    assert cost.all_reduce_bytes(split, 1) == 0
+    assert cost.all_reduce_bytes(split, 2) == 3e9
+    assert cost.all_reduce_bytes(split, 8) == pytest.approx(5.25e9)
+    slow = dataclasses.replace(A, nvlink_gb_s=1)
+    one, two = (step(8, counts=split, a=slow, slices=slices) for slices in (8, 16))
+    assert two.all_reduce == pytest.approx(2 * one.all_reduce) == pytest.approx(10.5)
+    assert one.exposed == pytest.approx(5.25 - 0.8 * one.compute)  # both halves of the pass hide it
 
 
 def test_all_reduce_goes_over_nvlink_in_a_node_and_over_the_network_beyond():
@@ -131,7 +143,7 @@ def test_a_worker_reads_its_own_images_alone():
 
 def test_a_step_is_the_sum_of_what_does_not_overlap():
     one = step(8)
-    assert one.compute == pytest.approx(0.96) and one.busy == pytest.approx(1.0) and one.exposed == 0
+    assert one.compute == pytest.approx(0.96) and one.busy == pytest.approx(0.96 + 48 / 1300) and one.exposed == 0
     assert one.total == one.busy and one.bound == "compute"
 
 
@@ -150,6 +162,8 @@ def test_lost_workers_leave_their_slices_to_the_others():
 
 def test_checkpoint_and_restart():
     assert cost.checkpoint_seconds(COUNTS, A) == pytest.approx(16 / 0.3)
+    assert cost.stopped_seconds(COUNTS, 60, A) == pytest.approx(16 / 25)  # written meanwhile
+    assert cost.stopped_seconds(COUNTS, 50, A) == pytest.approx(16 / 25 + 16 / 0.3 - 50)
     assert cost.restart_seconds(COUNTS, 100, 0.5, A) == pytest.approx(8 + 16 / 0.3 + 50)
 
 
