@@ -24,8 +24,8 @@ ASSETS = Path(__file__).resolve().parents[2] / "nvg" / "assets"
 
 CARD = """# {name}
 
-Draws 32x32 grey pictures of ten kinds of clothes, coarse to fine in five stages. Give it the first stages, as a drawing
-or from another picture, and it draws the rest. It ships with nvg:
+Draws 32x32 grey pictures of ten kinds of clothes, coarse to fine in {stages} stages. Give it the first stages, as a
+drawing or from another picture, and it draws the rest. It ships with nvg:
 
 ```python
 import nvg
@@ -67,6 +67,7 @@ def card(name: str, result: dict[str, Any], rows: dict[str, str]) -> str:
     near = storage.join(folder, "neighbours.json")  # scripts/release/neighbours.py
     return CARD.format(
         name=name,
+        stages=config.tokenizer.last_stage + 1,
         classes=model_card.named(metadata["class_names"]),
         quality=model_card.quality(result),
         command=command,
