@@ -51,6 +51,8 @@ def arguments(ray_cluster, tmp_path_factory):
         "data.views=2",
         "tokenizer_train.steps=8",
         "train.steps=8",
+        "train.evaluate_every=4",
+        "train.evaluate_samples=6",
     ]
 
 
@@ -138,6 +140,19 @@ def test_a_run_makes_every_artifact_and_a_sampler_that_loads(done, arguments):
     assert samples.shape == (12, 16, 16, 3) and np.array_equal(samples[7:8], measured(sampler, 1, 7))
 
 
+def test_a_training_is_evaluated_while_it_goes_on(done, arguments):
+    """Figures are curves of the training's own run; the last step's are the evaluation's."""
+    from mlflow import MlflowClient
+
+    folder = Path(done["generators"].folder)
+    client = MlflowClient(tracking.tracking_uri(config(arguments)))
+    run_id = storage.read_json(f"{folder}/metadata.json")["run_id"]
+    for name in ("frechet_distance", "accuracy_on_samples", "precision", "recall"):
+        (point,) = client.get_metric_history(run_id, f"evaluation/{name}")
+        assert point.step == 4 and point.value >= 0, name
+    assert not (folder / "snapshots").exists() and not (folder / "ray_train").exists()
+
+
 def test_the_tokenizer_step_leaves_a_tokenizer_and_no_checkpoints(done):
     folder = Path(done["tokenizer"].folder)
     names = {path.name for path in folder.iterdir()}
@@ -182,15 +197,14 @@ def test_a_job_on_an_artifact_that_another_one_makes_refuses(done, arguments, tm
 def test_a_sweep_runs_what_combinations_do_not_share_below_one_parent(done, arguments, capsys):
     from mlflow import MlflowClient
 
-    others = [item for item in arguments if not item.startswith("train.steps=")]
-    asked = [*others, "--vary", "train.steps=8,4", "sampler.flow_steps=2", "--"]
+    asked = [*arguments, "--vary", "sampler.flow_steps=2,1", "--"]
     for _ in range(2):  # the second one finds everything, its runs too
         sweep.main(asked)
         *_, head, one, other, _, last = capsys.readouterr().out.strip().splitlines()
         assert last.startswith("compare runs:  mlflow ui --backend-store-uri sqlite:///")
-        lines = [head, one, other]
-        figures = {" ".join(line.split()[:2]): float(line.split()[2]) for line in lines[1:]}
-        assert figures.keys() == {"train.steps=8 sampler.flow_steps=2", "train.steps=4 sampler.flow_steps=2"}
+        assert head.split()[0] == "frechet_distance"
+        figures = {name: float(distance) for name, distance, *_ in (one.split(), other.split())}
+        assert figures.keys() == {"sampler.flow_steps=2", "sampler.flow_steps=1"}
         assert list(figures.values()) == sorted(figures.values())
     settings = config(arguments)
     client = MlflowClient(tracking.tracking_uri(settings))
@@ -206,9 +220,9 @@ def test_a_sweep_runs_what_combinations_do_not_share_below_one_parent(done, argu
     assert children.keys() == figures.keys()
     for name, run_ in children.items():
         assert run_.data.metrics["frechet_distance"] == pytest.approx(figures[name], abs=1e-4)
-        assert f"train.steps={run_.data.params['train.steps']} " in name
-    shared, own = (below(children[f"train.steps={steps} sampler.flow_steps=2"].info.run_id) for steps in (8, 4))
-    assert not shared and own.keys() == {"train_generators", "evaluate"}  # eight steps were there already
+        assert name == f"sampler.flow_steps={run_.data.params['sampler.flow_steps']}"
+    shared, own = (below(children[f"sampler.flow_steps={steps}"].info.run_id) for steps in (2, 1))
+    assert not shared and own.keys() == {"evaluate"}  # two steps were there already
 
 
 @pytest.mark.parametrize("vary", ["train.steps", "train.steps=", "train.steps=[1"])

@@ -1,4 +1,7 @@
-"""Training on a real Ray: data parallelism, the loss of a worker, the loss of the whole job."""
+"""Training on a real Ray: several workers, the loss of one, the loss of the whole job.
+
+That any number of workers trains as one is shown without Ray, in tests/training/test_workers.py.
+"""
 
 import time
 from pathlib import Path
@@ -12,7 +15,7 @@ from nvg.errors import DiskFull
 from nvg.training.checkpoint import list_checkpoints
 from tests.support.disk import small_disk
 from tests.support.processes import processes_named
-from tests.support.trainings import assert_bit_equal, curve, newest_checkpoint, train_in_process, train_on_ray, weights
+from tests.support.trainings import assert_bit_equal, curve, newest_checkpoint, train_in_process, train_on_ray
 from tests.support.waiting import in_thread, until
 
 pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute; more under load
@@ -20,9 +23,8 @@ pytestmark = pytest.mark.timeout(900)  # a job is a quarter of a minute; more un
 
 @pytest.fixture(scope="module")
 def unbroken(tokens, tokenizer, images, tmp_path_factory):
-    """Figures and folder of a training of the generators that nothing disturbs, evaluated halfway."""
-    beside = ("train.evaluate_every=8", "train.evaluate_samples=6")
-    return train_on_ray(tmp_path_factory.mktemp("unbroken"), images, tokenizer, tokens, *beside)
+    """Figures and folder of a training of the generators that nothing disturbs."""
+    return train_in_process(tmp_path_factory.mktemp("unbroken"), images, tokenizer, tokens)
 
 
 def test_the_generator_job_leaves_a_sampler_and_one_run(unbroken, images):
@@ -33,31 +35,6 @@ def test_the_generator_job_leaves_a_sampler_and_one_run(unbroken, images):
     assert nvg.load(str(folder)).generate(["disc", "stripes"], seed=0).shape == (2, 16, 16, 3)
     assert [step for step, _ in curve(folder.parent, images)] == [2, 4, 6, 8, 10, 12, 14, 16]
     assert list(Path(images).parent.glob("mlartifacts/*/artifacts/previews/00000016-samples.png"))
-
-
-def test_a_training_is_evaluated_while_it_goes_on(unbroken, images):
-    """Figures are curves of the training's own run; that weights do not depend on them, the tests below show."""
-    _, folder = unbroken
-    for name in ("frechet_distance", "accuracy_on_samples", "precision", "recall"):
-        ((step, value),) = curve(folder.parent, images, f"evaluation/{name}")  # the last step's are evaluate.py's
-        assert step == 8 and value >= 0, name
-    assert not (folder / "snapshots").exists() and not (folder / "ray_train").exists()
-
-
-def test_two_workers_with_half_the_weights_equal_one_that_accumulates(images, tokenizer, tokens, tmp_path):
-    length = ("train.steps=4",)
-    one, one_folder = train_in_process(tmp_path / "one", images, tokenizer, tokens, *length, "train.accumulate=2")
-    split = ("cluster.num_workers=2", "train.parallel=fsdp")
-    two, two_folder = train_on_ray(tmp_path / "two", images, tokenizer, tokens, *length, *split)
-    assert (one["workers"], two["workers"]) == (1, 2)
-    expected = weights(one_folder)
-    for name, value in weights(two_folder).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
-    points = dict(curve(tmp_path / "one", images))
-    found = curve(tmp_path / "two", images)
-    assert [step for step, _ in found] == [2, 4]
-    for step, value in found:
-        assert value == pytest.approx(points[step], rel=1e-3)
 
 
 def test_a_killed_worker_is_started_again_from_the_newest_checkpoint(images, tokenizer, tokens, tmp_path):
@@ -86,7 +63,8 @@ def test_a_loss_that_is_not_finite_ends_the_job_at_once(images, tokenizer, token
 
 
 def test_an_error_of_one_worker_that_would_come_again_is_not_tried_again(ray_cluster, tmp_path):
-    """The other one waits for it in a collective, and has an error of its own when it is ended."""
+    """Both are in one process group. The other one waits in a collective, and has an error of its own when it is
+    ended."""
     from nvg.errors import DataError
     from nvg.training import ray_train
     from tests.support.smoke import smoke
@@ -96,7 +74,9 @@ def test_an_error_of_one_worker_that_would_come_again_is_not_tried_again(ray_clu
 
     def body(config, place, wrap, *, folder):
         Path(tries).mkdir(exist_ok=True)
-        Path(tries, f"{place.rank}-{time.time_ns()}").touch()
+        workers = torch.ones(1)
+        torch.distributed.all_reduce(workers)
+        Path(tries, f"{place.rank}-of-{workers.item():g}-{time.time_ns()}").touch()
         if place.rank == 1:
             raise DataError("data.train: one image is broken")
         torch.distributed.all_reduce(torch.ones(1))
@@ -105,7 +85,7 @@ def test_an_error_of_one_worker_that_would_come_again_is_not_tried_again(ray_clu
     with pytest.raises(DataError, match="data.train: one image is broken"):
         ray_train.fit(body, config, str(tmp_path / "out" / "tokenizer"))
     assert time.monotonic() - start < 120  # gloo alone waits for half an hour
-    assert sorted(path.name[0] for path in Path(tries).iterdir()) == ["0", "1"]
+    assert sorted(path.name[:6] for path in Path(tries).iterdir()) == ["0-of-2", "1-of-2"]
 
 
 def test_the_parts_are_trained_one_after_the_other(images, tokenizer, tokens, tmp_path):
