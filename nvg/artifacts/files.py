@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nvg import storage
 from nvg.errors import CheckpointError
@@ -52,6 +53,23 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """The shape of each tensor by its name."""
     return {name: value.shape for name, value in tensors.items()}
+
+
+class Unfilled(TorchFunctionMode):
+    """Within it a module is built without the numbers that it begins with, since a file has others: drawing them takes
+    seconds, and on the meta device the import of torch.compile."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def shapes_of(build: Callable[[], nn.Module]) -> dict[str, torch.Size]:
+    """The shape of each tensor of a module that is built without memory, by its name."""
+    with torch.device("meta"), Unfilled():
+        return shapes(build().state_dict())
 
 
 def compare_shapes(expected: Mapping[str, torch.Size], saved: Mapping[str, torch.Size], where: str) -> None:

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from nvg import config as configuration
 from nvg import storage, tracking
-from nvg.artifacts.files import checked_record, compare_shapes, fill, read_tensors, shapes, write_safetensors
+from nvg.artifacts.files import (
+    Unfilled,
+    checked_record,
+    compare_shapes,
+    fill,
+    read_tensors,
+    shapes,
+    shapes_of,
+    write_safetensors,
+)
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config, SamplerConfig
 from nvg.errors import CheckpointError, ConfigError
@@ -318,13 +327,13 @@ def _load_part(folder: str, name: str, build: Callable[[], Module], mark: str | 
     """A module with the weights of a file, for use. mark: their fingerprint, where it is known."""
     state = read_tensors(folder, name)
     where = f"{folder}/{name}.safetensors"
-    with torch.device("meta"):  # a configuration of another size is refused before memory is taken for it
-        expected = shapes(build().state_dict())
+    expected = shapes_of(build)  # a configuration of another size is refused before memory is taken for it
     _compare_forms(folder, name, expected, state)
     compare_shapes(expected, shapes(state), where)
     if mark is not None and fingerprint(state) != mark:
         raise CheckpointError(f"{where} is damaged: its fingerprint differs from metadata.json")
-    module = build()
+    with Unfilled():
+        module = build()
     fill(module, state, where)
     module.eval().requires_grad_(False)
     return module

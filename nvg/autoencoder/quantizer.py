@@ -52,7 +52,8 @@ class GranularityQuantizer(nn.Module):
         self.grid = config.grid
         self.last_stage = config.last_stage
         self.child_order = config.child_order
-        self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.code_width) * 0.5)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.code_width))
+        nn.init.normal_(self.codebook, std=0.5)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(config.code_width, config.code_width, 3, padding=1) for _ in range(config.last_stage + 1)
         )

@@ -258,7 +258,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("frequency", torch.exp(-math.log(10_000.0) * torch.arange(32) / 32), persistent=False)
+        frequency = torch.exp(-math.log(10_000.0) * torch.arange(32, device="cpu") / 32)
+        self.register_buffer("frequency", frequency.to(torch.get_default_device()), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
 
     def begin_as_zero(self) -> None:

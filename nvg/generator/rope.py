@@ -67,12 +67,16 @@ class Rotary(nn.Module):
         widths = axis_widths(last_stage)
         first = widths[0] // 2
         self.channels = slice(first, first + last_stage)  # a structure channel is one pair, of frequency 1
-        unknown = torch.ones(1, grid**2, last_stage)
-        ids = [class_token_ids(1, last_stage, unknown.device)] + [token_ids(kind, unknown, grid) for kind in kinds]
-        self.register_buffer("fixed", rotary_table(torch.cat(ids, dim=1), widths)[0, 0], persistent=False)
+        with torch.device("cpu"):  # the meta device counts in Python, after the import of torch.compile
+            unknown = torch.ones(1, grid**2, last_stage)
+            ids = [class_token_ids(1, last_stage, unknown.device)] + [token_ids(kind, unknown, grid) for kind in kinds]
+            fixed = rotary_table(torch.cat(ids, dim=1), widths)[0, 0]
+            frequency = torch.cat([frequencies(width) for width in widths])
+        device = torch.get_default_device()
+        self.register_buffer("fixed", fixed.to(device), persistent=False)
         axes = [axis for axis, width in enumerate(widths) for _ in range(width // 2)]
         self.register_buffer("axis", torch.tensor(axes), persistent=False)
-        self.register_buffer("frequency", torch.cat([frequencies(width) for width in widths]), persistent=False)
+        self.register_buffer("frequency", frequency.to(device), persistent=False)
 
     def forward(self, known: Tensor) -> Tensor:
         table = self.fixed.repeat(known.shape[0], 1, 1, 1)  # (B, T, 32, 2)

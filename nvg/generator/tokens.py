@@ -31,7 +31,8 @@ class PositionNetwork(nn.Module):
     def __init__(self, positions: int, code_width: int, width: int) -> None:
         super().__init__()
         self.canvas = nn.Linear(code_width, HIDDEN)
-        self.place = nn.Parameter(torch.randn(positions, HIDDEN) / 4)
+        self.place = nn.Parameter(torch.empty(positions, HIDDEN))
+        nn.init.normal_(self.place, std=0.25)
         self.out = nn.Linear(HIDDEN, width)
 
     def forward(self, canvas: Tensor) -> Tensor:
