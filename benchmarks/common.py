@@ -68,6 +68,7 @@ def in_turns(
     for name in variants if warmup is None else warmup:
         variants[name]()
     results: dict[str, list[Returned]] = {name: [] for name in variants}
+    others = gc.get_freeze_count()  # of whom has frozen objects for good, as tests/conftest.py has
     gc.collect()
     gc.freeze()  # a collection then looks at what calls have made, not at every module that was imported
     try:
@@ -76,7 +77,8 @@ def in_turns(
                 gc.collect()
                 results[name].append(call())
     finally:
-        gc.unfreeze()
+        if not others:
+            gc.unfreeze()
     return results
 
 

@@ -86,7 +86,7 @@ def markdown(result: Result, figures: str) -> str:
 
 
 def write(results: Sequence[Result], output: Path) -> None:
-    """Write results.json, results.md and the plots of all sections measured so far."""
+    """Write results.json and results.md of all sections measured so far, and the plot of the last one."""
     output.mkdir(parents=True, exist_ok=True)
     sections = {
         result.name: {
@@ -97,11 +97,9 @@ def write(results: Sequence[Result], output: Path) -> None:
         for result in results
     }
     (output / "results.json").write_text(json.dumps(sections, indent=1))
-    pages = []
-    for result in results:
-        if result.figure:
-            draw_plot(result, output / result.figure)
-        pages.append(f"## {result.name}\n\n{inspect.getdoc(result.section)}\n\n{markdown(result, '')}\n")
+    if results[-1].figure:
+        draw_plot(results[-1], output / results[-1].figure)
+    pages = [f"## {result.name}\n\n{inspect.getdoc(result.section)}\n\n{markdown(result, '')}\n" for result in results]
     (output / "results.md").write_text("# Benchmarks\n\n" + "\n".join(pages))
 
 

@@ -61,10 +61,10 @@ def operations(positions):
     return found
 
 
-sizes = [(2, 2, 1), (4, 4, 3), (4, 16, 3)]
+sizes = [(2, 2, 1), (4, 4, 3), (2, 16, 3)]
 cases = [(kind, *size) for size in sizes for kind in ("random", "ties", "constant")]
 print(json.dumps({
-    "equal": [pairs_and_codes(*case) for case in [*cases, ("ties", 1, 32, 8), ("random", 1, 64, 4)]],
+    "equal": [pairs_and_codes(*case) for case in [*cases, ("ties", 1, 32, 8), ("random", 1, 32, 4)]],
     "float64": bool(torch.equal(
         *(partners(torch.full((2, 16, 3), 0.1, dtype=torch.float64).cumsum(1))[0]
           for partners in (plain_partners, kernel_partners)))),

@@ -12,6 +12,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ class Quoted:
 # ---- where commands stand ----
 
 
+@cache
 def quoted() -> list[Quoted]:
     """Every command of ours and of Ray and MLflow that a page or a docstring quotes."""
     pages = sorted(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -30,6 +31,11 @@ TREES = ("scripts", "benchmarks", "experiments", "examples", "tests")  # what is
 PLACEHOLDER = re.compile(r"<?[A-Z][A-Z0-9_]*>?|.*(?:KEY|BUCKET|\.\.\.).*")
 CORES = os.cpu_count() or 1
 PATIENCE = 200  # seconds for a program to import what it needs and to read all its argument lists
+PRELOADED = (  # which many programs import: each of the forks has them already
+    *("numpy", "omegaconf", "PIL.Image", "psutil", "pyarrow", "pytest", "torch", "torch.utils.flop_counter"),
+    *("nvg.artifacts.models", "nvg.data", "nvg.evaluation.evaluation", "nvg.generator", "nvg.training.jobs"),
+    *("nvg.training.generator_task", "nvg.training.tokenizer_task"),
+)
 CLICK = {"ray": "ray.scripts.scripts:cli", "mlflow": "mlflow.cli:cli", "serve": "ray.serve.scripts:cli"}
 
 
@@ -43,14 +49,9 @@ class Parsed(BaseException):
 
 def main() -> None:
     """Start every program of standard input; print what was wrong as JSON."""
-    import numpy  # noqa: F401
-    import omegaconf  # noqa: F401
-    import torch  # noqa: F401
-
-    import nvg.artifacts.models
-    import nvg.data
-    import nvg.generator  # noqa: F401
-
+    for name in PRELOADED:
+        importlib.import_module(name)
+    gc.freeze()  # no fork looks at it again
     programs = json.load(sys.stdin)
     with tempfile.TemporaryDirectory() as folder:
         answers = [Path(folder, str(number)) for number in range(len(programs))]

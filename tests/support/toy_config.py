@@ -15,6 +15,7 @@ CONFIG = {
     "tokenizer": {"widths": [16, 16], "blocks": 1, "attention": False, "code_width": 4, "codebook_size": 16},
     "content": {"depth": 1},
     "structure": {"depth": 2},
+    "sampler": {"flow_steps": 1},  # a training's preview draws 25 otherwise, which takes longer than the training
 }
 
 

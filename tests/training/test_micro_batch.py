@@ -20,14 +20,15 @@ from tests.support.toy_streams import CLASSES, CPU, QUICK, autoencoder_of, token
 REPA = {"weights": "somewhere", "feature_width": 6, "block": 1}
 
 
-def task_of(form="positions", stop_at=None, **changes):
-    """Both generators with alignment, no longer at their beginning, whose blocks are skipped by three of ten rows."""
+def task_of(form="positions", stop_at=None, repa=None, **changes):
+    """Both generators, no longer at their beginning, whose blocks are skipped by three of ten rows. repa: alignment,
+    which has 4 million weights of its own."""
     tokens = "clusters" if form == "clusters" else "positions"
     forms = {"content": {"depth": 2, "tokens": tokens, "position_network": form != "positions"}}
     forms["structure"] = {"depth": 2, "canvas_tokens": tokens}
-    config = toy_config(train=QUICK | changes, repa=REPA, **forms)
+    config = toy_config(train=QUICK | changes, repa=repa or {}, **forms)
     autoencoder = autoencoder_of(config)
-    stream = token_stream(autoencoder, stop_at, features=6)
+    stream = token_stream(autoencoder, stop_at, features=6 if repa else None)
     task = GeneratorTask(config, autoencoder, stream, 4, class_names=CLASSES, device=CPU)
     for module in task.modules.values():
         awake(module).train()
@@ -48,8 +49,8 @@ def trained(task, folder, **changes):
 def test_gradients_and_loss_are_those_of_the_whole_slice_whatever_the_parts(form):
     """Dropped classes, noise, times and skipped blocks too are those of the image, wherever it is computed."""
     found = {}
-    for parts in (1, 2, 4, 8):
-        task = task_of(form)
+    for parts in (1, 2, 8):
+        task = task_of(form, repa=REPA)
         rows = task.draw(next(task.batches(0)), seeded(1))
         total = 0.0
         for part in range(parts):
@@ -60,7 +61,7 @@ def test_gradients_and_loss_are_those_of_the_whole_slice_whatever_the_parts(form
         gradients = {name: value.grad for name, value in task.bare.named_parameters()}
         found[parts] = {"loss": torch.tensor(total), **gradients}
     assert all(value is not None for value in found[1].values())
-    for parts in (2, 4, 8):
+    for parts in (2, 8):
         torch.testing.assert_close(found[parts], found[1], rtol=1e-4, atol=1e-6)
 
 
