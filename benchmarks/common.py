@@ -22,10 +22,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
+from nvg.describe import Counter
 from nvg.generator.block import Block
 
 Value = float | int | str | None
@@ -183,48 +182,6 @@ def counted(parts: Mapping[str, Iterable[Target]]) -> Iterator[dict[str, int]]:
 
     with replaced({"block": [(Block, "forward")]}, of_block), replaced(parts, wrap):
         yield totals
-
-
-def _formulas() -> dict[Any, Callable[..., int]]:
-    """torch's formulas by operation, with those of the CPU's fused attention, which it would count as nothing."""
-    aten = torch.ops.aten
-    fused: dict[Any, Callable[..., int]] = {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
-            *shapes[:4]
-        ),
-    }
-    return {**flop_registry, **{operation: shape_wrapper(formula) for operation, formula in fused.items()}}
-
-
-class Counter(TorchDispatchMode):
-    """Counts operations within its block: floating-point ones (a multiply-add being two), and those that the host
-    starts. torch's FlopCounterMode gives the same flops in three times the time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.ops = 0
-        self.formulas = _formulas()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        formula = self.formulas.get(func._overloadpacket)
-        if formula is None and torch.is_inference_mode_enabled():  # which leaves composites to their modes
-            with self:
-                result = func.decompose(*args, **(kwargs or {}))
-            if result is not NotImplemented:
-                return result
-        result = func(*args, **(kwargs or {}))
-        self.ops += 1
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def flops(call: Callable[[], object]) -> int:
-    """The floating-point operations of a call, which is made."""
-    with Counter() as counter:
-        call()
-    return counter.flops
 
 
 # ---- memory ----

@@ -25,7 +25,6 @@ from benchmarks.common import (
     TableRow,
     Target,
     Value,
-    flops,
     in_turns,
     peak_memory,
     randomized,
@@ -37,6 +36,7 @@ from benchmarks.common import (
     weights_mb,
 )
 from benchmarks.schedules import BATCHES, build, configured, draw, operations, parts_of
+from nvg.describe import flops
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.common import TableRow, flops, peak_memory, say, seconds
+from benchmarks.common import TableRow, peak_memory, say, seconds
 from benchmarks.schedules import FORMS, configured
 from benchmarks.step_time import generator_step
+from nvg.describe import flops
 
 
 def run(size: str) -> list[TableRow]:

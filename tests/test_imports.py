@@ -190,9 +190,10 @@ def test_the_face_imports_nothing_until_it_is_used() -> None:
 
 @pytest.mark.slow
 def test_readers_encoders_and_replicas_do_not_pay_for_the_start_of_what_they_never_do() -> None:
-    """Ray starts a process for each, and each imports what its job's module does: sympy alone (DTensor, torch.compile)
-    takes longer than torch."""
-    found = loaded("import pipelines.build_tokens, pipelines.train, pipelines.serve, nvg.serving.deployment")
+    """Ray starts a process for each, and each imports what its job's module does, and loads a model: sympy alone
+    (DTensor, torch.compile) takes longer than torch."""
+    load = "import nvg; nvg.load('fashion-mnist-fast')"
+    found = loaded(f"import pipelines.build_tokens, pipelines.train, pipelines.serve, nvg.serving.deployment; {load}")
     assert {"torch", "nvg.training"} <= found
     assert not {"sympy", "mlflow", "transformers", "matplotlib", "torchmetrics"} & found
 

@@ -12,10 +12,9 @@ from unittest import mock
 
 import torch
 
-from benchmarks.common import Counter
 from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
-from nvg.describe import feature_bytes, forward_flops, parameters, row_bytes
+from nvg.describe import Counter, feature_bytes, forward_flops, parameters, row_bytes
 from nvg.generator import ContentGenerator, StructureGenerator
 from nvg.granularity import GranularitySequence
 from nvg.training.generator_loss import Generators

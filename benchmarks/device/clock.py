@@ -18,7 +18,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import Counter, TableRow
+from benchmarks.common import TableRow
+from nvg.describe import Counter
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 20
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")  # how the names of calls that start kernels begin

@@ -10,9 +10,9 @@ from functools import partial
 import torch
 
 from benchmarks import peers
-from benchmarks.common import flops
 from benchmarks.device.clock import Work
 from benchmarks.device.ours import Setup
+from nvg.describe import flops
 
 
 def works(setup: Setup) -> Iterator[Work]:

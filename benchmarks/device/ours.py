@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import flops, randomized
+from benchmarks.common import randomized
 from benchmarks.device.clock import Measured, Work, free, seconds_of
 from benchmarks.loops import loop_of
 from benchmarks.report import ROOT
 from benchmarks.schedules import PAPER_STEPS, build, configured, draw
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config
+from nvg.describe import flops
 from nvg.generator import Sampler
 from nvg.precision import set_precision
 from nvg.training.generator_task import GeneratorTask

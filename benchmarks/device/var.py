@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.common import flops
 from benchmarks.device.clock import Work, free
 from benchmarks.device.ours import Setup, fitting
+from nvg.describe import flops
 from nvg.errors import ConfigError
 
 DEPTH = 16

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import Counter
 from nvg.config import ContentConfig
+from nvg.describe import Counter
 from nvg.generator import ContentGenerator
 
 SIZES = {"4x4, d2, 16 images": (4, 2, 16), "8x8, d3, 16 images": (8, 3, 16), "16x16, d4, 4 images": (16, 4, 4)}

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import flops
 from experiments.common.data import Tokens
 from experiments.common.held_out import BATCH, HELD_OUT, held_out
 from experiments.common.judge import Draws
@@ -21,7 +20,7 @@ from experiments.next_scale.tasks import NextScaleTask, ScaleTokenizerTask, Stre
 from experiments.next_scale.transformer import NextScale
 from nvg.autoencoder import Autoencoder
 from nvg.config import Config
-from nvg.describe import parameters
+from nvg.describe import flops, parameters
 from nvg.generator import ContentGenerator, Sampler, StructureGenerator
 from nvg.training.generator_task import GeneratorTask
 from nvg.training.task import Batch, Task

@@ -91,6 +91,13 @@ def test_a_sampler_comes_back_and_draws(tmp_path, parts):
     assert sampler.settings.flow_steps == 2 and sampler.class_names == CLASSES
 
 
+def test_loading_draws_no_numbers_that_the_files_replace(tmp_path, parts):
+    export(tmp_path, parts)
+    before = torch.get_rng_state()
+    nvg.load(str(tmp_path))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def parts_of(form):
     torch.manual_seed(0)
     content, structure = FORMS[form]

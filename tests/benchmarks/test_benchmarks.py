@@ -16,8 +16,9 @@ import torch
 
 from benchmarks import report, schedules
 from benchmarks.__main__ import SECTIONS, main
-from benchmarks.common import TableRow, flops, peak_memory, timed
+from benchmarks.common import TableRow, peak_memory, timed
 from nvg.config import load
+from nvg.describe import flops
 from nvg.generator.block import Block
 from nvg.generator.rope import HEAD_WIDTH
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import flops, randomized
+from benchmarks.common import randomized
 from experiments.next_scale import __main__ as experiment
 from experiments.next_scale import bench, tasks
 from experiments.next_scale.bench import HEAD, TOKENIZER_HEAD, Bench
@@ -31,6 +31,7 @@ from experiments.next_scale.transformer import NextScale
 from nvg import config as configuration
 from nvg.autoencoder import Autoencoder
 from nvg.config import SamplerConfig
+from nvg.describe import flops
 from nvg.generator.noise import CONTENT, draw
 from nvg.generator.nucleus import pick
 from nvg.granularity import structure_codes

@@ -2,6 +2,7 @@
 
 import torch
 
+from nvg.artifacts.files import Unfilled
 from nvg.autoencoder import Autoencoder, GranularityQuantizer
 from nvg.config import TokenizerConfig
 from nvg.generator import ContentGenerator, StructureGenerator
@@ -35,7 +36,8 @@ def both_generators():
 def built(converted):
     """Modules of what `nvg.released.generators.generators` gives."""
     content_config, content, structure_config, structure = converted
-    modules = ContentGenerator(content_config), StructureGenerator(structure_config)
+    with Unfilled():
+        modules = ContentGenerator(content_config), StructureGenerator(structure_config)
     for module, state in zip(modules, (content, structure), strict=True):
         module.load_state_dict(state)
         module.eval().requires_grad_(False)

@@ -16,14 +16,15 @@ def d16():
     unused = ("nvgformer.rope_ids", "nvgformer.scale_factors", "nvgformer.projector.")
     state = recipe.weights({key: shape for key, shape in shapes.items() if not key.startswith(unused)})
     state["nvgformer.scale_factors"] = recipe.golden("sequences_16")["scale_factors"]
-    return generators({key.removeprefix("nvgformer."): value for key, value in state.items()}, grid=ours.GRID)
+    converted = generators({key.removeprefix("nvgformer."): value for key, value in state.items()}, grid=ours.GRID)
+    return ours.built(converted)
 
 
 def test_the_published_generators_compute_the_released_numbers(d16, canvases, sequences):
-    content_config, _, structure_config, _ = d16
-    assert (content_config.depth, content_config.codebook_size, content_config.num_classes) == (16, 4096, 1000)
-    assert structure_config.depth == 16
-    content, structure = ours.built(d16)
+    content, structure = d16
+    config = content.config
+    assert (config.depth, config.codebook_size, config.num_classes) == (16, 4096, 1000)
+    assert structure.config.depth == 16
     golden, label, one = recipe.golden("d16"), torch.tensor([207]), sequences[:1]
     with torch.no_grad():
         table, canvas = content.rotary(one.codes, 5), canvases[5, :1]

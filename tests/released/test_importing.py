@@ -11,14 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import nvg
 from nvg import config as configuration
-from nvg.artifacts.models import ASSETS, licence_of, read_metadata
+from nvg.artifacts.models import ASSETS, licence_of, model_config, read_metadata
 from nvg.config import ServeConfig
 from nvg.errors import CheckpointError, ConfigError
 from nvg.generator import Sampler, noise
 from nvg.granularity import split_codes, structure_map
+from nvg.released import importing
 from nvg.released.checkpoints import GENERATORS, TOKENIZER, Released, extract
 from nvg.released.importing import LICENCE, SETTINGS, convert, import_release
 from nvg.serving.api import create_app
@@ -96,9 +98,18 @@ def test_the_imported_sampler_draws_what_the_released_one_draws(folder, monkeypa
     torch.testing.assert_close(image, numbers["argmax.image_wide"], rtol=0, atol=5e-5)
 
 
+def read_here(path, kind, scratch):
+    """`read_checkpoint` in this process: starting one takes longer than all else."""
+    unknown = extract(str(path), kind, scratch / "taken")
+    tensors = load_file(scratch / "taken")
+    (scratch / "taken").unlink()
+    return Released(tensors, unknown)
+
+
 @pytest.mark.parametrize("taken_wrong", ["tokenizer", "generators"])
 def test_averaged_and_raw_weights_the_wrong_way_round_draw_something_else(taken_wrong, tmp_path, monkeypatch):
     """So that the test above fails for a converter that takes the wrong ones."""
+    monkeypatch.setattr(importing, "read_checkpoint", read_here)
     first, second = checkpoints.tokenizer_state(), checkpoints.generators_state()
     if taken_wrong == "tokenizer":
         names = [key for key in first if key.startswith(TOKENIZER.used)]
@@ -303,7 +314,7 @@ IN_FULL = FAULTS | {
 }
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut off", "code", "much memory"])
+@pytest.mark.parametrize("fault", ["missing", "code", "much memory"])
 def test_the_message_begins_with_the_option_and_the_file_and_no_folder_appears(fault, files, tmp_path):
     make, message = IN_FULL[fault]
     path = make(tmp_path / "ae.ckpt")
@@ -433,4 +444,4 @@ def test_reading_and_converting_take_less_memory_than_twice_the_file(files, tmp_
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peaks = dict(zip(("parent", "child"), map(int, done.stdout.split()), strict=True))
     assert {name: peak for name, peak in peaks.items() if peak >= 2 * size} == {}
-    assert nvg.load(str(tmp_path / "out")).content.config.depth == 8
+    assert model_config(str(tmp_path / "out")).content.depth == 8
