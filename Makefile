@@ -34,7 +34,7 @@ bench: setup  ## measure everything, 40 minutes on two cores; tables and plots g
 unit: setup  ## lint, types and the quick tests that need neither Ray nor installed programs, 2 to 4 minutes
 	@exec scripts/test.sh unit $(TESTS)
 
-test: data browser postgres  ## lint, types and all tests, 15 to 40 minutes on two cores; this is what CI runs
+test: data browser postgres  ## lint, types and all tests, 13 to 25 minutes on two cores; this is what CI runs
 	@exec scripts/test.sh all $(TESTS)
 
 campaign: setup  ## run one of the long tests of tests/campaigns: make campaign NAME=nodes (none: list them)
