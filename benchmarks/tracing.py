@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from nvg.generator.graphs import tensors_of
 
 # One kernel on a GPU, and several operations elsewhere.
 aten = torch.ops.aten
@@ -42,11 +43,6 @@ class Numbers(TorchDispatchMode):
         if makes and "empty" not in str(func):
             self.see(str(func).split(".")[1], taken + given[:1])
         return result
-
-
-def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors of a tree, in its order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def place() -> str:

@@ -4,8 +4,8 @@ For i = 0 ... K: structure (if 0 < i < K) -> content logits -> sample c_i -> x <
 
 A sample is a function of (weights, class, seed, settings). Every random number comes from a generator of its own for
 (seed, stage, purpose): batch mates do not matter, and giving a stage leaves the noise of the others as it was. The
-flows of all stages share one noise an image, as they do in training. Batch mates change no bit on a CPU, and none of a
-batch of 8 on a GPU. Compiled, they change the rounding: kernels are chosen by the batch's size.
+flows of all stages share one noise an image, as they do in training. Batch mates change no bit on a CPU (docs/method.md
+says what is known of GPUs). Compiled, they change the rounding: kernels are chosen by the batch's size.
 """
 
 from __future__ import annotations
